@@ -1,0 +1,29 @@
+"""hialign: where in a language model does alignment happen?
+
+Importing this package imports no torch: the functions that need it do so when they are called.
+"""
+
+from hialign import records
+from hialign.blocks import layers_of, split_layers
+from hialign.dpo import train
+from hialign.errors import HialignError
+from hialign.evaluate import evaluate
+from hialign.judge.cells import judge
+from hialign.models import load_model
+from hialign.preferences import load_pairs
+from hialign.respond import respond
+from hialign.study import load_study
+
+__all__ = [
+    "HialignError",
+    "evaluate",
+    "judge",
+    "layers_of",
+    "load_model",
+    "load_pairs",
+    "load_study",
+    "records",
+    "respond",
+    "split_layers",
+    "train",
+]

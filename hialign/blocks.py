@@ -1,0 +1,146 @@
+"""Blocks: which layers a strategy tunes (Table 4, Appendix A), and which modules inside them.
+
+A block is a set of decoder layers, counted from 0. `local`, `mid` and `global` are the thirds,
+`full` is all layers, `base` none; `layers:8-12,20` names layers directly.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from hialign.errors import HialignError
+
+if TYPE_CHECKING:
+    import torch
+
+STRATEGIES: Mapping[str, str] = {  # Table 1, in the paper's order
+    "base": "Base",
+    "full": "Full-DPO",
+    "local": "Local-Align",
+    "mid": "Mid-Align",
+    "global": "Global-Align",
+}
+
+# The linear map that does a projection's work, where a family fuses or renames it.
+FUSED: Mapping[str, tuple[str, ...]] = {
+    "q_proj": ("q_proj", "query", "qkv_proj", "query_key_value", "Wqkv", "c_attn"),
+    "k_proj": ("k_proj", "key", "qkv_proj", "query_key_value", "Wqkv", "c_attn"),
+    "v_proj": ("v_proj", "value", "qkv_proj", "query_key_value", "Wqkv", "c_attn"),
+    "o_proj": ("o_proj", "out_proj", "dense", "c_proj", "wo"),
+}
+ATTENTION = re.compile(r"(^|\.)[a-z_]*att[a-z_]*(\.|$)", re.IGNORECASE)
+
+
+def split_layers(depth: int) -> dict[str, range]:
+    """The three blocks of a model with `depth` layers (Appendix A, Table 4).
+
+    The first `depth mod 3` blocks get one layer more, as in `numpy.array_split`.
+
+    >>> split_layers(28)
+    {'local': range(0, 10), 'mid': range(10, 19), 'global': range(19, 28)}
+    """
+    if depth < 3:
+        raise HialignError(f"a model of {depth} layers cannot be split into three blocks: 3 at least")
+    size, rest = divmod(depth, 3)
+    first = size + (rest > 0)
+    second = first + size + (rest > 1)
+    return {"local": range(first), "mid": range(first, second), "global": range(second, depth)}
+
+
+def layers_of(block: str, depth: int) -> list[int]:
+    """The layers (sorted, counted from 0) that `block` tunes in a model with `depth` layers.
+
+    Raises HialignError for a name that is no block and for a layer that the model does not have.
+    """
+    if block == "base":
+        return []
+    if block == "full":
+        return list(range(depth))
+    if block in ("local", "mid", "global"):
+        return list(split_layers(depth)[block])
+    check_block(block)
+    layers: set[int] = set()
+    for part in block.removeprefix("layers:").split(","):
+        start, _, end = part.partition("-")
+        chosen = range(int(start), int(end or start) + 1)
+        if not chosen:
+            raise HialignError(f"block {block!r}: the range {part!r} runs backwards; write low-high")
+        if chosen[-1] >= depth:
+            raise HialignError(
+                f"block {block!r}: layer {chosen[-1]} is out of range; "
+                f"this model has {depth} layers, 0 to {depth - 1}"
+            )
+        layers.update(chosen)
+    return sorted(layers)
+
+
+def check_block(block: str) -> str:
+    """`block` itself if it is well formed (whether a model has its layers is `layers_of`'s check)."""
+    if block in STRATEGIES or re.fullmatch(r"layers:\d+(-\d+)?(,\d+(-\d+)?)*", block):
+        return block
+    raise HialignError(
+        f"block {block!r} is not one of {', '.join(STRATEGIES)} or layers:… (such as layers:8-12,20)"
+    )
+
+
+def strategy_of(block: str) -> str:
+    """The training condition that a block names (Table 1); a named set of layers names itself."""
+    return STRATEGIES.get(block, block)
+
+
+def decoder_layers(model: "torch.nn.Module") -> tuple[str, int]:
+    """Where a decoder keeps its layers: the dotted name of the list, and its length.
+
+    Families differ (`model.layers`, `gpt_neox.layers`, `transformer.h`, `language_model.layers`):
+    it is the list as long as the configuration's `num_hidden_layers`.
+    """
+    import torch
+
+    config = model.config.get_text_config()  # type: ignore[operator,union-attr]
+    depth = int(config.num_hidden_layers)
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.ModuleList) and len(module) == depth:
+            if any(ATTENTION.search(child) for child, _ in module[0].named_modules()):
+                return name, depth
+    raise HialignError(
+        f"no list of {depth} decoder layers with attention was found in {type(model).__name__}: "
+        "this family cannot be tuned by blocks"
+    )
+
+
+def target_modules(
+    model: "torch.nn.Module", layers: Sequence[int], projections: Sequence[str]
+) -> list[str]:
+    """Full names of the attention projections to adapt, inside `layers` only (section 3.2.3).
+
+    `projections` are Table 5's names (`q_proj`, …); where a family fuses them (`qkv_proj`,
+    `query_key_value`) or calls them otherwise (`dense`), the module that does their work is taken.
+    Raises HialignError if a layer has no module for a projection: nothing is skipped in silence.
+    """
+    import torch
+    from transformers.pytorch_utils import Conv1D
+
+    prefix, _ = decoder_layers(model)
+    linear = {
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, (torch.nn.Linear, Conv1D))
+    }
+    found: list[str] = []
+    for layer in layers:
+        inside = f"{prefix}.{layer}."
+        attention = [
+            n for n in linear if n.startswith(inside) and ATTENTION.search(n.removeprefix(inside))
+        ]
+        for projection in projections:
+            names = FUSED.get(projection, (projection,))
+            matches = [n for n in attention if n.rsplit(".", 1)[-1] in names]
+            if not matches:
+                has = sorted({n.removeprefix(inside) for n in linear if n.startswith(inside)})
+                raise HialignError(
+                    f"target module {projection!r} was not found in layer {layer} of "
+                    f"{type(model).__name__}, whose linear modules are {', '.join(has) or 'none'}: "
+                    "set training.target_modules to some of these"
+                )
+            found += [n for n in matches if n not in found]
+    return found

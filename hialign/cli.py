@@ -1,0 +1,140 @@
+"""`hialign …`: each command calls one function."""
+
+import os
+import subprocess
+import sys
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from hialign.errors import HialignError
+
+app = typer.Typer(
+    help="Where in a language model does alignment happen? The executable companion.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+StudyName = Annotated[str, typer.Argument(help="A study in studies/, or the path of a .yml file.")]
+
+
+@app.command()
+def reproduce(
+    study: StudyName = "demo",
+    cores: Annotated[int, typer.Option(help="Cells that may run at once.")] = os.cpu_count() or 1,
+    profile: Annotated[str, typer.Option(help="A profile in workflow/, such as slurm.")] = "",
+    dry_run: Annotated[bool, typer.Option(help="Only say what would run.")] = False,
+) -> None:
+    """Run what is missing or out of date of STUDY, and build its book."""
+    from hialign import workflow
+
+    workflow.reproduce(study, cores, profile, dry_run)
+
+
+@app.command()
+def run(
+    notebook: Annotated[str, typer.Argument(help="train, respond, evaluate, judge, or a path.")],
+    parameter: Annotated[
+        list[str] | None,
+        typer.Option("-p", "--parameter", metavar="NAME VALUE", help="As in papermill."),
+    ] = None,
+) -> None:
+    """Execute one notebook (papermill) into its place under outputs/."""
+    from hialign.notebook import parse_value
+    from hialign.notebook import run as run_notebook
+
+    given = parameter or []
+    values = {name: parse_value(value) for name, value in zip(given[::2], given[1::2], strict=True)}
+    typer.echo(run_notebook(notebook, values))
+
+
+@app.command()
+def status(study: StudyName = "demo") -> None:
+    """Which cells of STUDY are done, stale (settings changed since), failed or missing."""
+    from hialign.notebook import stages_of
+    from hialign.notebook import status as status_of
+    from hialign.study import load_study
+
+    loaded = load_study(study)
+    colours = {"done": "green", "stale": "yellow", "failed": "red", "missing": "dim"}
+    stages = stages_of(loaded.cells()[0])
+    table = Table("model", "block", *stages, title=loaded.title)
+    for cell in loaded.cells():
+        marks = [f"[{colours[s]}]{s}[/]" for s in status_of(cell).values()]
+        table.add_row(cell.model.label, cell.block, *marks)
+    Console().print(table)
+
+
+@app.command()
+def book(study: StudyName = "demo") -> None:
+    """Build the book of STUDY from what has run so far."""
+    from hialign.book import build
+    from hialign.study import load_study
+
+    typer.echo(build(load_study(study)))
+
+
+@app.command()
+def partition(
+    model: Annotated[str, typer.Argument(help="A number of layers, or a model.")],
+) -> None:
+    """Print the row of Table 4: which layers each block has."""
+    from hialign.blocks import split_layers
+    from hialign.models import depth_of
+    from hialign.study import ModelSettings
+
+    depth = int(model) if model.isdigit() else depth_of(ModelSettings(source=model))
+    table = Table("model", "layers", "local", "mid", "global")
+    rows = split_layers(depth).values()
+    table.add_row(model, str(depth), *(f"{r[0]}-{r[-1]}" for r in rows))
+    Console().print(table)
+
+
+@app.command()
+def judge(
+    study: StudyName,
+    model: Annotated[str | None, typer.Option(help="One model of the study only.")] = None,
+) -> None:
+    """Judge every response of STUDY that has no judgment yet."""
+    from hialign import notebook
+    from hialign.study import load_study
+
+    loaded = load_study(study)
+    if loaded.judge is None:
+        raise HialignError(f"study {loaded.name} names no judge: add a `judge:` section to it")
+    for cell in loaded.cells():
+        if model is None or cell.model == loaded.model(model):
+            values = {"study": study, "model": cell.model.name, "block": cell.block}
+            typer.echo(notebook.run("judge", values))
+
+
+def main() -> None:
+    """The command line: what users got wrong is one line on standard error and exit code 1."""
+    arguments = _pairs(sys.argv[1:])
+    try:
+        app(args=arguments)
+    except HialignError as error:
+        typer.secho(f"hialign: {error}", fg="red", err=True)
+        raise SystemExit(1) from None
+    except (KeyboardInterrupt, subprocess.CalledProcessError) as error:
+        raise SystemExit(getattr(error, "returncode", 130)) from None
+
+
+def _pairs(arguments: list[str]) -> list[str]:
+    """`-p NAME VALUE`, which typer has no form for, as `-p NAME -p VALUE`."""
+    result: list[str] = []
+    rest = iter(arguments)
+    for argument in rest:
+        result.append(argument)
+        if argument in ("-p", "--parameter"):
+            name, value = next(rest, None), next(rest, None)
+            if name is None or value is None:
+                raise SystemExit("hialign: -p takes a name and a value: -p block mid")
+            result += [name, "-p", value]
+    return result
+
+
+if __name__ == "__main__":
+    main()

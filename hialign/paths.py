@@ -1,0 +1,91 @@
+"""Every path that the project reads or writes.
+
+Three environment variables move them: `HIALIGN_OUTPUTS` (what runs write), `HIALIGN_CACHE`
+(converted models, reference log-probabilities) and `HIALIGN_SHARED_DATA` (real data for tests).
+"""
+
+import os
+from pathlib import Path
+
+import platformdirs
+
+
+def package() -> Path:
+    """The folder of the installed package."""
+    return Path(__file__).resolve().parent
+
+
+def data() -> Path:
+    """What the package ships: the built-in preference set and its card."""
+    return package() / "data"
+
+
+def in_checkout() -> bool:
+    """Whether this is a checkout of the repository (else: an installed wheel)."""
+    return (package().parent / "studies").is_dir()
+
+
+def root() -> Path:
+    """The repository, or, in an installed wheel, the copy of its folders that the wheel carries."""
+    return package().parent if in_checkout() else package() / "_project"
+
+
+def studies() -> Path:
+    return root() / "studies"
+
+
+def notebooks() -> Path:
+    return root() / "notebooks"
+
+
+def book_source() -> Path:
+    return root() / "book"
+
+
+def workflow() -> Path:
+    return root() / "workflow"
+
+
+def outputs() -> Path:
+    """Where runs write: `outputs/` of the checkout, else of the working directory."""
+    chosen = os.environ.get("HIALIGN_OUTPUTS")
+    if chosen:
+        return Path(chosen).expanduser().resolve()
+    return (package().parent if in_checkout() else Path.cwd()) / "outputs"
+
+
+def cache() -> Path:
+    """Where what can be made again is kept between studies (a per-user folder by default)."""
+    chosen = os.environ.get("HIALIGN_CACHE")
+    folder = chosen or platformdirs.user_cache_dir("hialign", appauthor=False)
+    return Path(folder).expanduser().resolve()
+
+
+def shared_data() -> Path:
+    """Real data for tests and for `studies/hh-smollm2.yml`; it may not be there."""
+    chosen = os.environ.get("HIALIGN_SHARED_DATA")
+    return Path(chosen).expanduser() if chosen else root().parent / "shared" / "data"
+
+
+def slug(name: str) -> str:
+    """`name` as one path component: `meta-llama/Llama-2-7b` -> `meta-llama--Llama-2-7b`."""
+    return name.replace("/", "--").replace(":", "-").replace(",", "_")
+
+
+def study_dir(study: str) -> Path:
+    return outputs() / slug(study)
+
+
+def cell_dir(study: str, model: str, block: str) -> Path:
+    """`outputs/<study>/<model>/<block>/`, where the files of one cell lie."""
+    return study_dir(study) / slug(model) / slug(block)
+
+
+def notebook_output(study: str, stage: str, model: str, block: str) -> Path:
+    """`outputs/<study>/notebooks/<stage>-<model>-<block>.ipynb`, an executed notebook."""
+    return study_dir(study) / "notebooks" / f"{stage}-{slug(model)}-{slug(block)}.ipynb"
+
+
+def html_dir(study: str) -> Path:
+    """`outputs/<study>/html/`, the built book."""
+    return study_dir(study) / "html"

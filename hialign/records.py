@@ -1,0 +1,295 @@
+"""Run folders: written whole or not at all, read back as DataFrames.
+
+Readers take a Study and return every column even where no cell has run, so that tables and figures
+can show what is missing as missing.
+"""
+
+import json
+import math
+import os
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from hialign import paths
+from hialign.errors import HialignError
+from hialign.study import Cell, Study
+
+PACKAGES = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "numpy")
+STEP_COLUMNS = [
+    *("step", "epoch", "loss", "chosen_reward", "rejected_reward", "reward_accuracy"),
+    *("reward_margin", "grad_norm", "learning_rate", "seconds", "tokens"),
+]
+CELL_COLUMNS = ["model", "block", "strategy"]
+EVALUATION_COLUMNS = [
+    *("objective", "n"),
+    *("likelihood_accuracy", "likelihood_accuracy_low", "likelihood_accuracy_high"),
+    *("reward_accuracy", "reward_accuracy_low", "reward_accuracy_high"),
+    *("reward_margin", "reward_margin_low", "reward_margin_high"),
+]
+DIVERGENCE_COLUMNS = [
+    *("n", "kl", "kl_low", "kl_high"),
+    *("response_tokens", "response_tokens_low", "response_tokens_high"),
+]
+MANIFEST_COLUMNS = [
+    *("status", "layers", "pairs", "steps", "seconds", "tokens", "peak_memory_bytes"),
+    *("trainable_parameters", "parameters", "device", "seed", "fingerprint", "stale"),
+]
+
+
+# --- writing -----------------------------------------------------------------------------------
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path` that takes its place if the block ends without an error."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    except OSError as error:
+        raise HialignError(f"cannot write {path}: {error.strerror}") from None
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        temporary.chmod(0o644)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise HialignError(f"cannot write {path}: {error.strerror or error}") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """`content` as JSON, whole or not at all. NaN and infinity are refused: None is a missing value."""
+    with whole_file(path) as temporary:
+        temporary.write_text(_dumps(content, path, indent=2) + "\n")
+
+
+def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """A line a row, whole or not at all."""
+    with whole_file(path) as temporary, temporary.open("w") as stream:
+        for row in rows:
+            stream.write(_dumps(row, path) + "\n")
+
+
+def _dumps(content: Any, path: Path, **options: Any) -> str:
+    try:
+        return json.dumps(content, ensure_ascii=False, allow_nan=False, **options)
+    except ValueError as error:
+        raise HialignError(
+            f"{path} would hold a number that is not finite ({error}): the run went wrong; "
+            "a lower learning rate is the usual cure"
+        ) from None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    return dict(json.loads(path.read_text()))
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """The rows of a JSON-lines file; HialignError names the file and line that is not JSON."""
+    rows = []
+    with path.open() as stream:
+        for number, line in enumerate(stream, 1):
+            if line.strip():
+                try:
+                    rows.append(json.loads(line))
+                except ValueError as error:
+                    raise HialignError(f"{path}, line {number}: not JSON ({error})") from None
+    return rows
+
+
+# --- provenance --------------------------------------------------------------------------------
+
+
+def environment() -> dict[str, Any]:
+    """Versions, commit and device of this process."""
+    import torch
+
+    device = platform.processor() or platform.machine()
+    if torch.cuda.is_available():
+        device = torch.cuda.get_device_name()
+    return {
+        "hialign_version": hialign_version(),
+        "hialign_commit": commit(),
+        "python": platform.python_version(),
+        "packages": {p: version(p) for p in PACKAGES},
+        "device": device,
+        "device_type": "cuda" if torch.cuda.is_available() else "cpu",
+        "cpu_threads": torch.get_num_threads(),
+    }
+
+
+def hialign_version() -> str:
+    try:
+        return version("hialign")
+    except PackageNotFoundError:  # run from a checkout that was never installed
+        return "unknown"
+
+
+def commit() -> str | None:
+    """The commit of the checkout, with `+changes` if the tree differs from it; None in a wheel."""
+    if not paths.in_checkout():
+        return None
+    try:
+        run = ["git", "-C", str(paths.root())]
+        head = subprocess.run(
+            [*run, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True
+        )
+        changed = subprocess.run(
+            [*run, "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return head.stdout.strip() + ("+changes" if changed.stdout.strip() else "")
+
+
+def peak_memory_bytes() -> int:
+    """The most memory this process has held: on the GPU if there is one, else resident."""
+    import torch
+
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, Linux KiB
+
+
+# --- reading -----------------------------------------------------------------------------------
+
+
+def cell_status(cell: Cell, stage: str = "train") -> str:
+    """`done`, `stale` (the study's settings have changed since), `failed` or `missing`."""
+    file, failed = stage_manifest(cell, stage), failed_notebook(cell, stage)
+    if failed.is_file() and not (file.is_file() and _newer(file, failed)):
+        return "failed"
+    if file.is_file():
+        done = read_json(file).get("fingerprint") == cell.fingerprint(stage)
+        return "done" if done else "stale"
+    return "missing"
+
+
+def _newer(a: Path, b: Path) -> bool:
+    return a.stat().st_mtime > b.stat().st_mtime
+
+
+def stage_manifest(cell: Cell, stage: str) -> Path:
+    """The file whose presence says that a stage of a cell is whole; it is written last."""
+    judge = cell.study.judge.name if cell.study.judge else "none"
+    names = {
+        "train": "manifest.json",
+        "respond": "manifest-respond.json",
+        "evaluate": "evaluation.json",
+        "judge": f"manifest-judge-{judge}.json",
+    }
+    return cell.folder / names[stage]
+
+
+def failed_notebook(cell: Cell, stage: str) -> Path:
+    """Where a stage that failed leaves its notebook, with the error in it."""
+    out = paths.notebook_output(cell.study.name, stage, cell.model.name, cell.block)
+    return out.with_name(out.stem + ".failed.ipynb")
+
+
+def manifests(study: Study) -> pd.DataFrame:
+    """A row a cell: what its training left in manifest.json, and whether it is there at all."""
+    rows = []
+    for cell in study.cells():
+        row = _labels(cell)
+        row["status"] = cell_status(cell)
+        file = stage_manifest(cell, "train")
+        if file.is_file():
+            row |= read_json(file) | {
+                "stale": row["status"] == "stale",
+                "status": "failed" if row["status"] == "failed" else "done",
+            }
+            row |= _labels(cell)
+        rows.append(row)
+    return _frame(rows, MANIFEST_COLUMNS)
+
+
+def training(study: Study) -> pd.DataFrame:
+    """A row a cell and optimizer step, as in training.jsonl."""
+    return _frame(
+        (
+            _labels(cell) | row
+            for cell in study.cells()
+            for row in _rows(cell, cell.folder / "training.jsonl")
+        ),
+        STEP_COLUMNS,
+    )
+
+
+def evaluations(study: Study) -> pd.DataFrame:
+    """A row a cell and objective; `all` is the study's own held-out pairs."""
+    rows = []
+    for cell in study.cells():
+        if (cell.folder / "evaluation.json").is_file():
+            content = read_json(cell.folder / "evaluation.json")
+            for objective, values in content["objectives"].items():
+                rows.append(_labels(cell) | {"objective": objective} | values)
+    return _frame(rows, EVALUATION_COLUMNS)
+
+
+def divergences(study: Study) -> pd.DataFrame:
+    """A row a cell: KL divergence from base (nats a token) and response length (tokens)."""
+    rows = []
+    for cell in study.cells():
+        if (cell.folder / "evaluation.json").is_file():
+            rows.append(_labels(cell) | read_json(cell.folder / "evaluation.json")["divergence"])
+    return _frame(rows, DIVERGENCE_COLUMNS)
+
+
+def responses(study: Study) -> pd.DataFrame:
+    """A row a cell and evaluation prompt. What models wrote is untrusted text."""
+    return _frame(
+        (
+            _labels(cell) | row
+            for cell in study.cells()
+            for row in _rows(cell, cell.folder / "responses.jsonl")
+        ),
+        ["prompt_id", "prompt", "response", "tokens", "finish_reason"],
+    )
+
+
+def judgments(study: Study) -> pd.DataFrame:
+    """A row a cell, prompt and dimension; a judgment that failed has NaN scores."""
+    from hialign.judge.rubric import load_rubric
+
+    rows: list[dict[str, Any]] = []
+    if study.judge:
+        dimensions = load_rubric(study.judge.rubric).dimensions
+        for cell in study.cells():
+            for row in _rows(cell, cell.folder / f"judgments-{study.judge.name}.jsonl"):
+                for dimension in dimensions:
+                    rows.append(
+                        _labels(cell)
+                        | {"judge": row["judge"], "prompt_id": row["prompt_id"]}
+                        | {"dimension": dimension}
+                        | {"score": row["scores"].get(dimension, math.nan)}
+                    )
+    return _frame(rows, ["judge", "prompt_id", "dimension", "score"])
+
+
+def _labels(cell: Cell) -> dict[str, Any]:
+    return {"model": cell.model.label, "block": cell.block, "strategy": cell.strategy}
+
+
+def _rows(cell: Cell, path: Path) -> list[dict[str, Any]]:
+    return read_jsonl(path) if path.is_file() else []
+
+
+def _frame(rows: Iterable[dict[str, Any]], columns: list[str]) -> pd.DataFrame:
+    """`rows` with `columns` first, and these even where there are no rows."""
+    frame = pd.DataFrame(list(rows))
+    extra = [c for c in frame.columns if c not in CELL_COLUMNS + columns]
+    return frame.reindex(columns=CELL_COLUMNS + columns + extra)

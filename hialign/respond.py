@@ -1,0 +1,98 @@
+"""What a cell answers to the held-out prompts (section 4.1)."""
+
+import time
+from typing import Any
+
+from hialign import records
+from hialign.preferences import Message, load_pairs
+from hialign.progress import Progress
+from hialign.study import Cell
+
+
+def respond(cell: Cell) -> dict[str, Any]:
+    """Answer the study's held-out prompts and leave `responses.jsonl` in the cell's folder.
+
+    Each row has `prompt_id, prompt, response, tokens, finish_reason` (`stop`, or `length` where
+    `max_new_tokens` cut it). The same prompts in the same batches for every strategy. Returns the
+    stage's manifest, which is written last.
+    """
+    import torch
+
+    from hialign.dpo import load_cell
+
+    settings = cell.study.responses
+    prompts = load_pairs(cell.study.preferences).prompts(settings.prompts)
+    model, tokenizer = load_cell(cell)
+    torch.manual_seed(settings.seed)
+    tokenizer.padding_side = "left"  # generation goes on at the right
+    tokenizer.truncation_side = "left"  # of a long conversation the end is kept
+    rendered = [
+        tokenizer.apply_chat_template(p["prompt"], tokenize=False, add_generation_prompt=True)
+        for p in prompts
+    ]
+    lengths = [len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in rendered]
+    order = sorted(range(len(prompts)), key=lambda i: (lengths[i], i))
+    sampling = {"temperature": settings.temperature, "top_p": settings.top_p, "do_sample": True}
+    rows: list[dict[str, Any]] = [{} for _ in prompts]
+    started = time.perf_counter()
+    with torch.inference_mode(), Progress(total=len(prompts), desc="respond") as bar:
+        for at in range(0, len(order), settings.batch_size):
+            chosen = order[at : at + settings.batch_size]
+            inputs = tokenizer(
+                [rendered[i] for i in chosen],
+                add_special_tokens=False,  # the template has them
+                padding=True,
+                truncation=True,
+                max_length=settings.max_prompt_tokens,
+                return_tensors="pt",
+            ).to(model.device)
+            generated = model.generate(
+                **inputs,
+                max_new_tokens=settings.max_new_tokens,
+                pad_token_id=tokenizer.pad_token_id,
+                **(sampling if settings.temperature > 0 else {"do_sample": False}),
+            )[:, inputs["input_ids"].shape[1] :]
+            for i, ids in zip(chosen, generated.tolist(), strict=True):
+                rows[i] = _row(prompts[i], ids, model.generation_config.eos_token_id, tokenizer)
+                rows[i]["prompt_truncated"] = lengths[i] > settings.max_prompt_tokens
+            bar.update(len(chosen))
+    seconds = time.perf_counter() - started
+    records.stage_manifest(cell, "respond").unlink(missing_ok=True)
+    records.write_jsonl(cell.folder / "responses.jsonl", rows)
+    manifest = {
+        "stage": "respond",
+        "fingerprint": cell.fingerprint("respond"),
+        "settings": cell.settings("respond"),
+        "prompts": len(rows),
+        "tokens": sum(r["tokens"] for r in rows),
+        "cut": sum(r["finish_reason"] == "length" for r in rows),
+        "empty": sum(not r["response"].strip() for r in rows),
+        "seconds": seconds,
+        "peak_memory_bytes": records.peak_memory_bytes(),
+        **records.environment(),
+    }
+    records.write_json(records.stage_manifest(cell, "respond"), manifest)
+    return manifest
+
+
+def _row(prompt: dict[str, Any], ids: list[int], eos: Any, tokenizer: Any) -> dict[str, Any]:
+    """A response up to its end-of-turn token, and whether it reached one."""
+    ends = {eos} if isinstance(eos, int) else set(eos or [])
+    ends.add(tokenizer.eos_token_id)
+    stop = next((i for i, token in enumerate(ids) if token in ends), None)
+    kept = ids if stop is None else ids[:stop]
+    return {
+        "prompt_id": prompt["prompt_id"],
+        "prompt": transcript(prompt["prompt"]),
+        "response": tokenizer.decode(kept, skip_special_tokens=True).strip(),
+        "tokens": len(kept),
+        "finish_reason": "length" if stop is None else "stop",
+    }
+
+
+def transcript(messages: list[Message]) -> str:
+    """A conversation as text: a single user turn as it is, several with the speakers' names."""
+    if len(messages) == 1:
+        return messages[0]["content"]
+    names = {"user": "Human", "assistant": "Assistant", "system": "System"}
+    return "\n\n".join(f"{names.get(m['role'], m['role'])}: {m['content']}" for m in messages)

