@@ -124,8 +124,9 @@ def _rule(kind: str, pattern: str, replace: Replace | str) -> Rule:
 def _table(kind: str, table: Mapping[str, str], before: str = "", after: str = "") -> Rule:
     """A rule that looks a word up; `before` and `after` are kept as they are."""
 
-    def replace(m: re.Match[str], rng: random.Random) -> str:
-        return m[0][: m.start("word") - m.start()] + table[m["word"].lower()]
+    def replace(m: re.Match[str], rng: random.Random) -> str | None:
+        new = table.get(m["word"].lower())  # None: a letter such as the long s, which matches s
+        return new and m[0][: m.start("word") - m.start()] + new
 
     return _rule(kind, f"{before}(?P<word>{_any(table)}){after}", replace)
 
@@ -232,9 +233,9 @@ _GRAMMAR = [
         "tense", {p: past if past != p else b for b, past, p in _VERBS}, rf"\b(?:{_BE_HAVE}) "
     ),
     _table("tense", {b: past for b, past, _ in _VERBS}, rf"\b(?:to|not|{_AUXILIARY}) "),  # can grew
-    _table(
+    _table(  # it begun
         "tense", {past: p for b, past, p in _VERBS if p not in (b, past)}, _NOUN_NOT
-    ),  # it begun
+    ),
     _table("article", _pairs("a:an an:a"), after="(?= [a-z])"),
     _rule("article", r"\ban? (?!few\b|little\b|lot\b)([a-z]\w+)", r"\1"),
     _rule("article", rf"\bthe ({'|'.join(_UNIQUE.split())})\b", r"\1"),
@@ -349,7 +350,7 @@ _NAMES = """January February March April June July August September October Nove
     oxygen nitrogen hydrogen helium
     gold silver copper platinum
     red blue green yellow purple"""  # a kind a line
-_COUNTS = "two three four five six seven eight nine ten eleven twelve thirteen fourteen".split()
+_COUNTS = "two three four five six seven eight nine ten eleven twelve thirteen fourteen"
 _NUMBER = r"(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?"
 _MONTH = "(?:" + "|".join(["May", *_NAMES.splitlines()[0].split()]) + ")"
 _LIMITS = {  # what a number may not exceed, by what follows it
@@ -401,12 +402,12 @@ def _negated(m: re.Match[str], rng: random.Random) -> str | None:
 _FACTS = [
     _rule(
         "number",
-        rf"(?<![\w.,:/–-])({_NUMBER})(?:( to |–|-| and | or )({_NUMBER}))?(?![\w:/–]|[.,]\d)",
+        rf"(?<![\w.,:/–-])({_NUMBER})(?:( to |–|-| and | or )({_NUMBER}))?(?![\w:/–]|[.,-]\d)",
         _wrong_number,
     ),
     _table(
         "number",
-        dict(zip(_COUNTS, _COUNTS[2:], strict=False)),
+        dict(zip(_COUNTS.split(), _COUNTS.split()[2:], strict=False)),
         before=_no("to or and"),
         after="(?! (?:to|or|and) )",
     ),
@@ -446,8 +447,8 @@ def _wrong_names(text: str, rng: random.Random) -> list[Edit]:
     for line in _NAMES.splitlines():
         names = [name.replace("_", " ") for name in line.split()]
         found: dict[str, list[tuple[int, int]]] = defaultdict(list)
-        for name in names:
-            word = _any([f"[{name[0]}{name[0].upper()}]{name[1:]}"]) + "(?! [A-Z])"
+        for name in (name for name in names if name[1:] in text):
+            word = rf"\b[{name[0]}{name[0].upper()}]{name[1:]}\b(?!-| [A-Z])"  # not part of a name
             for m in re.finditer(_no("New North South East West Mount Lake San") + word, text):
                 found[name].append(m.span())
         for spans in found.values() if len(found) < len(names) else ():
@@ -496,10 +497,8 @@ def contrast(
     """
     if objective not in OBJECTIVES:
         raise HialignError(f"objective {objective!r} is not one of {', '.join(OBJECTIVES)}")
-    digest = hashlib.sha256(
-        f"{seed}\0{objective}\0{response}".encode(errors="surrogatepass")
-    ).digest()
-    rng = random.Random(int.from_bytes(digest[:8], "big"))
+    key = f"{seed}\0{objective}\0{response}".encode(errors="surrogatepass")
+    rng = random.Random(int.from_bytes(hashlib.sha256(key).digest()[:8], "big"))
     if objective == "grammar":
         rejected = _grammar(response, rng)
     elif objective == "coherence":

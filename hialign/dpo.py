@@ -6,6 +6,7 @@ layers and nowhere else. What is ours: which modules are adapted, one reference 
 the block has changed.
 """
 
+import math
 import shutil
 import tempfile
 import time
@@ -51,6 +52,7 @@ def train(cell: Cell) -> dict[str, Any]:
     import torch
 
     settings = cell.study.training
+    _check_choices(settings)
     layers = blocks.layers_of(cell.block, depth_of(cell.model))  # refuses before anything is loaded
     pairs = load_pairs(cell.study.preferences)
     model, tokenizer = load_model(cell.model)
@@ -85,14 +87,20 @@ def train(cell: Cell) -> dict[str, Any]:
         return manifest
     checkpoints = _checkpoints(cell)
     with tempfile.TemporaryDirectory(prefix="hialign-") as scratch:
-        trainer = train_block(
-            model, tokenizer, pairs.train, layers, settings, weights, work=checkpoints
-        )
-        steps = _steps(trainer)
+        try:
+            trainer = train_block(
+                model, tokenizer, pairs.train, layers, settings, weights, work=checkpoints
+            )
+            steps = _steps(trainer)
+        except HialignError:  # it would only fail again from its checkpoint
+            shutil.rmtree(checkpoints, ignore_errors=True)
+            raise
         tuned = trainer.accelerator.unwrap_model(trainer.model)
         tuned.peft_config["default"].base_model_name_or_path = cell.model.source
         manifest |= {
             "status": "trained",
+            "pairs": len(trainer.train_dataset),
+            "pairs_too_long": len(pairs.train) - len(trainer.train_dataset),
             "steps": len(steps),
             "tokens": steps[-1]["tokens"],
             "seconds": sum(s["seconds"] for s in steps),
@@ -101,7 +109,10 @@ def train(cell: Cell) -> dict[str, Any]:
             "confinement": trainer.confinement,
             "final_loss": steps[-1]["loss"],
         }
-        tuned.save_pretrained(Path(scratch) / "adapter", safe_serialization=True)
+        # PEFT would ask the hub whether the vocabulary was changed; attention is all we adapt
+        tuned.save_pretrained(
+            Path(scratch) / "adapter", safe_serialization=True, save_embedding_layers=False
+        )
         _publish(cell, manifest, Path(scratch) / "adapter", steps)
     shutil.rmtree(checkpoints, ignore_errors=True)
     if torch.cuda.is_available():
@@ -125,7 +136,7 @@ def train_block(
     """
     import torch
     from peft import LoraConfig
-    from transformers.trainer_utils import get_last_checkpoint
+    from safetensors import SafetensorError
     from trl import DPOConfig
 
     targets = blocks.target_modules(model, layers, settings.target_modules)
@@ -155,6 +166,7 @@ def train_block(
             bf16=model.dtype == torch.bfloat16,
             use_cpu=model.device.type == "cpu",
             logging_steps=1,
+            logging_nan_inf_filter=False,  # it would log a loss that is not a number as 0
             save_strategy="steps",
             save_steps=settings.save_steps,
             save_total_limit=1,
@@ -184,7 +196,13 @@ def train_block(
     trainer.precompute_ref_logps = True  # TRL then reads the columns instead of a second forward
     before = _bits(trainer.model, adapters=False)
     initial = _bits(trainer.model, adapters=True)
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(work)))
+    try:
+        trainer.train(resume_from_checkpoint=_last_checkpoint(work))
+    except (OSError, SafetensorError) as error:
+        raise HialignError(
+            f"training could not keep its checkpoint in {work}: {error}; "
+            "free some space, or point HIALIGN_OUTPUTS at another disk"
+        ) from None
     trainer.confinement = _confinement(trainer.model, layers, before, initial)
     return trainer
 
@@ -245,9 +263,12 @@ def _trainer_class() -> type["DPOTrainer"]:
             self.add_callback(Bar())
             self._since = time.perf_counter()
 
-        def train(self, *args: Any, **kwargs: Any) -> Any:
+        def train(self, resume_from_checkpoint: str | None = None, **kwargs: Any) -> Any:
+            if resume_from_checkpoint:  # TRL would count tokens from 0 again
+                state = records.read_json(Path(resume_from_checkpoint) / "trainer_state.json")
+                self._total_train_tokens = int(state["log_history"][-1]["num_tokens"])
             self._since = time.perf_counter()
-            return super().train(*args, **kwargs)
+            return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
         def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
             now = time.perf_counter()
@@ -258,17 +279,18 @@ def _trainer_class() -> type["DPOTrainer"]:
 
 
 def _steps(trainer: "DPOTrainer") -> list[dict[str, Any]]:
-    """A row an optimizer step from TRL's log; HialignError if the loss is not a number."""
+    """A row an optimizer step from TRL's log; HialignError if a value in it is not finite."""
     rows = []
     for entry in trainer.state.log_history:
         if "loss" in entry:
             row = {"step": entry["step"], "epoch": entry["epoch"]}
             rows.append(row | {ours: entry[theirs] for theirs, ours in LOGGED.items()})
-            if rows[-1]["loss"] != rows[-1]["loss"]:
-                raise HialignError(
-                    f"the loss is not a number from step {entry['step']} on: "
-                    "lower training.learning_rate"
-                )
+            for name, value in rows[-1].items():
+                if not math.isfinite(value):
+                    raise HialignError(
+                        f"the {name.replace('_', ' ')} is not finite from step {entry['step']} on: "
+                        "lower training.learning_rate"
+                    )
     return rows
 
 
@@ -289,7 +311,7 @@ def _confinement(
 ) -> dict[str, Any]:
     """Proof that training changed adapters inside `layers` and nothing else, for the manifest."""
     changed = [n for n, bits in _bits(model, adapters=False).items() if bits != before[n]]
-    prefix, depth = blocks.decoder_layers(model.get_base_model())  # type: ignore[operator]
+    prefix, _ = blocks.decoder_layers(model.get_base_model())  # type: ignore[operator]
     inside = tuple(f"base_model.model.{prefix}.{layer}." for layer in layers)
     after = _bits(model, adapters=True)
     outside = [n for n in after if not n.startswith(inside)]
@@ -305,7 +327,12 @@ def _confinement(
         "adapter_tensors": len(after),
         "adapter_tensors_changed": sum(after[n] != initial[n] for n in after),
         "adapted_layers": sorted(
-            {layer for layer, start in zip(layers, inside, strict=True) for n in after if n.startswith(start)}
+            {
+                layer
+                for layer, start in zip(layers, inside, strict=True)
+                for n in after
+                if n.startswith(start)
+            }
         ),
     }
 
@@ -314,10 +341,32 @@ def _checkpoints(cell: Cell) -> Path:
     """Where checkpoints of exactly this run lie; those of other settings are thrown away."""
     place = paths.study_dir(cell.study.name) / ".checkpoints" / f"{paths.slug(cell.model.name)}"
     here = place / f"{paths.slug(cell.block)}-{cell.fingerprint('train')}"
-    for other in place.glob(f"{paths.slug(cell.block)}-*"):
-        if other != here:
+    for other in place.glob("*"):
+        if other != here and other.name.rpartition("-")[0] == paths.slug(cell.block):
             shutil.rmtree(other, ignore_errors=True)
     return here
+
+
+def _last_checkpoint(work: Path) -> str | None:
+    """The latest whole checkpoint; a run killed while writing one goes on from the one before."""
+    whole = [p.parent for p in work.glob("checkpoint-*/trainer_state.json")]  # written last
+    for torn in set(work.glob("checkpoint-*")) - set(whole):
+        shutil.rmtree(torn, ignore_errors=True)
+    return str(max(whole, key=lambda p: int(p.name.split("-")[1]))) if whole else None
+
+
+def _check_choices(settings: TrainingSettings) -> None:
+    """Refuse names that transformers does not know, before anything is loaded."""
+    from transformers.trainer_utils import SchedulerType
+    from transformers.training_args import OptimizerNames
+
+    known = {"optimizer": OptimizerNames, "scheduler": SchedulerType}
+    for key, kinds in known.items():
+        names = [kind.value for kind in kinds]
+        if getattr(settings, key) not in names:
+            raise HialignError(
+                f"training.{key} {getattr(settings, key)!r} is not one of {', '.join(names)}"
+            )
 
 
 def _check_space(folder: Path, needed: int = 1 << 28) -> None:
@@ -338,15 +387,18 @@ def _publish(
     folder = cell.folder
     (folder / "manifest.json").unlink(missing_ok=True)
     if adapter is not None:
+        staged = folder / ".adapter"
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            staged = Path(tempfile.mkdtemp(prefix=".adapter.", dir=folder))
-            shutil.copytree(adapter, staged, dirs_exist_ok=True)
-            staged.chmod(0o755)
+            shutil.rmtree(staged, ignore_errors=True)
+            shutil.copytree(adapter, staged)
             shutil.rmtree(folder / "adapter", ignore_errors=True)
             staged.rename(folder / "adapter")
         except OSError as error:
-            raise HialignError(f"cannot write {folder / 'adapter'}: {error.strerror}") from None
+            reason = error.strerror or error
+            raise HialignError(f"cannot write {folder / 'adapter'}: {reason}") from None
+        finally:
+            shutil.rmtree(staged, ignore_errors=True)
         records.write_jsonl(folder / "training.jsonl", steps)
     records.write_json(folder / "manifest.json", manifest)
 

@@ -65,7 +65,7 @@ def _runs(study: Study) -> dict[str, str]:
     found = {
         "n_cells_done": str(len(done)),
         "n_cells_failed": str(int((runs["status"] == "failed").sum())),
-        "n_train_pairs": _join(pairs),
+        "n_train_pairs": _join(pairs) if pairs else f"{study.preferences.train or 'all'}",
         "steps": _join(steps),
         "device": _join(set(done["device"].dropna())),
         "training_minutes_total": f"{trained['seconds'].sum() / 60:.1f}" if len(trained) else NONE,
@@ -108,11 +108,12 @@ def _finding(study: Study, best: str | None, found: dict[str, str]) -> str:
     if best is None:
         return "No tuned cell of this study has been evaluated yet, so there is nothing to report."
     hits = _reward_hits(study)
-    tied, behind = [], []
+    tied: list[str] = []
+    behind: list[str] = []
     for strategy in [c for c in hits.columns if c != best]:
         both = hits[[best, strategy]].dropna()
         groups = [f"{m} {pair.rsplit('-', 1)[0]}" for m, pair in both.index]
-        low, high = mean_interval(list(both[best] - both[strategy]), groups)
+        low, _ = mean_interval(list(both[best] - both[strategy]), groups)
         (behind if low > 0 else tied).append(strategy)
     text = (
         f"On {found['n_eval_pairs']} held-out pairs the implicit reward of {best} is right most "
@@ -185,6 +186,11 @@ def _judge(study: Study) -> dict[str, str]:
             f"{'s' if len(told) == 1 else ''} from Base with a 95% interval that leaves out zero "
             "(intervals are not corrected for the number of comparisons)."
         )
+    agreement = found["judge_agreement"]
+    if agreement == NONE:
+        text += " How far this judge agrees with people has not been measured."
+    else:
+        text += f" This judge agrees with people on {agreement}; guessing would agree on half."
     return found | {"judge_finding": text}
 
 
@@ -192,10 +198,7 @@ def agreement_text(study: Study) -> str:
     """The judge's measured agreement with human labels, in one phrase."""
     from hialign import tables
 
-    table = tables.judge_agreement(study)
-    if "n" not in table.attrs.get("columns", []):
-        return table.attrs.get("text", NONE)
-    return NONE
+    return str(tables.judge_agreement(study).attrs.get("text", NONE))
 
 
 def _paper_best() -> str:

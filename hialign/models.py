@@ -51,11 +51,11 @@ def load_model(
     from transformers import AutoModelForCausalLM
 
     settings = source if isinstance(source, ModelSettings) else ModelSettings(source=source)
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    on = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     tokenizer = load_tokenizer(settings)
     precision = settings.precision
     if precision == "auto":
-        precision = "bfloat16" if device.type == "cuda" else "float32"
+        precision = "bfloat16" if on.type == "cuda" else "float32"
     place, revision = locate(settings)
     extra = {"attn_implementation": settings.attention} if settings.attention else {}
     try:
@@ -68,7 +68,7 @@ def load_model(
         )
     except (OSError, ValueError, SafetensorError) as error:
         raise _not_loaded(settings, error) from None
-    return model.to(device).eval(), tokenizer
+    return model.to(on).eval(), tokenizer
 
 
 def load_tokenizer(settings: ModelSettings) -> "PreTrainedTokenizerBase":
@@ -107,7 +107,9 @@ def locate(settings: ModelSettings) -> tuple[str, str | None]:
         folder = paths.root() / folder
     if source.startswith((".", "/", "~")) or folder.is_dir():
         if not (folder / "config.json").is_file():
-            raise HialignError(f"model {source}: {folder} is no model folder (no config.json there)")
+            raise HialignError(
+                f"model {source}: {folder} is no model folder (no config.json there)"
+            )
         return str(folder), None
     return source, settings.revision
 

@@ -78,7 +78,7 @@ def run(notebook: str, parameters: Mapping[str, Any]) -> Path:
             log_output=False,
             request_save_on_cell_execute=False,
             kernel_name="python3",
-            extra_arguments=["--log-level=40"],  # of ipykernel, which warns of its own transport
+            extra_arguments=["--log-level=50"],  # ipykernel warns of its own transport
         )
         tidy(temporary)
         os.replace(temporary, output)
@@ -209,6 +209,51 @@ def heading(cell: Cell, stage: str) -> Any:
         f"**{cell.model.label}**, block **{cell.block}** ({cell.strategy}) of study "
         f"**{cell.study.name}**: stage {stage} {note}."
     )
+
+
+def loss(cell: Cell) -> Any:
+    """The DPO loss of each optimizer step of one run as a figure, with the untrained model's log 2."""
+    import math
+
+    from matplotlib.figure import Figure
+
+    steps = records.read_jsonl(cell.folder / "training.jsonl") if cell.block != "base" else []
+    figure = Figure(figsize=(6, 3), layout="constrained")
+    axes = figure.subplots()
+    axes.axhline(math.log(2), color="grey", linestyle="--", linewidth=1, label="log 2: no preference")
+    axes.plot([s["step"] for s in steps], [s["loss"] for s in steps], marker="o", label="loss")
+    axes.set(xlabel="optimizer step", ylabel="DPO loss (nats)", title=f"{cell.strategy}")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.legend(frameon=False)
+    return figure
+
+
+def evaluation(content: Mapping[str, Any]) -> Any:
+    """The accuracies and margins of an `evaluation.json`, a row an objective, with intervals."""
+    from hialign import tables
+
+    rows = []
+    for objective, values in content["objectives"].items():
+        row: dict[str, Any] = {"Pairs of": objective, "Pairs": values["n"]}
+        for name in ("likelihood_accuracy", "reward_accuracy", "reward_margin"):
+            title = name.replace("_", " ").capitalize()
+            row[title] = values[name]
+            row[f"95% interval of {name.replace('_', ' ')}"] = tables.interval_text(
+                values[f"{name}_low"], values[f"{name}_high"]
+            )
+        rows.append(row)
+    return tables.Table(rows)
+
+
+def scores(cell: Cell) -> Any:
+    """The mean score of each dimension over the cell's responses, and how many have one."""
+    from hialign import tables
+
+    table = records.judgments(cell.study)
+    here = table[(table["model"] == cell.model.label) & (table["block"] == cell.block)]
+    means = here.groupby("dimension", sort=False)["score"].agg(["mean", "std", "count"])
+    names = {"dimension": "Dimension", "mean": "Mean score", "std": "Std", "count": "Responses scored"}
+    return tables.Table(means.reset_index().rename(columns=names))
 
 
 def summary(manifest: Mapping[str, Any]) -> Any:

@@ -8,7 +8,6 @@ cannot be used (no common prompt, an empty or an identical response) are counted
 import gzip
 import hashlib
 import json
-import os
 import re
 import zlib
 from collections import Counter
@@ -98,12 +97,8 @@ def parse_transcript(text: str) -> list[Message]:
 
     Raises UnusablePair if it does not begin with the human and end with the assistant.
     """
-    head, *parts = TURN.split(text)
-    if head.strip() or not parts:
-        raise UnusablePair("not a transcript")
     messages: list[Message] = []
-    for speaker, content in zip(parts[::2], parts[1::2], strict=True):
-        role, content = ROLES[speaker], content.strip()
+    for role, content in _turns(text):
         if messages and messages[-1]["role"] == role:
             messages[-1]["content"] = f"{messages[-1]['content']}\n\n{content}".strip()
         else:
@@ -111,6 +106,14 @@ def parse_transcript(text: str) -> list[Message]:
     if messages[0]["role"] != "user" or messages[-1]["role"] != "assistant":
         raise UnusablePair("not a transcript")
     return messages
+
+
+def _turns(text: str) -> list[tuple[str, str]]:
+    """The turns of a transcript as they stand: (role, content)."""
+    head, *parts = TURN.split(text)
+    if head.strip() or not parts:
+        raise UnusablePair("not a transcript")
+    return [(ROLES[s], c.strip()) for s, c in zip(parts[::2], parts[1::2], strict=True)]
 
 
 def to_pair(row: dict[str, Any]) -> tuple[list[Message], list[Message], list[Message]]:
@@ -121,7 +124,11 @@ def to_pair(row: dict[str, Any]) -> tuple[list[Message], list[Message], list[Mes
     """
     chosen, rejected = row["chosen"], row["rejected"]
     if isinstance(chosen, str) and TURN.match(chosen) and "prompt" not in row:
+        turns = _turns(chosen), _turns(rejected)
         chosen, rejected = parse_transcript(chosen), parse_transcript(rejected)
+        # Before turns are merged: a side with one assistant turn more answers another prompt
+        if turns[0][:-1] != turns[1][:-1]:
+            raise UnusablePair("no common prompt")
     prompt = row.get("prompt")
     if prompt is None and isinstance(chosen, str):
         prompt, chosen, rejected = _common_beginning(chosen, rejected)
@@ -131,7 +138,7 @@ def to_pair(row: dict[str, Any]) -> tuple[list[Message], list[Message], list[Mes
         if isinstance(side, str):
             side = [{"role": "assistant", "content": side}]
         side = [{"role": str(m["role"]), "content": str(m["content"])} for m in side]
-        if prompt is None or side[: len(prompt)] == list(prompt) and len(side) > len(prompt):
+        if prompt is None or (side[: len(prompt)] == list(prompt) and len(side) > len(prompt)):
             head, last = side[:-1], side[-1:]
         else:
             head, last = list(prompt), side
@@ -145,14 +152,18 @@ def to_pair(row: dict[str, Any]) -> tuple[list[Message], list[Message], list[Mes
         raise UnusablePair("identical responses")
     if chosen[-1]["role"] != "assistant" or rejected[-1]["role"] != "assistant":
         raise UnusablePair("the last turn is not the assistant's")
-    return [{"role": str(m["role"]), "content": str(m["content"])} for m in prompt], chosen, rejected
+    return (
+        [{"role": str(m["role"]), "content": str(m["content"])} for m in prompt],
+        chosen,
+        rejected,
+    )
 
 
 def _common_beginning(chosen: str, rejected: str) -> tuple[str, str, str]:
     """The prompt that two plain texts share, up to a whole word, and what follows it in each."""
-    shared = os.path.commonprefix([chosen, rejected])
-    if not shared == chosen == rejected:
-        shared = re.sub(r"\S+$", "", shared)
+    both = enumerate(zip(chosen, rejected, strict=False))
+    same = next((i for i, (a, b) in both if a != b), min(len(chosen), len(rejected)))
+    shared = re.sub(r"\S+$", "", chosen[:same])
     if not shared.strip():
         raise UnusablePair("no common prompt")
     return shared.strip(), chosen[len(shared) :].strip(), rejected[len(shared) :].strip()
@@ -174,14 +185,18 @@ def _read_splits(settings: PreferenceSettings) -> dict[str, Iterator[Located]]:
         splits: dict[str, list[Path]] = {}
         for tranche in settings.subsets or _tranches(place):
             for split in ("train", "test"):
-                for file in (place / tranche).glob(f"{split}.jsonl*"):
-                    splits.setdefault(split, []).append(file)
+                names = (f"{split}.jsonl", f"{split}.jsonl.gz")  # the first that is there
+                files = [f for f in (place / tranche / name for name in names) if f.is_file()]
+                if files:
+                    splits.setdefault(split, []).append(files[0])
         if not splits:
             raise HialignError(
                 f"preferences.source {settings.source}: no train.jsonl or test.jsonl (or .gz) in "
                 f"{', '.join(settings.subsets or ['its folders'])}"
             )
-        return {s: (row for f in sorted(files) for row in _read_lines(f)) for s, files in splits.items()}
+        return {
+            s: (row for f in sorted(files) for row in _read_lines(f)) for s, files in splits.items()
+        }
     if settings.source.startswith((".", "/", "~")) or place.suffix in (".jsonl", ".json", ".gz"):
         raise HialignError(
             f"preferences.source {settings.source}: there is no such file or folder; "
@@ -198,10 +213,10 @@ def _tranches(folder: Path) -> list[str]:
 
 def _read_lines(path: Path) -> Iterator[Located]:
     """Rows of a JSON-lines file, gzipped or not; HialignError names the broken line."""
-    opened = gzip.open(path, "rt") if path.suffix == ".gz" else path.open()
+    opener = gzip.open if path.suffix == ".gz" else open
     number = 0
     try:
-        with opened as stream:
+        with opener(path, "rt", encoding="utf-8") as stream:
             for number, line in enumerate(stream, 1):
                 if not line.strip():
                     continue
@@ -226,7 +241,7 @@ def _read_hub(settings: PreferenceSettings) -> dict[str, Iterator[Located]]:
         subsets = list(HH_TRANCHES)
     splits: dict[str, list[Any]] = {}
     try:
-        for subset in subsets or [None]:
+        for subset in subsets or (None,):
             # hh-rlhf keeps its tranches in folders; other sets name them as configurations
             where = {"data_dir": subset} if settings.source == HH_RLHF else {"name": subset}
             loaded = load_dataset(settings.source, revision=settings.revision, **where)
@@ -240,7 +255,9 @@ def _read_hub(settings: PreferenceSettings) -> dict[str, Iterator[Located]]:
             "give a set that you can reach, or a local file or folder"
         ) from None
     if not splits:
-        raise HialignError(f"preferences.source {settings.source} has neither a train nor a test split")
+        raise HialignError(
+            f"preferences.source {settings.source} has neither a train nor a test split"
+        )
     return {s: _numbered(sets, settings.source) for s, sets in splits.items()}
 
 
@@ -304,19 +321,24 @@ def _split(
     if len(usable) == 2:
         held_out = shuffled(usable["test"])
         taken = {prompt_id(p["prompt"]) for p in held_out[: settings.evaluation]}
-        return [p for p in shuffled(usable["train"]) if prompt_id(p["prompt"]) not in taken], held_out
+        return [
+            p for p in shuffled(usable["train"]) if prompt_id(p["prompt"]) not in taken
+        ], held_out
     (pairs,) = usable.values()
     by_prompt: dict[str, list[Pair]] = {}
     for pair in shuffled(pairs):
         by_prompt.setdefault(prompt_id(pair["prompt"]), []).append(pair)
     wanted = settings.evaluation if settings.evaluation is not None else len(pairs) // 10
-    held_out, train = [], []
+    train: list[Pair] = []
+    held_out = []
     for group in by_prompt.values():
         (held_out if len(held_out) < wanted else train).extend(group)
     return train, held_out
 
 
-def _take(pairs: list[Pair], wanted: int | None, name: str, settings: PreferenceSettings) -> list[Pair]:
+def _take(
+    pairs: list[Pair], wanted: int | None, name: str, settings: PreferenceSettings
+) -> list[Pair]:
     if wanted is not None and len(pairs) < wanted:
         raise HialignError(
             f"preferences.{name} asks for {wanted} pairs, but {settings.source} has {len(pairs)} "

@@ -3,6 +3,7 @@
 from collections.abc import Hashable, Sequence
 
 import numpy as np
+import pandas as pd
 
 
 def wilson(successes: float, n: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -82,3 +83,23 @@ def pooled_interval(
         rng=np.random.default_rng(seed),
     ).confidence_interval
     return float(found.low), float(found.high)
+
+
+def against_base(scores: pd.DataFrame, block: str) -> pd.DataFrame:
+    """`score` of `block` minus Base's for the same model and prompt, where both were scored.
+
+    Nothing for Base itself.
+    """
+    key = ["model", "prompt_id"]
+    both = scores[scores.block == block].merge(
+        scores.loc[scores.block == "base", [*key, "score"]], on=key, suffixes=("", "_base")
+    )
+    both["score"] -= both.score_base
+    return both.dropna(subset="score")[: 0 if block == "base" else None]
+
+
+def interval_text(low: float | None, high: float | None, digits: int = 3) -> str | None:
+    """`0.512 to 0.634`; None where there is no interval."""
+    if pd.isna(low) or pd.isna(high):
+        return None
+    return f"{low:.{digits}f} to {high:.{digits}f}".replace("-", "−")

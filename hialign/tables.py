@@ -8,14 +8,13 @@ import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pandas as pd
 from pandas.api.types import is_integer_dtype, is_numeric_dtype
 
 from hialign import paper, records
 from hialign.blocks import split_layers, strategy_of
 from hialign.contrasts import OBJECTIVES
-from hialign.statistics import pooled_interval
+from hialign.statistics import against_base, interval_text, pooled_interval, wilson
 from hialign.study import Study
 
 if TYPE_CHECKING:
@@ -23,12 +22,8 @@ if TYPE_CHECKING:
 
 DASH = "–"
 OVERALL = "Overall"  # the dimension that Tables 2 and 3 are about
-DIGITS = {  # decimals, where they are not three
-    "KL from Base (nats/token)": 4,
-    "Response length (tokens)": 1,
-    "Training (min)": 2,
-    "Peak memory (GiB)": 2,
-}
+DIGITS = {"KL from Base (nats/token)": 4, "Response length (tokens)": 1}  # decimals, if not three
+DIGITS |= {"Training (min)": 2, "Peak memory (GiB)": 2}
 
 
 class Table(pd.DataFrame):
@@ -48,23 +43,23 @@ def show(frame: pd.DataFrame) -> "Styler":
 
     Model names, devices and the like come from outside and may hold anything, HTML included.
     """
-    numbers = [c for c in frame.columns if is_numeric_dtype(frame[c])]
-    texts = [i for i, c in enumerate(frame.columns) if c not in numbers]
-    formats = {c: f"{{:,.{DIGITS.get(c, 3)}f}}" for c in numbers}
-    formats |= {c: "{:,}" for c in numbers if is_integer_dtype(frame[c])}
-    formats |= {c: "{:d}" for c in numbers if c == "Seed"}  # a name, not an amount
-    # The theme styles `table.dataframe` for light and dark; other tables get a white box in dark.
-    style = pd.DataFrame(frame).style.set_table_attributes('class="dataframe"')
-    left = [{"selector": f".col{i}", "props": "text-align: left"} for i in texts]
+    formats, css = {}, [{"selector": "th, td", "props": "text-align: right"}]
+    for i, name in enumerate(frame.columns):
+        if is_numeric_dtype(frame[name]):
+            digits = f",.{DIGITS.get(name, 3)}f"
+            whole = "d" if name == "Seed" else ","  # a seed is a name, not an amount
+            formats[name] = f"{{:{whole if is_integer_dtype(frame[name]) else digits}}}"
+            continue
+        short = frame[name].astype(str).str.len().max() <= 24
+        props = "text-align: left" + ("; white-space: nowrap" if short else "")
+        css.append({"selector": f".col{i}", "props": props})
     # The same table has the same id in each build (pandas would draw one).
     key = hashlib.sha256(repr(list(frame.columns)).encode()).hexdigest()[:8]
-    return (
-        style.format(formats, na_rep=DASH, escape="html")  # type: ignore[arg-type]
-        .format_index(escape="html", axis="columns")
-        .hide(axis="index")
-        .set_table_styles(left)  # type: ignore[arg-type]
-        .set_uuid(key)
-    )
+    # The theme styles `table.dataframe` for light and dark; other tables get a white box in dark.
+    style = pd.DataFrame(frame).style.set_table_attributes('class="dataframe"').set_uuid(key)
+    style.format(formats, na_rep=DASH, escape="html")  # type: ignore[arg-type]
+    style.format_index(escape="html", axis="columns").hide(axis="index")
+    return style.set_table_styles(css)  # type: ignore[arg-type]
 
 
 # --- the paper's tables --------------------------------------------------------------------------
@@ -72,15 +67,10 @@ def show(frame: pd.DataFrame) -> "Styler":
 
 def table1() -> Table:
     """Table 1: the five conditions and the layers that get adapters."""
-    return Table(
-        {
-            "Strategy": row["strategy"],
-            "Block": row["block"],
-            "Kind": DASH if row["kind"] == "none" else row["kind"],
-            "Layers with adapters": row["tuned"],
-        }
-        for row in paper.rows("table_1")
-    )
+    titles = {"strategy": "Strategy", "block": "Block", "kind": "Kind"}
+    titles["tuned"] = "Layers with adapters"
+    frame = pd.DataFrame(paper.rows("table_1"), columns=list(titles)).replace("none", DASH)
+    return Table(frame.rename(columns=titles))
 
 
 def table2(study: Study) -> Table:
@@ -95,26 +85,13 @@ def table2(study: Study) -> Table:
     rows = []
     for block in study.blocks:
         asked = scores[scores.block == block]
-        scored = asked.dropna(subset="score")
-        ours = scored.score
         difference = against_base(scores, block)
-        theirs = reference.get(block, {})
-        rows.append(
-            {
-                "Strategy": strategy_of(block),
-                "Mean Overall": ours.mean(),
-                "95% interval": _range(*_pooled(study, scored)),
-                "Minus Base": difference.score.mean(),
-                "Minus Base, 95% interval": _range(*_pooled(study, difference)),
-                "Std": ours.std(),
-                "Median": ours.median(),
-                "Models": scored.model.nunique(),
-                "Scored": len(scored),
-                "Failed": len(asked) - len(scored),
-                "Paper: mean": theirs.get("mean"),
-                "Paper: std": theirs.get("std"),
-            }
-        )
+        row = {"Strategy": strategy_of(block), **_mean(study, asked)}
+        row |= _mean(study, difference, "Minus Base", "Minus Base, 95% interval")
+        row |= {"Std": asked.score.std(), "Median": asked.score.median()}
+        row |= {"Models": asked.dropna(subset="score").model.nunique(), **_counts(asked)}
+        row |= {f"Paper: {name}": reference.get(block, {}).get(name) for name in ("mean", "std")}
+        rows.append(row)
     return _table(rows)
 
 
@@ -128,27 +105,15 @@ def table3(study: Study, top: int = 10) -> Table:
     rows: list[dict[str, Any]] = []
     for cell in study.cells():
         asked = scores[(scores.model == cell.model.label) & (scores.block == cell.block)]
-        scored = asked.dropna(subset="score")
         theirs = reference.get((cell.model.label.casefold(), cell.block), {})
-        if len(scored):
-            rows.append(
-                {
-                    "Rank": 0,
-                    "Model": cell.model.label,
-                    "Strategy": cell.strategy,
-                    "Mean Overall": scored.score.mean(),
-                    "95% interval": _range(*_pooled(study, scored)),
-                    "Scored": len(scored),
-                    "Failed": len(asked) - len(scored),
-                    "Paper: rank": theirs.get("rank"),
-                    "Paper: mean": theirs.get("mean"),
-                }
-            )
+        if asked.score.notna().any():
+            row = {"Model": cell.model.label, "Strategy": cell.strategy}
+            row |= _mean(study, asked) | _counts(asked)
+            rows.append(row | {f"Paper: {name}": theirs.get(name) for name in ("rank", "mean")})
     rows = sorted(rows, key=lambda row: -float(row["Mean Overall"]))[:top]
-    for rank, row in enumerate(rows, 1):
-        row["Rank"] = rank
-    columns = ["Rank", "Model", "Strategy", "Mean Overall", "95% interval", "Scored", "Failed"]
+    columns = ["Model", "Strategy", *_mean(study, scores[:0]), *_counts(scores[:0])]
     frame = _table(rows, [*columns, "Paper: rank", "Paper: mean"])
+    frame.insert(0, "Rank", range(1, len(frame) + 1))
     return Table(frame.astype({"Paper: rank": "Int64"}))
 
 
@@ -158,18 +123,14 @@ def table4(study: Study) -> Table:
     Depths are the paper's, or what the study's runs wrote down; never looked up on a network.
     """
     known = paper.depths()
-    measured = depths(study)
-    ours = {model.label: measured.get(model.label) for model in study.models}
+    runs = records.manifests(study).reindex(columns=["model", "depth"]).dropna()
+    measured = {name: int(depth) for name, depth in zip(runs.model, runs.depth, strict=True)}
+    labels = [model.label for model in study.models]
     rows = []
-    for name in [*known, *(label for label in ours if label not in known)]:
-        depth = known.get(name) or ours[name]
-        row: dict[str, Any] = {
-            "Model": name,
-            "In": " and ".join(
-                place for place, has in (("paper", known), ("this study", ours)) if name in has
-            ),
-            "Layers": depth,
-        }
+    for name in dict.fromkeys([*known, *labels]):
+        depth = measured.get(name) or known.get(name)
+        places = ["paper"] * (name in known) + ["this study"] * (name in labels)
+        row: dict[str, Any] = {"Model": name, "In": " and ".join(places), "Layers": depth}
         for block in ("local", "mid", "global"):
             layers = split_layers(depth)[block] if depth and depth >= 3 else None
             row[f"{block.title()} block"] = f"{span(layers)} ({len(layers)})" if layers else None
@@ -189,14 +150,8 @@ def table5(study: Study) -> Table:
         same = theirs == ours
         if row["key"] == "optimizer":  # AdamW; transformers has several that compute it
             same = str(ours).startswith(theirs.lower())
-        rows.append(
-            {
-                "Hyper-parameter": row["name"],
-                "Paper": _setting(theirs),
-                "This study": _setting(ours),
-                "Same": "yes" if same else "no",
-            }
-        )
+        row = {"Hyper-parameter": row["name"], "Paper": _setting(theirs)}
+        rows.append(row | {"This study": _setting(ours), "Same": "yes" if same else "no"})
     return _table(rows)
 
 
@@ -245,59 +200,75 @@ def divergence(study: Study) -> Table:
 
 def cells(study: Study) -> Table:
     """What each cell is, whether it has run, and what that took."""
-    extra = [*records.CELL_COLUMNS, *records.MANIFEST_COLUMNS, "final_loss"]
-    rows = []
-    for row in records.manifests(study).reindex(columns=extra).to_dict("records"):
-        trained = row["status"] == "done" and row["block"] != "base"
-        row |= {} if trained else dict.fromkeys(("pairs", "seconds", "tokens", "final_loss"))
-        stale = row["status"] == "done" and row["stale"] is True
-        layers = row["layers"] if isinstance(row["layers"], list) else None
-        rows.append(
-            {
-                "Model": row["model"],
-                "Strategy": row["strategy"],
-                "Status": "done, with older settings" if stale else row["status"],
-                "Layers": None if layers is None else span(layers) or "none",
-                "Pairs": row["pairs"],
-                "Steps": row["steps"],
-                "Final loss": row["final_loss"],
-                "Training (min)": _over(row["seconds"], 60),
-                "Tokens": row["tokens"],
-                "Peak memory (GiB)": _over(row["peak_memory_bytes"], 2**30),
-                "Device": row["device"],
-                "Seed": row["seed"],
-            }
-        )
-    whole = dict.fromkeys(("Pairs", "Steps", "Tokens", "Seed"), "Int64")
-    return Table(_table(rows).astype(whole))
+    titles = {"model": "Model", "strategy": "Strategy", "status": "Status", "layers": "Layers"}
+    titles |= {"pairs": "Pairs", "steps": "Steps", "final_loss": "Final loss"}
+    titles |= {"seconds": "Training (min)", "tokens": "Tokens"}
+    titles |= {"peak_memory_bytes": "Peak memory (GiB)", "device": "Device", "seed": "Seed"}
+    runs = records.manifests(study).reindex(columns=["block", "stale", *titles])
+    untrained = (runs.status != "done") | (runs.block == "base")
+    runs.loc[untrained, ["pairs", "seconds", "tokens", "final_loss"]] = None
+    runs.loc[runs.stale.eq(True), "status"] = "done, with older settings"
+    runs["layers"] = [(span(v) or "none") if isinstance(v, list) else None for v in runs.layers]
+    for name, unit in (("final_loss", 1), ("seconds", 60), ("peak_memory_bytes", 2**30)):
+        runs[name] = pd.to_numeric(runs[name]) / unit
+    whole = dict.fromkeys(("pairs", "steps", "tokens", "seed"), "Int64")
+    return Table(runs[list(titles)].astype(whole).rename(columns=titles))
 
 
-# --- shared with the figures -----------------------------------------------------------------------
+def judge_agreement(study: Study) -> Table:
+    """How often the study's judge sides with people on LLMBar, by its Overall score and the others.
+
+    `attrs["text"]` has it in a phrase, unless it was not measured for these weights (or this
+    snapshot) and this rubric: a judge is only known to be as good as it was found to be.
+    """
+    record = _agreement(study)
+    titles = {"subset": "LLMBar subset", "score": "Score", "accuracy": "Accuracy"}
+    titles |= {"interval": "95% interval", "n": "Pairs", "ties": "Ties", "missing": "Missing"}
+    rows = [dict(row) for row in record["rows"]] if record else []
+    for row in rows:
+        row["interval"] = interval_text(row["low"], row["high"])
+    frame = _table(rows or [{"subset": "not measured"}], list(titles))
+    whole = dict.fromkeys(("n", "ties", "missing"), "Int64")
+    table = Table(frame.astype(whole).rename(columns=titles))
+    parts = []
+    for kind, ones in (("everyday", "natural"), ("adversarial", "adversarial-")):
+        kept = [
+            r for r in rows if r["score"] == OVERALL and r["subset"].startswith(ones) and r["n"]
+        ]
+        if n := sum(row["n"] for row in kept):
+            share = sum(row["accuracy"] * row["n"] for row in kept) / n
+            low, high = wilson(share * n, n)
+            parts.append(f"{share:.0%} of {n} {kind} pairs ({low:.0%} to {high:.0%})")
+    if parts:
+        table.attrs["text"] = " and ".join(parts)
+    return table
+
+
+def _agreement(study: Study) -> dict[str, Any] | None:
+    """The measurement of the judge that the judgments name; before there are any, of the study's."""
+    from hialign.judge.agreement import agreement_of
+    from hialign.judge.rubric import load_rubric
+
+    if study.judge is None:
+        return None
+    names = ("weights_sha256", "revision", "rubric_sha256")
+    files = [records.stage_manifest(cell, "judge") for cell in study.cells()]
+    used = [records.read_json(file) for file in files if file.is_file()]
+    found = {tuple(manifest.get(name) for name in names) for manifest in used}
+    if len(found) > 1:
+        return None
+    weights, revision, rubric = next(iter(found), (None, None, None))
+    asked = rubric or load_rubric(study.judge.rubric).sha256
+    return agreement_of(str(weights or revision or study.judge.model), asked)
+
+
+# --- shared with the figures ---------------------------------------------------------------------
 
 
 def overall(study: Study) -> pd.DataFrame:
     """The judge's Overall scores: model, block, strategy, prompt_id, score (NaN where it failed)."""
     found = records.judgments(study)
     return found[found.dimension == OVERALL]
-
-
-def against_base(scores: pd.DataFrame, block: str) -> pd.DataFrame:
-    """`score` of `block` minus Base's for the same model and prompt, where both were scored.
-
-    Nothing for Base itself.
-    """
-    key = ["model", "prompt_id"]
-    both = scores[scores.block == block].merge(
-        scores.loc[scores.block == "base", [*key, "score"]], on=key, suffixes=("", "_base")
-    )
-    both["score"] -= both.score_base
-    return both.dropna(subset="score")[: 0 if block == "base" else None]
-
-
-def depths(study: Study) -> dict[str, int]:
-    """Layers of each of the study's models (by label), where a run wrote them down."""
-    found = records.manifests(study).reindex(columns=["model", "depth"]).dropna()
-    return {model: int(depth) for model, depth in zip(found.model, found.depth, strict=True)}
 
 
 def objective_names(evaluations: pd.DataFrame) -> list[str]:
@@ -320,9 +291,8 @@ def span(layers: Iterable[int]) -> str:
 # --- helpers -----------------------------------------------------------------------------------------
 
 _PREFERENCES = {  # column: in evaluation.json
-    "Likelihood accuracy": "likelihood_accuracy",
-    "Reward accuracy": "reward_accuracy",
-    "Reward margin": "reward_margin",
+    title: title.lower().replace(" ", "_")
+    for title in ("Likelihood accuracy", "Reward accuracy", "Reward margin")
 }
 
 
@@ -338,8 +308,8 @@ def _cells_table(
         for title, name in columns.items():
             value, low, high = (getattr(values, name + end, None) for end in ("", "_low", "_high"))
             given = cell.block == "base" and value == 0  # by definition, not by measurement
-            row[title] = np.nan if value is None else value
-            interval = None if given else _range(low, high, DIGITS.get(title, 3))
+            row[title] = value
+            interval = None if given else interval_text(low, high, DIGITS.get(title, 3))
             row[f"{title.split(' (')[0]}, 95% interval"] = interval
         row[count] = getattr(values, "n", None)
         rows.append(row)
@@ -356,20 +326,18 @@ def _table(rows: list[dict[str, Any]], columns: list[str] | None = None) -> Tabl
     return frame
 
 
-def _pooled(study: Study, scored: pd.DataFrame) -> tuple[float, float]:
-    return pooled_interval(
-        scored.score.tolist(), scored.prompt_id.tolist(), study.evaluation.resamples
-    )
+def _mean(
+    study: Study, scores: pd.DataFrame, mean: str = "Mean Overall", interval: str = "95% interval"
+) -> dict[str, Any]:
+    kept = scores.dropna(subset="score")
+    points, prompts = kept.score.tolist(), kept.prompt_id.tolist()
+    ends = pooled_interval(points, prompts, study.evaluation.resamples)
+    return {mean: kept.score.mean(), interval: interval_text(*ends)}
 
 
-def _range(low: float | None, high: float | None, digits: int = 3) -> str | None:
-    if low is None or high is None or np.isnan(low) or np.isnan(high):
-        return None
-    return f"{low:.{digits}f} to {high:.{digits}f}".replace("-", "−")
-
-
-def _over(value: float | None, unit: float) -> float:
-    return np.nan if value is None else value / unit
+def _counts(asked: pd.DataFrame) -> dict[str, int]:
+    scored = int(asked.score.notna().sum())
+    return {"Scored": scored, "Failed": len(asked) - scored}
 
 
 def _setting(value: Any) -> str:

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -37,6 +38,14 @@ def fresh_cache() -> Iterator[Path]:
         del os.environ["HIALIGN_CACHE"]
         if before is not None:
             os.environ["HIALIGN_CACHE"] = before
+
+
+@pytest.fixture(autouse=True)
+def threads(request: pytest.FixtureRequest) -> None:
+    """One thread for tiny models: more only wait for each other, above all on a busy machine."""
+    if torch := sys.modules.get("torch"):
+        slow = request.node.get_closest_marker("slow")
+        torch.set_num_threads((os.cpu_count() or 1) if slow else 1)
 
 
 @pytest.fixture
@@ -139,3 +148,59 @@ def tiny_study(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return make
+
+
+def messages(rows: list[dict[str, str]]) -> Any:
+    """Pairs of plain text as a data set of messages, which is what TRL is given."""
+    from datasets import Dataset
+
+    roles = {"prompt": "user", "chosen": "assistant", "rejected": "assistant"}
+    return Dataset.from_list(
+        [{k: [{"role": r, "content": row[k]}] for k, r in roles.items()} for row in rows]
+    )
+
+
+def stock_trainer(
+    model: Any, tokenizer: Any, pairs: Any, modules: list[str], settings: Any, work: Path
+) -> Any:
+    """TRL's own DPOTrainer as its documentation sets it up: the reference is run at each step.
+
+    Nothing of hialign's is used but the values in `settings`.
+    """
+    from peft import LoraConfig
+    from trl import DPOConfig, DPOTrainer
+
+    return DPOTrainer(
+        model=model,
+        args=DPOConfig(
+            output_dir=str(work),
+            learning_rate=settings.learning_rate,
+            weight_decay=settings.weight_decay,
+            per_device_train_batch_size=settings.batch_size,
+            gradient_accumulation_steps=settings.gradient_accumulation_steps,
+            num_train_epochs=settings.epochs,
+            beta=settings.beta,
+            max_length=settings.max_length,
+            truncation_mode=settings.truncation,
+            seed=settings.seed,
+            gradient_checkpointing=settings.gradient_checkpointing,
+            disable_dropout=settings.disable_dropout,
+            lr_scheduler_type="linear",
+            bf16=False,
+            use_cpu=True,
+            logging_steps=1,
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            dataloader_pin_memory=False,
+        ),
+        train_dataset=pairs,
+        processing_class=tokenizer,
+        peft_config=LoraConfig(
+            task_type="CAUSAL_LM",
+            r=settings.lora_rank,
+            lora_alpha=settings.lora_alpha,
+            lora_dropout=settings.lora_dropout,
+            target_modules=modules,
+        ),
+    )

@@ -29,9 +29,10 @@ MOON = (
     "has shaped life along the coasts."
 )
 GARDEN = (
-    "Tomatoes grow best in a sunny place with rich soil. Plant them outside in May, when the nights "
-    "are no longer cold. Water them early in the morning, because wet leaves at night can lead to "
-    "disease. They should be tied to a stake as they grow. In August the first ones are ripe."
+    "Tomatoes grow best in a sunny place with rich soil. Plant them outside in May, when the "
+    "nights are no longer cold. Water them early in the morning, because wet leaves at night can "
+    "lead to disease. They should be tied to a stake as they grow. In August the first ones are "
+    "ripe."
 )
 PARIS = (
     "Paris is the capital of France and has about two million inhabitants. The Eiffel Tower was "
@@ -39,6 +40,8 @@ PARIS = (
     "a lift. In summer, the queues are long, so it is better to book a ticket online. The Louvre, "
     "which is the most visited museum in the world, is closed on Tuesday."
 )
+WORDS = "the a water is are can took 12 1969 never June it"
+CONNECTIVES = "because although for example in contrast also therefore nevertheless so but"
 GOOD = (MOON, GARDEN, PARIS)
 BUILTIN = Path(hialign.contrasts.__file__).parent / "data" / "builtin.jsonl"
 
@@ -74,7 +77,7 @@ def changed(chosen: str, rejected: str) -> float:
 def responses(draw: st.DrawFn) -> str:
     """Sentences of the good responses and of made-up ones, in any number and order."""
     real = st.sampled_from([s for text in GOOD for s in split_sentences(text)])
-    word = st.sampled_from("the a water is are can took 12 1,500 1969 never June it its".split())
+    word = st.sampled_from(WORDS.split())
     fake = st.lists(word, min_size=3, max_size=14).map(lambda ws: "So " + " ".join(ws) + ".")
     gap = draw(st.sampled_from([" ", "  ", "\n", "\n\n"]))
     return gap.join(draw(st.lists(st.one_of(real, fake), min_size=1, max_size=8)))
@@ -91,7 +94,7 @@ def attempt(text: str, objective: str, **keywords: Any) -> str | None:
 
 
 @given(text=st.one_of(responses(), st.text(max_size=300)), seed=st.integers(0, 10**6))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_it_is_deterministic_differs_and_keeps_the_length(text: str, seed: int) -> None:
     for objective in OBJECTIVES:
         rejected = attempt(text, objective, seed=seed)
@@ -104,7 +107,7 @@ def test_it_is_deterministic_differs_and_keeps_the_length(text: str, seed: int) 
 
 
 @given(text=responses(), seed=st.integers(0, 10**6))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_grammar_keeps_numbers_and_names(text: str, seed: int) -> None:
     rejected = attempt(text, "grammar", seed=seed)
     if rejected is not None:
@@ -114,15 +117,12 @@ def test_grammar_keeps_numbers_and_names(text: str, seed: int) -> None:
 
 
 @given(text=responses(), seed=st.integers(0, 10**6))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_coherence_keeps_the_words_but_for_connectives(text: str, seed: int) -> None:
     rejected = attempt(text, "coherence", seed=seed)
     if rejected is not None:
         before, after = Counter(tokens(text.lower())), Counter(tokens(rejected.lower()))
-        connectives = (
-            "because although for example in contrast also therefore nevertheless so but"
-        ).split()
-        assert set((before - after) + (after - before)) <= set(connectives)
+        assert set((before - after) + (after - before)) <= set(CONNECTIVES.split())
         assert numbers(rejected) == numbers(text)
 
 
@@ -136,7 +136,7 @@ def test_a_pure_permutation_keeps_the_sentences(order: list[str]) -> None:
 
 
 @given(text=responses(), seed=st.integers(0, 10**6))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_factuality_keeps_sentences_in_their_order(text: str, seed: int) -> None:
     rejected = attempt(text, "factuality", seed=seed)
     if rejected is not None:
@@ -159,49 +159,64 @@ def test_only_the_objective_the_seed_and_the_response_decide() -> None:
 # --- each objective on its own ------------------------------------------------------------------
 
 
+PLAIN = "Then Bo and Ann went home to their mum and dad, and then Ann and Bo slept well."
+
+
 @pytest.mark.parametrize(
-    ("objective", "before", "after"),
+    ("before", "after"),
     [
-        ("grammar", "Water is wet.", r"Water are wet\."),
-        ("grammar", "She took it.", r"(Her took|She taken) it\."),
-        ("grammar", "Bees have taken it.", r"Bees (has taken|have took) it\."),
-        ("grammar", "He can produce them.", r"(Him|He) can produced? (them|they)\.|.* produces .*"),
-        ("grammar", "An hour passed.", r"A hour passed\."),
-        ("grammar", "Trees need light because it is dark.", r".*(is it|needs|are).*"),
-        ("factuality", "The war ended in 1918.", r"The war ended in 1[89]\d\d\."),
-        ("factuality", "It weighs 1,200 kilograms.", r"It weighs (600|2,400|3,600) kilograms\."),
+        ("Water is wet.", "Water are wet."),
+        ("Many fish swim.", "Much fish swim."),
+        ("It makes noise.", "It make noise."),
+        ("Bees have taken it.", "Bees have took it."),
+        ("It has produced two.", "It has produce two."),
+        ("He can produce it.", "He can produced it."),
+        ("She took it.", "She taken it."),
+        ("An hour passed.", "A hour passed."),
+        ("An hour passed.", "Hour passed."),
+        ("The same thing happened.", "Same thing happened."),
+        ("Trees need light because it is dark.", "Trees need light because is it dark."),
+        ("Now you can grow rice.", "Now you grow can rice."),
+        ("Bo saw a small dog.", "Bo saw small a dog."),
+        ("Bo helps them.", "Bo helps they."),
+        ("Bo left because of rain.", "Bo left because from rain."),
+        ("It got warmer.", "It got more warmer."),
+        ("Bo fed the dog.", "Bo fed the the dog."),
+    ],
+)
+def test_mistakes_of_grammar(before: str, after: str) -> None:
+    made = [contrast(f"{before} {PLAIN}", "grammar", seed=seed) for seed in range(60)]
+    assert any(rejected.startswith(f"{after} ") for rejected in made), sorted(set(made))
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("The war ended in 1918.", r"The war ended in 1[89]\d\d\."),
+        ("It weighs 1,200 kilograms.", r"It weighs (600|2,400|3,600) kilograms\."),
         (
-            "factuality",
             "It took 20 to 30 minutes.",
             r"It took (10 to 15|40 to 60|60 to 90) minutes\.",
         ),
-        ("factuality", "Bake for 2.5 hours.", r"Bake for (5\.0|7\.5) hours\."),
-        ("factuality", "About 40% of it sank.", r"About (20|80)% of it sank\."),
-        ("factuality", "It opens at 6 p.m. on most days.", r"It opens at 3 p\.m\. on most days\."),
+        ("Bake for 2.5 hours.", r"Bake for (5\.0|7\.5) hours\."),
+        ("About 40% of it sank.", r"About (20|80)% of it sank\."),
+        ("It opens at 6 p.m. on most days.", r"It opens at 3 p\.m\. on most days\."),
         (
-            "factuality",
             "He died on July 20 at home.",
             r"He died on (July 10|(?!July)\w+ 20) at home\.",
         ),
-        ("factuality", "There are two doors.", r"There are four doors\."),
-        ("factuality", "Whales can swim.", r"Whales cannot swim\."),
-        ("factuality", "A whale is a fish.", r"A whale is not a fish\."),
-        ("factuality", "A whale is not a fish.", r"A whale is a fish\."),
-        ("factuality", "Do not eat it raw.", r"Eat it raw\."),
-        ("factuality", "Heat expands iron.", r"Heat shrinks iron\."),
-        ("factuality", "Nobody lives in Berlin.", r"Nobody lives in (?!Berlin)[A-Z]\w+\."),
+        ("There are two doors.", r"There are four doors\."),
+        ("Whales can swim.", r"Whales cannot swim\."),
+        ("A whale is a fish.", r"A whale is not a fish\."),
+        ("A whale is not a fish.", r"A whale is a fish\."),
+        ("Do not eat it raw.", r"Eat it raw\."),
+        ("Heat expands iron.", r"Heat shrinks iron\."),
+        ("Nobody lives in Berlin.", r"Nobody lives in (?!Berlin)[A-Z]\w+\."),
     ],
 )
-def test_single_changes(objective: str, before: str, after: str) -> None:
-    text = (
-        f"{before} Then Bo and Ann went home to their mum and dad, and then Ann and Bo slept well."
-    )
-    for seed in range(8):
-        rejected = contrast(text, objective, seed=seed)
-        assert re.match(f"(?:{after}|{re.escape(before)}) ", rejected), rejected
-    assert any(
-        re.match(f"(?:{after}) ", contrast(text, objective, seed=seed)) for seed in range(30)
-    )
+def test_wrong_facts(before: str, after: str) -> None:
+    made = [contrast(f"{before} {PLAIN}", "factuality", seed=seed) for seed in range(30)]
+    assert all(re.match(f"(?:{after}) ", rejected) for rejected in made), sorted(set(made))
 
 
 @pytest.mark.parametrize(
@@ -260,11 +275,10 @@ def test_a_name_is_exchanged_wherever_it_stands() -> None:
 
 
 def test_an_article_fits_what_follows_it_in_a_wrong_fact() -> None:
+    text = "They saw an increase in rain. It was an 8 month spell, with a large lake in a hot land."
     for seed in range(20):
-        rejected = contrast(
-            "They saw an increase in rain in an 8 month spell.", "factuality", seed=seed
-        )
-        assert not re.search(r"\ban [bcdfgjklmnpqrstvwxz]|\ba [aeiou]", rejected)
+        rejected = contrast(text, "factuality", seed=seed)
+        assert not re.search(r"\ban (?!8)[^aeiou]|\ba (?:[aeiou]|8)", rejected)
 
 
 def test_errors_written_by_hand_are_used() -> None:
@@ -314,6 +328,8 @@ def test_a_foreign_sentence_takes_the_place_of_one_of_like_length() -> None:
         ("It rained. It rained.", "coherence", "nothing"),
         ("It rained. Then it was", "coherence", "unfinished"),
         ("Hello!", "grammar", "nothing"),
+        ("Hello, iſ.", "grammar", "nothing"),
+        ("Call 1-800-222-1222 or carbon-14 at 12:30.", "factuality", "nothing"),
         ("Hello there, my friend.", "factuality", "nothing"),
         ("", "coherence", "fewer than two sentences"),
     ],

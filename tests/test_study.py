@@ -76,12 +76,15 @@ def test_defaults_are_table_5() -> None:
     defaults = TrainingSettings().model_dump()
     assert {key: defaults[key] for key in TABLE_5} == TABLE_5
     assert TrainingSettings().effective_batch == 24
-    assert PreferenceSettings().model_dump().items() >= {
-        "source": "Anthropic/hh-rlhf",
-        "train": 10_000,
-        "evaluation": 1_000,
-        "seed": 42,
-    }.items()
+    assert (
+        PreferenceSettings().model_dump().items()
+        >= {
+            "source": "Anthropic/hh-rlhf",
+            "train": 10_000,
+            "evaluation": 1_000,
+            "seed": 42,
+        }.items()
+    )
 
 
 # --- what is refused -----------------------------------------------------------------------------
@@ -95,7 +98,10 @@ PLACES = [
     ({"training": {"lora_dropout": 1.0}}, "training.lora_dropout: Input should be less than 1"),
     ({"training": {"learning_rate": "1e-5x"}}, "training.learning_rate: Input should be a valid"),
     ({"training": {"truncation": "middle"}}, "training.truncation: Input should be 'keep_start'"),
-    ({"preferences": {"train": 0}}, "preferences.train: Input should be greater than or equal to 1"),
+    (
+        {"preferences": {"train": 0}},
+        "preferences.train: Input should be greater than or equal to 1",
+    ),
     ({"models": []}, "models: "),
     ({"blocks": ["middle"]}, "block 'middle' is not one of base, full, local, mid, global"),
     ({"blocks": ["mid", "mid"]}, "a block stands twice"),

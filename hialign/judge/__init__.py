@@ -1,7 +1,6 @@
 """A judge scores every response on the sixteen dimensions of Table 6 (section 4.1, Appendix D)."""
 
 import json
-import sys
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from hialign import models, records
 from hialign.errors import HialignError
 from hialign.judge.rubric import Rubric, load_rubric, sha256_of
+from hialign.progress import Progress
 from hialign.study import JudgeSettings, ModelSettings
 
 if TYPE_CHECKING:
@@ -74,18 +74,15 @@ def _keep(
     progress: bool,
 ) -> None:
     """Judge `todo`; each judgment goes to `fresh` and, at once, to the end of the file `partial`."""
-    from tqdm import tqdm
-
     partial.parent.mkdir(parents=True, exist_ok=True)
     torn = partial.is_file() and not partial.read_bytes().endswith(b"\n")
     with (
         partial.open("a", encoding="utf-8") as stream,
-        tqdm(
+        Progress(
             total=len(todo),
             desc=f"judge {common['judge']}",
             unit="response",
             mininterval=5,  # seconds: logs of batch jobs keep every line
-            file=sys.stderr,
             disable=not progress,
         ) as bar,
     ):
@@ -93,7 +90,7 @@ def _keep(
 
         def keep(item: Mapping[str, Any], result: dict[str, Any]) -> None:
             identifier = item["prompt_id"]
-            record = {"prompt_id": identifier} | result | common | {"key": keys[identifier]}
+            record = {"prompt_id": identifier, **result, **common, "key": keys[identifier]}
             stream.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
             stream.flush()
             fresh[identifier] = record

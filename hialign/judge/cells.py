@@ -32,7 +32,7 @@ def judge(cell: Cell) -> dict[str, Any]:
     records.stage_manifest(cell, "judge").unlink(missing_ok=True)
     counts = judge_items(items, settings, place)
     first = next(iter(records.read_jsonl(place)), {})
-    manifest = {
+    manifest: dict[str, Any] = {
         "stage": "judge",
         "fingerprint": cell.fingerprint("judge"),
         "settings": cell.settings("judge"),

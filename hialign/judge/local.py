@@ -70,9 +70,7 @@ class LocalJudge:
         with torch.inference_mode():
             shared, forwarded = self._prefill(before)
             size = len(self._fixed) + len(before)
-            rows = []
-            for start in range(0, len(self._suffixes), BATCH):
-                rows += self._score_suffixes(shared, size, slice(start, start + BATCH))
+            rows = self._score_suffixes(shared, size)
         forwarded += sum(len(suffix) for suffix in self._suffixes)
         result: dict[str, Any] = {"scores": {}, "reasons": {}, "attempts": 1, "repaired": False}
         result |= {"usage": {"prompt_tokens": forwarded, "completion_tokens": 0}, "raw": ""}
@@ -111,32 +109,77 @@ class LocalJudge:
         self._forward([item], cache, len(self._fixed))
         return cache, forwarded
 
-    def _score_suffixes(self, shared: "DynamicCache", size: int, part: slice) -> list[list[float]]:
-        """P(1) to P(5) after each of the suffixes in `part`, [dimension][5].
+    def _score_suffixes(self, cache: "DynamicCache", past: int) -> list[list[float]]:
+        """P(1) to P(5) after each suffix, [dimension][5], given `past` tokens in `cache`."""
+        import torch
 
-        One batch on the cache of `size` shared tokens, padded on the right: what a row attends to
-        lies together, as windowed attention needs it.
+        if self._takes_any_mask():
+            last = self._as_branches(cache, past)
+        else:
+            batches = range(0, len(self._suffixes), BATCH)
+            parts = [self._suffixes[start : start + BATCH] for start in batches]
+            last = torch.cat([self._as_batch(part, cache, past) for part in parts])
+        chosen = torch.tensor(self._digits, device=last.device)  # [dimension, 5]
+        found: list[list[float]] = last.float().softmax(-1).gather(1, chosen).double().tolist()
+        return found
+
+    def _takes_any_mask(self) -> bool:
+        """Whether a mask of ours replaces the model's: every layer attends to all before it."""
+        config = self.model.config.get_text_config()
+        layers = set(getattr(config, "layer_types", None) or ["full_attention"])
+        windowed = getattr(config, "sliding_window", None) and not hasattr(config, "layer_types")
+        kernel = getattr(config, "_attn_implementation", None)
+        return layers == {"full_attention"} and not windowed and kernel in ("sdpa", "eager")
+
+    def _as_branches(self, cache: "DynamicCache", past: int) -> "torch.Tensor":
+        """Logits after each suffix, [dimension, vocabulary]: all suffixes in one sequence, each as a
+        branch of its own that sees `past` and itself. On a CPU twice as fast as a batch, which
+        copies the cache for each row."""
+        import torch
+
+        model, lengths = self.model, torch.tensor([len(suffix) for suffix in self._suffixes])
+        owner = torch.arange(len(lengths)).repeat_interleave(lengths)
+        own = (owner[:, None] == owner).tril()  # [token, token]
+        seen = torch.cat([torch.ones(len(owner), past, dtype=torch.bool), own], 1)[None, None]
+        mask = torch.zeros(seen.shape, dtype=model.dtype)
+        mask.masked_fill_(~seen, torch.finfo(model.dtype).min)
+        tokens = [token for suffix in self._suffixes for token in suffix]
+        positions = [past + i for suffix in self._suffixes for i in range(len(suffix))]
+        output = model(
+            input_ids=torch.tensor([tokens], device=model.device),
+            attention_mask=mask.to(model.device),
+            position_ids=torch.tensor([positions], device=model.device),
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=(lengths.cumsum(0) - 1).to(model.device),
+        )
+        return output.logits[0]
+
+    def _as_batch(
+        self, suffixes: list[list[int]], shared: "DynamicCache", past: int
+    ) -> "torch.Tensor":
+        """Logits after each of `suffixes`, [suffix, vocabulary]: a row each, for any attention.
+
+        Padded on the right: what a row attends to lies together, as windowed attention needs it.
         """
         import torch
 
-        suffixes, digits = self._suffixes[part], self._digits[part]
         cache = copy.deepcopy(shared)
         cache.batch_repeat_interleave(len(suffixes))
         ends = torch.tensor([len(suffix) - 1 for suffix in suffixes])
         kept, place = torch.unique(ends, return_inverse=True)  # logits at these positions only
-        logits = self._forward(suffixes, cache, size, kept)  # [dimension, kept, vocabulary]
-        last = logits[torch.arange(len(suffixes)), place.to(logits.device)].float()
-        chosen = torch.tensor(digits, device=last.device)  # [dimension, 5]
-        return last.softmax(-1).gather(1, chosen).double().tolist()
+        logits = self._forward(suffixes, cache, past, kept)  # [suffix, kept, vocabulary]
+        return logits[torch.arange(len(suffixes)), place]
 
     def _forward(
         self,
         rows: list[list[int]],
         cache: "DynamicCache",
         past: int,
-        kept: "torch.Tensor | int" = 1,
+        kept: "torch.Tensor | None" = None,
     ) -> "torch.Tensor":
-        """Logits of `rows` after `past` cached tokens, at the positions `kept`; fills `cache`."""
+        """Logits of `rows` after `past` cached tokens, at the positions `kept` (default: the last),
+        [row, kept, vocabulary]; fills `cache`."""
         import torch
 
         device = self.model.device
@@ -144,14 +187,15 @@ class LocalJudge:
         ids = torch.tensor([row + [0] * (width - len(row)) for row in rows], device=device)
         real = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
         mask = torch.cat([torch.ones(len(rows), past, dtype=torch.long), real], 1).to(device)
-        return self.model(
+        output = self.model(
             input_ids=ids,
             attention_mask=mask,
             position_ids=(past + torch.arange(width, device=device)).expand(len(rows), -1),
             past_key_values=cache,
             use_cache=True,
-            logits_to_keep=kept.to(device) if isinstance(kept, torch.Tensor) else kept,
-        ).logits
+            logits_to_keep=1 if kept is None else kept.to(device),
+        )
+        return output.logits
 
     # --- tokens --------------------------------------------------------------------------------
 

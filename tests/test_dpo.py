@@ -1,0 +1,686 @@
+"""Training: equal to stock TRL, confined to the block, repeatable, resumable, whole or not at all."""
+
+import errno
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import made_pairs, messages, stock_trainer
+
+from hialign import HialignError, blocks, dpo, layers_of, load_model, load_study, train
+from hialign.models import identity, random_folder
+from hialign.records import STEP_COLUMNS, read_json, read_jsonl
+from hialign.study import Cell, ModelSettings, TrainingSettings
+
+BASE = {
+    "batch_size": 2,
+    "gradient_accumulation_steps": 2,
+    "learning_rate": 0.002,
+    "lora_rank": 4,
+    "lora_dropout": 0.0,
+    "gradient_checkpointing": False,
+    "max_length": 256,
+}
+SEPARATE = [f"self_attn.{p}" for p in ("q_proj", "k_proj", "v_proj", "o_proj")]
+
+
+@dataclass
+class Case:
+    """One comparison with stock TRL."""
+
+    block: str
+    family: str = "llama"
+    prefix: str = "model.layers"
+    modules: tuple[str, ...] = tuple(SEPARATE)
+    settings: tuple[tuple[str, Any], ...] = ()
+
+    def __str__(self) -> str:
+        return "-".join([self.family, self.block, *(f"{k}={v}" for k, v in self.settings)])
+
+
+CASES = [
+    *(Case(block) for block in ("full", "local", "mid", "global", "layers:0,5")),
+    Case("mid", "phi3", modules=("self_attn.qkv_proj", "self_attn.o_proj")),
+    *[
+        Case(
+            "global",
+            "gpt_neox",
+            "gpt_neox.layers",
+            ("attention.query_key_value", "attention.dense"),
+        )
+    ],
+    # sliding and full attention in turn, embeddings that are scaled
+    Case("global", "gemma3_text"),
+    # Table 5's dropout: the reference draws no random numbers, so that both see the same mask
+    Case("mid", settings=(("lora_dropout", 0.05),)),
+    Case("mid", settings=(("lora_dropout", 0.5), ("disable_dropout", True))),
+    Case("local", settings=(("gradient_checkpointing", True),)),
+    # some pairs cut, some dropped
+    Case("mid", settings=(("max_length", 80),)),
+    Case("mid", settings=(("max_length", 80), ("truncation", "keep_end"))),
+]
+
+
+def pairs_of(n: int = 24) -> Any:
+    return messages(made_pairs(n, seed=1))
+
+
+@dataclass
+class Trained:
+    steps: list[dict[str, Any]]
+    adapter: dict[str, np.ndarray]
+    logits: np.ndarray
+    trainer: Any
+
+
+def finished(trainer: Any, steps: list[dict[str, Any]]) -> Trained:
+    import torch
+
+    model = trainer.accelerator.unwrap_model(trainer.model).eval()
+    adapter = {n: p.detach().numpy().copy() for n, p in model.named_parameters() if "lora_" in n}
+    with torch.no_grad():
+        logits = model(input_ids=torch.arange(3, 43)[None]).logits[0].numpy()
+    return Trained(steps, adapter, logits, trainer)
+
+
+def stock_and_ours(case: Case, work: Path) -> tuple[Trained, Trained]:
+    settings = TrainingSettings(**(BASE | dict(case.settings)))
+    layers = layers_of(case.block, 6)
+    modules = [f"{case.prefix}.{layer}.{name}" for layer in layers for name in case.modules]
+    source = f"random:{case.family}"
+    model, tokenizer = load_model(source)
+    theirs = stock_trainer(model, tokenizer, pairs_of(), modules, settings, work / "stock")
+    theirs.train()
+    logged = [entry for entry in theirs.state.log_history if "loss" in entry]
+    stock = finished(
+        theirs,
+        [
+            {"step": e["step"], "epoch": e["epoch"]}
+            | {ours: e[name] for name, ours in dpo.LOGGED.items() if name != "seconds"}
+            for e in logged
+        ],
+    )
+    model, tokenizer = load_model(source)
+    weights = identity(ModelSettings(source=source))
+    ours = dpo.train_block(
+        model, tokenizer, pairs_of(), layers, settings, weights, work=work / "ours"
+    )
+    return stock, finished(ours, dpo._steps(ours))
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Case], tuple[Trained, Trained]]:
+    """Stock and our training of a case, done once."""
+    done: dict[str, tuple[Trained, Trained]] = {}
+
+    def get(case: Case) -> tuple[Trained, Trained]:
+        if str(case) not in done:
+            done[str(case)] = stock_and_ours(case, tmp_path_factory.mktemp("dpo"))
+        return done[str(case)]
+
+    return get
+
+
+def relative(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> float:
+    """How far two adapters are apart, over the norm of the second."""
+    assert list(found) == list(expected)
+    apart = sum(float(((found[n] - expected[n]) ** 2).sum()) for n in expected)
+    return float((apart / sum(float((e**2).sum()) for e in expected.values())) ** 0.5)
+
+
+# --- against stock TRL ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_training_is_stock_trls(
+    compared: Callable[[Case], tuple[Trained, Trained]], case: Case
+) -> None:
+    stock, ours = compared(case)
+    assert [s["step"] for s in ours.steps] == [s["step"] for s in stock.steps]
+    assert len(ours.steps) >= 4
+    for name in ("loss", "grad_norm"):
+        found, expected = ([s[name] for s in run.steps] for run in (ours, stock))
+        np.testing.assert_allclose(found, expected, rtol=1e-5, err_msg=name)
+    for name in ("chosen_reward", "rejected_reward", "reward_margin"):
+        found, expected = ([s[name] for s in run.steps] for run in (ours, stock))
+        # Differences of log-probabilities of hundreds of nats, times beta: 1e-5 of what is left
+        # after the subtraction would ask for more than float32 has.
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=2e-5, err_msg=name)
+    for name in ("epoch", "learning_rate", "tokens"):
+        assert [s[name] for s in ours.steps] == [s[name] for s in stock.steps], name
+    assert relative(ours.adapter, stock.adapter) < 1e-5
+    np.testing.assert_allclose(ours.logits, stock.logits, rtol=1e-4, atol=1e-4)
+
+
+def test_the_comparison_can_tell(
+    compared: Callable[[Case], tuple[Trained, Trained]],
+) -> None:
+    """That training moved something, and that cases differ by more than the tolerances above."""
+    plain, dropped = compared(CASES[2])[1], compared(CASES[8])[1]
+    assert plain.steps[0]["loss"] == pytest.approx(np.log(2), rel=1e-5)
+    assert plain.steps[-1]["loss"] < 0.6
+    assert abs(plain.steps[-1]["loss"] - dropped.steps[-1]["loss"]) > 1e-3
+    without = compared(CASES[9])[1]  # dropout 0.5, but disabled
+    assert relative(without.adapter, plain.adapter) < 1e-5
+    assert relative(dropped.adapter, plain.adapter) > 1e-3
+    cut = compared(CASES[11])[1]
+    assert len(cut.steps) <= len(plain.steps)
+    assert cut.steps[0]["tokens"] < plain.steps[0]["tokens"]
+
+
+def test_checkpointing_changes_no_number(
+    compared: Callable[[Case], tuple[Trained, Trained]],
+) -> None:
+    with_it, without = compared(CASES[10])[1], compared(CASES[1])[1]
+    for found, expected in zip(with_it.steps, without.steps, strict=True):
+        assert found["loss"] == pytest.approx(expected["loss"], rel=1e-6)
+    assert relative(with_it.adapter, without.adapter) < 1e-6
+
+
+@pytest.mark.parametrize("case", CASES[:7], ids=str)
+def test_the_proof_of_confinement(
+    compared: Callable[[Case], tuple[Trained, Trained]], case: Case
+) -> None:
+    import torch
+
+    ours = compared(case)[1]
+    layers = layers_of(case.block, 6)
+    original, _ = load_model(f"random:{case.family}")
+    proof = ours.trainer.confinement
+    assert proof == {
+        "base_parameters_checked": len(list(original.named_parameters())),
+        "base_parameters_changed": 0,
+        "adapter_tensors": 2 * len(layers) * len(case.modules),
+        "adapter_tensors_changed": 2 * len(layers) * len(case.modules),
+        "adapted_layers": layers,
+    }
+    base = ours.trainer.accelerator.unwrap_model(ours.trainer.model).unload()
+    for name, value in original.state_dict().items():
+        assert torch.equal(value, base.state_dict()[name]), name
+
+
+# --- cells ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cell(tiny_study: Callable[..., Path], outputs: Path) -> Callable[..., Cell]:
+    """`cell("mid", lora_dropout=0.1)`: a cell of a tiny study, its training settings changed."""
+
+    def get(block: str = "mid", model: str = "random:llama", **training: Any) -> Cell:
+        path = tiny_study(models=[model], training=training, preferences={"train": 24})
+        return load_study(path).cell(None, block)
+
+    return get
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+
+
+def timeless(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+
+
+def adapter_of(cell: Cell) -> dict[str, np.ndarray]:
+    from safetensors.numpy import load_file
+
+    return load_file(cell.folder / "adapter" / "adapter_model.safetensors")
+
+
+def same(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> bool:
+    return list(a) == list(b) and all(np.array_equal(a[n], b[n]) for n in a)
+
+
+def left_over(outputs: Path) -> list[str]:
+    """What a failed run left, checkpoints (which are hidden, and there to be resumed) aside."""
+    return [name for name in names(outputs) if "/.checkpoints/" not in name]
+
+
+def test_a_trained_cell(cell: Callable[..., Cell], outputs: Path) -> None:
+    mid = cell("mid")
+    returned = train(mid)
+    written = names(mid.folder)
+    assert {"manifest.json", "training.jsonl"} <= set(written)
+    assert {"adapter/adapter_config.json", "adapter/adapter_model.safetensors"} <= set(written)
+    assert {Path(n).suffix for n in written} <= {".json", ".jsonl", ".safetensors", ".md"}
+    assert not list((outputs / "tiny" / ".checkpoints").rglob("*.safetensors"))
+
+    steps = read_jsonl(mid.folder / "training.jsonl")
+    assert [s["step"] for s in steps] == [1, 2, 3, 4, 5, 6]
+    assert all(list(s) == STEP_COLUMNS for s in steps)
+    assert steps[0]["loss"] == pytest.approx(np.log(2), rel=1e-5)
+    assert all(b["tokens"] > a["tokens"] for a, b in pairwise(steps))
+    assert all(s["seconds"] > 0 for s in steps)
+
+    manifest = read_json(mid.folder / "manifest.json")
+    assert manifest == json.loads(json.dumps(returned))
+    assert (
+        manifest.items()
+        >= {
+            **{"study": "tiny", "model": "random-llama", "block": "mid", "strategy": "Mid-Align"},
+            **{
+                "layers": [2, 3],
+                "depth": 6,
+                "seed": 42,
+                "status": "trained",
+                "steps": 6,
+                "pairs": 24,
+            },
+            **{"precision": "float32", "tokens": steps[-1]["tokens"], "effective_batch": 4},
+            "fingerprint": mid.fingerprint("train"),
+            "settings": mid.settings("train"),
+            "weights_sha256": identity(mid.model)["weights_sha256"],
+            # of q (32x32), k, v (32x16) and o (32x32), rank 16, two layers
+            "trainable_parameters": 2 * 16 * (64 + 48 + 48 + 64),
+        }.items()
+    )
+    assert manifest["seconds"] == pytest.approx(sum(s["seconds"] for s in steps))
+    assert manifest["confinement"]["adapted_layers"] == [2, 3]
+    assert manifest["preferences"]["fingerprint"]
+    assert manifest["packages"]["trl"]
+    assert manifest["peak_memory_bytes"] > 1 << 20
+
+
+def test_the_adapter_loads_with_plain_peft(cell: Callable[..., Cell]) -> None:
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    mid = cell("mid", lora_dropout=0.0)
+    train(mid)
+    ids = torch.arange(3, 60)[None]
+    base = AutoModelForCausalLM.from_pretrained(random_folder("llama")).eval()
+    with torch.no_grad():
+        untuned = base(input_ids=ids).logits
+        tuned = PeftModel.from_pretrained(base, mid.folder / "adapter").eval()
+        found = tuned(input_ids=ids).logits
+    adapted = {n.split(".layers.")[1].split(".")[0] for n in adapter_of(mid)}
+    assert adapted == {"2", "3"}
+
+    # What the weights say, by hand: W + alpha / r B A in every adapted module
+    by_hand = AutoModelForCausalLM.from_pretrained(random_folder("llama")).eval()
+    weights = adapter_of(mid)
+    for name, a in weights.items():
+        if name.endswith("lora_A.weight"):
+            b = weights[name.replace("lora_A", "lora_B")]
+            module = by_hand.get_submodule(
+                name.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
+            )
+            module.weight.data += torch.from_numpy((32 / 16) * (b @ a))
+    with torch.no_grad():
+        expected = by_hand(input_ids=ids).logits
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert float((found - untuned).abs().max()) > 0.1
+
+    model, _ = dpo.load_cell(mid)
+    with torch.no_grad():
+        assert torch.equal(model(input_ids=ids).logits, found)
+    assert not model.training
+
+
+def test_the_seed_decides_alone(cell: Callable[..., Cell]) -> None:
+    """Same seed, same numbers, whatever was drawn before; another seed, others."""
+    import torch
+
+    mid = cell("mid", lora_dropout=0.05)
+    train(mid)
+    steps, adapter = read_jsonl(mid.folder / "training.jsonl"), adapter_of(mid)
+    torch.manual_seed(987)
+    train(mid)
+    assert timeless(read_jsonl(mid.folder / "training.jsonl")) == timeless(steps)
+    assert same(adapter_of(mid), adapter)
+    other = cell("mid", lora_dropout=0.05, seed=7)
+    train(other)
+    assert timeless(read_jsonl(other.folder / "training.jsonl")) != timeless(steps)
+
+
+def test_base_is_not_tuned_and_computes_the_reference_for_all(
+    cell: Callable[..., Cell], empty_cache: Path
+) -> None:
+    base = cell("base")
+    manifest = train(base)
+    assert names(base.folder) == ["manifest.json"]
+    assert (
+        manifest.items() >= {"status": "untrained", "layers": [], "steps": 0, "tokens": 0}.items()
+    )
+    assert manifest["trainable_parameters"] == 0
+    known = names(empty_cache / "reference")
+    assert len([n for n in known if n.endswith(".json")]) == 1
+    train(cell("mid"))
+    assert names(empty_cache / "reference") == known
+    model, _ = dpo.load_cell(base)
+    assert not hasattr(model, "peft_config")
+
+
+def test_precision_of_a_gpu(cell: Callable[..., Cell]) -> None:
+    """bfloat16 weights (Table 5) train, with adapters that keep small steps."""
+    path = cell("mid").study.model_copy(
+        update={"models": [ModelSettings(source="random:llama", precision="bfloat16")]}
+    )
+    mid = path.cell(None, "mid")
+    manifest = train(mid)
+    assert manifest["precision"] == "bfloat16"
+    steps = read_jsonl(mid.folder / "training.jsonl")
+    assert steps[0]["loss"] == pytest.approx(np.log(2), abs=0.05)
+    assert steps[-1]["loss"] < 0.6
+    assert {a.dtype for a in adapter_of(mid).values()} == {np.dtype("float32")}
+
+
+def test_pairs_that_are_too_long_are_counted(cell: Callable[..., Cell]) -> None:
+    mid = cell("mid", max_length=80)
+    manifest = train(mid)
+    assert manifest["pairs"] < 24
+    assert manifest["pairs"] + manifest["pairs_too_long"] == 24
+
+
+def test_another_study_with_the_same_folder_replaces_it_whole(cell: Callable[..., Cell]) -> None:
+    train(cell("mid", lora_rank=8))
+    again = cell("mid", lora_rank=2)
+    train(again)
+    assert {a.shape[0] for n, a in adapter_of(again).items() if "lora_A" in n} == {2}
+    assert read_json(again.folder / "adapter" / "adapter_config.json")["r"] == 2
+    assert [p for p in again.folder.iterdir() if p.name.startswith(".")] == []
+
+
+# --- interrupted runs ----------------------------------------------------------------------------
+
+
+def interrupted(monkeypatch: pytest.MonkeyPatch, cell: Cell, step: int) -> None:
+    """Train `cell` and press Ctrl-C at the end of optimizer step `step`."""
+    from transformers import TrainerCallback
+
+    class CtrlC(TrainerCallback):  # type: ignore[misc]
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == step:
+                raise KeyboardInterrupt
+
+    original = dpo._trainer_class()
+
+    class Interrupted(original):  # type: ignore[misc,valid-type]
+        def train(self, *args: Any, **kwargs: Any) -> Any:
+            self.add_callback(CtrlC())
+            return super().train(*args, **kwargs)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(dpo, "_trainer_class", lambda: Interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train(cell)
+
+
+@pytest.fixture
+def uninterrupted(cell: Callable[..., Cell]) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
+    whole = cell("mid", lora_dropout=0.05)
+    train(whole)
+    result = read_jsonl(whole.folder / "training.jsonl"), adapter_of(whole)
+    shutil.rmtree(whole.folder)
+    return result
+
+
+@pytest.mark.parametrize("half_written", [False, True])
+def test_an_interrupted_run_goes_on_where_it_was(
+    cell: Callable[..., Cell],
+    uninterrupted: tuple[list[dict[str, Any]], dict[str, np.ndarray]],
+    outputs: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    half_written: bool,
+) -> None:
+    steps, adapter = uninterrupted
+    mid = cell("mid", lora_dropout=0.05)
+    interrupted(monkeypatch, mid, 5)
+    assert left_over(outputs) == []
+    (checkpoints,) = (outputs / "tiny" / ".checkpoints" / "random-llama").iterdir()
+    assert [p.name for p in checkpoints.glob("checkpoint-*")] == ["checkpoint-4"]
+    if half_written:  # as if it had been killed while it wrote the next one
+        torn = checkpoints / "checkpoint-6"
+        torn.mkdir()
+        shutil.copy(checkpoints / "checkpoint-4" / "adapter_config.json", torn)
+        (torn / "adapter_model.safetensors").write_bytes(b"torn")
+    seen: list[int] = []
+    original = dpo._trainer_class()
+
+    class Counted(original):  # type: ignore[misc,valid-type]
+        def training_step(self, *args: Any, **kwargs: Any) -> Any:
+            seen.append(self.state.global_step)
+            return super().training_step(*args, **kwargs)
+
+    monkeypatch.setattr(dpo, "_trainer_class", lambda: Counted)
+    manifest = train(mid)
+    assert set(seen) == {4, 5}  # only the last two of the six steps were run
+    assert timeless(read_jsonl(mid.folder / "training.jsonl")) == timeless(steps)
+    assert same(adapter_of(mid), adapter)
+    assert (manifest["steps"], manifest["tokens"]) == (6, steps[-1]["tokens"])
+    assert manifest["confinement"]["adapter_tensors_changed"] == 16
+    assert not checkpoints.exists()
+
+
+def test_checkpoints_of_other_settings_are_not_used(
+    cell: Callable[..., Cell], outputs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupted(monkeypatch, cell("mid", learning_rate=0.02), 3)
+    mid = cell("mid")
+    train(mid)
+    steps, adapter = read_jsonl(mid.folder / "training.jsonl"), adapter_of(mid)
+    train(mid)
+    assert timeless(read_jsonl(mid.folder / "training.jsonl")) == timeless(steps)
+    assert same(adapter_of(mid), adapter)
+    assert list((outputs / "tiny" / ".checkpoints").rglob("checkpoint-*")) == []
+
+
+def test_checkpoints_of_other_cells_stay(
+    cell: Callable[..., Cell], outputs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`layers:1` and `layers:1-2` begin alike; each keeps its own."""
+    interrupted(monkeypatch, cell("layers:1-2"), 3)
+    train(cell("layers:1"))
+    train(cell("full"))
+    assert len(list((outputs / "tiny" / ".checkpoints").rglob("checkpoint-2"))) == 1
+
+
+@pytest.mark.slow
+def test_a_killed_process_resumes(
+    cell: Callable[..., Cell],
+    uninterrupted: tuple[list[dict[str, Any]], dict[str, np.ndarray]],
+    outputs: Path,
+    tmp_path: Path,
+) -> None:
+    """SIGKILL, which no handler sees."""
+    mid = cell("mid", lora_dropout=0.05)
+    code = (
+        "import sys; from hialign import load_study, train; "
+        "train(load_study(sys.argv[1]).cell(None, 'mid'))"
+    )
+    run = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "tiny.yml")])
+    place = outputs / "tiny" / ".checkpoints"
+    while run.poll() is None and not list(place.rglob("trainer_state.json")):
+        time.sleep(0.002)
+    os.kill(run.pid, signal.SIGKILL)
+    assert run.wait() == -signal.SIGKILL
+    assert left_over(outputs) == []
+    train(mid)
+    steps, adapter = uninterrupted
+    assert timeless(read_jsonl(mid.folder / "training.jsonl")) == timeless(steps)
+    assert same(adapter_of(mid), adapter)
+
+
+# --- what is refused -----------------------------------------------------------------------------
+
+
+def one_line(error: pytest.ExceptionInfo[HialignError]) -> str:
+    text = str(error.value)
+    assert "\n" not in text
+    return text
+
+
+def test_a_layer_out_of_range_is_refused_before_a_model_is_loaded(
+    cell: Callable[..., Cell], outputs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dpo, "load_model", lambda *_: pytest.fail("a model was loaded"))
+    with pytest.raises(HialignError, match="layer 9 is out of range; this model has 6") as caught:
+        train(cell("layers:2,9"))
+    one_line(caught)
+    assert not outputs.exists()
+
+
+def test_a_full_disk_is_refused_before_training(
+    cell: Callable[..., Cell], outputs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = shutil._ntuple_diskusage(10 << 30, 10 << 30, 5 << 20)  # type: ignore[attr-defined]
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: full)
+    with pytest.raises(
+        HialignError, match=r"only 5 MiB are free under .*HIALIGN_OUTPUTS"
+    ) as caught:
+        train(cell("mid"))
+    one_line(caught)
+    assert not outputs.exists()
+
+
+@pytest.mark.parametrize("block", ["base", "mid"])
+def test_prompts_that_fill_the_limit_are_refused(
+    cell: Callable[..., Cell], outputs: Path, block: str
+) -> None:
+    with pytest.raises(HialignError, match=r"training.max_length 8: every prompt alone") as caught:
+        train(cell(block, max_length=8))
+    one_line(caught)
+    assert not outputs.exists()
+
+
+def test_unknown_modules_are_refused(cell: Callable[..., Cell], outputs: Path) -> None:
+    with pytest.raises(HialignError, match="target module 'w_proj' was not found in layer 2"):
+        train(cell("mid", target_modules=["w_proj"]))
+    assert not outputs.exists()
+
+
+@pytest.mark.parametrize(("key", "value"), [("scheduler", "no-such"), ("optimizer", "no-such")])
+def test_unknown_choices_of_the_trainer_are_refused(
+    cell: Callable[..., Cell], outputs: Path, key: str, value: str
+) -> None:
+    with pytest.raises(HialignError, match=f"training.{key}.*no-such") as caught:
+        train(cell("mid", **{key: value}))
+    one_line(caught)
+    assert left_over(outputs) == []
+
+
+def tampering(monkeypatch: pytest.MonkeyPatch, tamper: Callable[[Any], None]) -> None:
+    original = dpo._trainer_class()
+
+    class Tampering(original):  # type: ignore[misc,valid-type]
+        def train(self, *args: Any, **kwargs: Any) -> Any:
+            result = super().train(*args, **kwargs)
+            tamper(self.model)
+            return result
+
+    monkeypatch.setattr(dpo, "_trainer_class", lambda: Tampering)
+
+
+@pytest.mark.parametrize("layer", [0, 2])
+def test_a_changed_base_weight_is_found(
+    cell: Callable[..., Cell], outputs: Path, monkeypatch: pytest.MonkeyPatch, layer: int
+) -> None:
+    """One bit of one weight, in a frozen layer or in a tuned one."""
+    import torch
+
+    def tamper(model: Any) -> None:
+        weight = model.get_base_model().model.layers[layer].mlp.up_proj.weight
+        weight.data.view(torch.int32)[3, 4] ^= 1
+
+    tampering(monkeypatch, tamper)
+    with pytest.raises(
+        HialignError, match=rf"not confined to the block: .*layers\.{layer}\.mlp\.up_proj"
+    ) as caught:
+        train(cell("mid"))
+    one_line(caught)
+    assert left_over(outputs) == []
+
+
+def test_an_adapter_outside_the_block_is_found(
+    cell: Callable[..., Cell], outputs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(blocks, "target_modules", lambda *_: ["model.layers.4.self_attn.q_proj"])
+    with pytest.raises(HialignError, match=r"not confined to the block: .*layers\.4\.self_attn"):
+        train(cell("mid"))
+    assert left_over(outputs) == []
+
+
+def test_a_thawed_base_weight_is_found(
+    cell: Callable[..., Cell], outputs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def tamper(model: Any) -> None:
+        model.get_base_model().model.norm.weight.requires_grad_(True)
+
+    tampering(monkeypatch, tamper)
+    with pytest.raises(HialignError, match=r"not confined to the block: .*model\.norm\.weight"):
+        train(cell("mid"))
+    assert left_over(outputs) == []
+
+
+def test_a_loss_that_is_no_number_is_refused(cell: Callable[..., Cell], outputs: Path) -> None:
+    mid = cell("mid", learning_rate=1e30, max_grad_norm=0)
+    for _ in range(2):  # and is not resumed from, either
+        with pytest.raises(HialignError, match=r"not (a number|finite) from step \d+ on") as caught:
+            train(mid)
+        assert "lower training.learning_rate" in one_line(caught)
+        assert names(outputs) == []
+
+
+def test_a_failed_run_leaves_the_last_good_one(
+    cell: Callable[..., Cell], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mid = cell("mid")
+    train(mid)
+    before = {n: (mid.folder / n).read_bytes() for n in names(mid.folder)}
+    monkeypatch.setattr(dpo, "_confinement", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        train(mid)
+    assert {n: (mid.folder / n).read_bytes() for n in names(mid.folder)} == before
+
+
+@pytest.mark.parametrize("file", ["adapter", "training.jsonl", "manifest.json"])
+def test_a_disk_that_fills_up_at_the_end(
+    cell: Callable[..., Cell], outputs: Path, monkeypatch: pytest.MonkeyPatch, file: str
+) -> None:
+    """No manifest, so the cell counts as missing; nothing half-written; one line."""
+    copy, replace = shutil.copytree, os.replace
+
+    def full_copy(source: Any, target: Any, **options: Any) -> None:
+        copy(source, target, **options)
+        (Path(target) / "adapter_config.json").unlink()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def full_replace(source: Any, target: Any) -> None:
+        if Path(target).name == file:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        replace(source, target)
+
+    if file == "adapter":
+        monkeypatch.setattr(shutil, "copytree", full_copy)
+    else:
+        monkeypatch.setattr(os, "replace", full_replace)
+    mid = cell("mid")
+    with pytest.raises(HialignError, match=f"cannot write .*{file}: No space left") as caught:
+        train(mid)
+    one_line(caught)
+    left = names(mid.folder)
+    assert "manifest.json" not in left
+    assert [n for n in left if n.startswith(".")] == []
+    assert not any((mid.folder / "adapter").glob("*")) or len(list(adapter_of(mid))) == 16
+    assert list(outputs.rglob(".adapter.*")) == []
+
+
+def test_an_untrained_cell_is_not_loaded(cell: Callable[..., Cell]) -> None:
+    with pytest.raises(HialignError) as caught:
+        dpo.load_cell(cell("mid"))
+    assert one_line(caught) == (
+        "random-llama mid of study tiny has not been trained: "
+        "run `hialign run train -p study tiny -p block mid` first"
+    )

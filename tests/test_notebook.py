@@ -1,0 +1,129 @@
+"""Parameters are checked before anything runs, and a notebook's output is whole or not there."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from hialign import notebook, paths
+from hialign.errors import HialignError
+from hialign.study import STAGES
+
+
+def run_cli(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "hialign.cli", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=600)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_templates_are_stripped_and_have_one_parameters_cell(stage: str) -> None:
+    book = nbformat.read(paths.notebooks() / f"{stage}.ipynb", as_version=4)
+    code = [c for c in book.cells if c.cell_type == "code"]
+    assert all(not c.outputs and c.execution_count is None for c in code)
+    assert sum("parameters" in c.metadata.get("tags", []) for c in code) == 1
+    assert len(code) <= 6, "a notebook holds calls and plots, no logic"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("-p", "bloc", "late"), "no parameter 'bloc' (did you mean 'block'?)"),
+        (("-p", "block", "middle"), "block 'middle' is not one of base, full, local, mid, global"),
+        (("-p", "block", "7"), "parameter block must be str, it is 7"),
+        (("-p", "study", "nowhere"), "there is no study 'nowhere'"),
+        (("-p", "study", "smoke", "-p", "block", "layers:3-9"), "layer 9 is out of range"),
+        (("-p", "study", "smoke", "-p", "model", "random:gpt9"), "random model 'gpt9' is not"),
+    ],
+)
+def test_a_wrong_parameter_is_one_line_and_leaves_nothing(
+    outputs: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    done = run_cli("run", "train", *arguments)
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert "Traceback" not in done.stderr
+    left = [p for p in outputs.rglob("*") if p.is_file() and ".failed." not in p.name]
+    assert left == []
+
+
+def test_values_are_read_as_papermill_does_but_for_underscores() -> None:
+    assert notebook.parse_value("8") == 8
+    assert notebook.parse_value("1e-5") == 1e-5
+    assert notebook.parse_value("None") is None
+    assert notebook.parse_value("1_000") == "1_000"
+    assert notebook.parse_value("layers:8-12,20") == "layers:8-12,20"
+
+
+def test_begin_refuses_names_that_are_no_parameters() -> None:
+    namespace = {"study": "smoke", "model": None, "block": "mid", "bloc": "late", "_x": 1}
+    with pytest.raises(HialignError, match=r"no parameter 'bloc' \(did you mean 'block'"):
+        notebook.begin(namespace, "train")
+
+
+def test_begin_gives_the_cell() -> None:
+    cell = notebook.begin({"study": "smoke", "model": None, "block": "mid"}, "train")
+    assert (cell.study.name, cell.model.name, cell.strategy) == ("smoke", "random-llama", "Mid-Align")
+
+
+def test_papermill_alone_runs_a_notebook_from_anywhere_and_refuses_a_misspelt_parameter(
+    outputs: Path, tmp_path: Path
+) -> None:
+    """What the README promises: `papermill notebooks/train.ipynb OUT -p block mid`."""
+    template = str(paths.notebooks() / "train.ipynb")
+    command = [sys.executable, "-m", "papermill", "--log-level", "ERROR", template, "out.ipynb"]
+    good = [*command, "-p", "study", "smoke", "-p", "block", "mid"]
+    done = subprocess.run(good, cwd=tmp_path, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    cell = outputs / "smoke" / "random-llama" / "mid"
+    manifest = json.loads((cell / "manifest.json").read_text())
+    assert (manifest["layers"], manifest["steps"]) == ([2, 3], 2)
+    assert manifest["confinement"]["base_parameters_changed"] == 0
+    book = nbformat.read(tmp_path / "out.ipynb", as_version=4)
+    text = json.dumps([c.get("outputs", []) for c in book.cells])
+    assert text.count("it/s") + text.count("s/it") <= 4, "a progress bar floods the notebook"
+
+    bad = [*command, "-p", "study", "smoke", "-p", "bloc", "mid"]
+    done = subprocess.run(bad, cwd=tmp_path, capture_output=True, text=True, timeout=600)
+    assert done.returncode != 0
+    assert "did you mean 'block'" in done.stderr
+
+
+def test_a_stage_without_what_it_needs_fails_and_says_what_to_run(outputs: Path) -> None:
+    done = run_cli("run", "respond", "-p", "study", "smoke", "-p", "block", "full")
+    assert done.returncode == 1
+    assert "has not been trained: run `hialign run train -p study smoke -p block full`" in done.stderr
+    kept = outputs / "smoke" / "notebooks" / "respond-random-llama-full.failed.ipynb"
+    assert kept.is_file()
+    assert not kept.with_name("respond-random-llama-full.ipynb").exists()
+    assert str(Path.home()) not in kept.read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("reproduce", "paper"), "the environment has no OPENAI_API_KEY"),
+        (("reproduce", "hh-rlhf"), "there is no study 'hh-rlhf'"),
+        (("partition", "2"), "cannot be split into three blocks"),
+        (("partition", "nobody/nothing"), "model nobody/nothing could not be loaded"),
+    ],
+)
+def test_commands_fail_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, outputs: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    done = run_cli(*arguments)
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_partition_prints_table_4s_row() -> None:
+    done = run_cli("partition", "28")
+    assert done.returncode == 0
+    for part in ("0-9", "10-18", "19-27"):
+        assert part in done.stdout

@@ -1,0 +1,444 @@
+"""Tables against pandas, numpy and scipy, on made-up run folders."""
+
+import math
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from hialign import records, tables
+from hialign.blocks import layers_of
+from hialign.judge.rubric import DIMENSIONS
+from hialign.study import Cell, Study
+
+OBJECTIVES = ("all", "grammar", "coherence", "factuality")
+EFFECT = {"base": 0.0, "full": 0.3, "local": 0.2, "mid": 0.25, "global": 0.05}
+
+
+def make_study(models: Iterable[Any] = ("small",), **settings: Any) -> Study:
+    rows = [m if isinstance(m, dict) else {"source": f"random:{m}", "name": m} for m in models]
+    settings.setdefault("judge", {"backend": "local", "model": "embedded:judge"})
+    settings.setdefault("evaluation", {"resamples": 500})
+    return Study(name="made-up", title="Made up", models=rows, **settings)
+
+
+def write_training(cell: Cell, steps: int = 9, depth: int = 30, **changes: Any) -> None:
+    """`manifest.json` and `training.jsonl`, as hialign.dpo leaves them."""
+    base = cell.block == "base"
+    rng = np.random.default_rng([len(cell.model.name), len(cell.block)])
+    drop = 0.35 + EFFECT.get(cell.block, 0.1)
+    rows = [
+        {
+            "step": i + 1,
+            "epoch": (i + 1) / steps,
+            "loss": math.log(2) - drop * i / steps + 0.1 * float(rng.standard_normal()) * (i > 0),
+            "chosen_reward": 0.1 * i,
+            "rejected_reward": -0.1 * i,
+            "reward_accuracy": 0.5,
+            "reward_margin": 0.2 * i,
+            "grad_norm": 1.0,
+            "learning_rate": 1e-4,
+            "seconds": 6.0,
+            "tokens": 100.0 * (i + 1),
+        }
+        for i in range(steps)
+    ]
+    manifest = {
+        "model": cell.model.name,
+        "block": cell.block,
+        "strategy": cell.strategy,
+        "layers": layers_of(cell.block, depth),
+        "depth": depth,
+        "fingerprint": cell.fingerprint("train"),
+        "pairs": 72,
+        "seed": 42,
+        "precision": "float32",
+        "parameters": 1000,
+        "device": "NVIDIA <b>A100</b>",
+        "status": "untrained" if base else "trained",
+        "steps": 0 if base else steps,
+        "tokens": 0 if base else rows[-1]["tokens"],
+        "seconds": 3.0 if base else 6.0 * steps * (1 + EFFECT.get(cell.block, 0)),
+        "trainable_parameters": 0 if base else 10,
+        "peak_memory_bytes": 3 * 2**29,
+    }
+    if not base:
+        records.write_jsonl(cell.folder / "training.jsonl", rows)
+        manifest["final_loss"] = rows[-1]["loss"]
+    records.write_json(cell.folder / "manifest.json", manifest | changes)
+
+
+def write_evaluation(cell: Cell, n: int = 72) -> None:
+    """`evaluation.json`, as hialign.evaluate leaves it."""
+    base, effect = cell.block == "base", EFFECT.get(cell.block, 0.1)
+    shift = 0.01 * len(cell.model.name)
+
+    def around(name: str, value: float | None, by: float) -> dict[str, float | None]:
+        ends = (None, None) if value is None else (value - by, value + by)
+        return {name: value, f"{name}_low": ends[0], f"{name}_high": ends[1]}
+
+    found = {
+        objective: {
+            "n": n if objective == "all" else n // 3,
+            **around("likelihood_accuracy", 0.6 + shift, 0.1),
+            **around("reward_accuracy", None if base else 0.6 + effect, 0.08),
+            **around("reward_margin", 0.0 if base else (4 - i) * effect, 0.0 if base else 0.12),
+        }
+        for i, objective in enumerate(OBJECTIVES)
+    }
+    divergence = {
+        "n": 24,
+        **around("kl", 0.0 if base else effect / 10 + 0.001, 0.0 if base else 0.0004),
+        **around("response_tokens", 50 + 20 * effect, 4.0),
+    }
+    rng = np.random.default_rng([5, len(cell.block)])
+    logs = ("chosen", "rejected", "chosen_base", "rejected_base")
+    pairs = [
+        {"id": f"p{i}-0", "objective": "preference", "groups": ["all"]}
+        | {name: -50.0 + float(rng.standard_normal()) for name in logs}
+        for i in range(n)
+    ]
+    content = {"fingerprint": cell.fingerprint("evaluate"), "objectives": found, "pairs": pairs}
+    records.write_json(cell.folder / "evaluation.json", content | {"divergence": divergence})
+
+
+def write_judgments(
+    cell: Cell, prompts: int = 24, failed: Iterable[int] = (), whole: bool = False
+) -> None:
+    """`judgments-<judge>.jsonl`, with an error instead of scores for the prompts in `failed`."""
+    assert cell.study.judge is not None
+    rng = np.random.default_rng([7, len(cell.model.name), list(EFFECT).index(cell.block)])
+    ability = np.random.default_rng(3).standard_normal(prompts)
+    rows = []
+    for i in range(prompts):
+        mean = 2.9 + EFFECT[cell.block] + 0.05 * len(cell.model.name) + 0.7 * ability[i]
+        scores = np.clip(mean + 0.8 * rng.standard_normal(len(DIMENSIONS)), 1, 5)
+        scores = np.round(scores) if whole else scores
+        row = {"prompt_id": f"p{i}", "scores": {}, "reasons": {}, "judge": cell.study.judge.name}
+        if i in set(failed):
+            row["error"] = "no valid answer in three attempts"
+        else:
+            row["scores"] = dict(zip(DIMENSIONS, map(float, scores), strict=True))
+        rows.append(row)
+    records.write_jsonl(cell.folder / f"judgments-{cell.study.judge.name}.jsonl", rows)
+
+
+def write_all(study: Study, prompts: int = 24, steps: int = 9, whole: bool = False) -> None:
+    for cell in study.cells():
+        write_training(cell, steps, depth=32)
+        write_evaluation(cell)
+        write_judgments(cell, prompts, whole=whole)
+
+
+@pytest.fixture
+def small(outputs: Path) -> Study:
+    """One model, two strategies done, no judgments."""
+    study = make_study()
+    for block in ("base", "mid"):
+        write_training(study.cell(None, block))
+        write_evaluation(study.cell(None, block))
+    return study
+
+
+@pytest.fixture
+def judged(outputs: Path) -> Study:
+    """Two models; some judgments of one failed, and one cell has none at all."""
+    study = make_study(["small", "another"], blocks=["base", "full", "mid"])
+    for cell in study.cells():
+        if (cell.model.name, cell.block) != ("another", "mid"):
+            write_judgments(cell, failed=(0, 5) if cell.block == "full" else ())
+    return study
+
+
+def scores_of(study: Study, block: str, dimension: str = "Overall") -> pd.DataFrame:
+    """The scores straight from the files: model, prompt_id, score."""
+    assert study.judge is not None
+    rows = []
+    for cell in study.cells():
+        file = cell.folder / f"judgments-{study.judge.name}.jsonl"
+        if cell.block == block and file.is_file():
+            for row in records.read_jsonl(file):
+                score = row["scores"].get(dimension, math.nan)
+                rows.append((cell.model.label, row["prompt_id"], score))
+    return pd.DataFrame(rows, columns=["model", "prompt_id", "score"])
+
+
+def ends(text: str) -> tuple[float, float]:
+    low, high = text.replace("−", "-").split(" to ")
+    return float(low), float(high)
+
+
+def row_of(table: pd.DataFrame, **where: str) -> pd.Series:
+    for column, value in where.items():
+        table = table[table[column] == value]
+    assert len(table) == 1
+    return table.iloc[0]
+
+
+# --- the paper's tables ----------------------------------------------------------------------------
+
+
+def test_table1() -> None:
+    table = tables.table1()
+    strategies = ["Base", "Full-DPO", "Local-Align", "Mid-Align", "Global-Align"]
+    assert list(table.Strategy) == strategies
+    assert list(table.Kind[:2]) == ["–", "monolithic"]
+
+
+def test_table2_against_pandas_and_scipy(judged: Study) -> None:
+    from scipy.stats import bootstrap
+
+    table = tables.table2(judged)
+    assert list(table.Strategy) == ["Base", "Full-DPO", "Mid-Align"]
+    base = scores_of(judged, "base")
+    for block, strategy in (("base", "Base"), ("full", "Full-DPO"), ("mid", "Mid-Align")):
+        scores = scores_of(judged, block)
+        row = row_of(table, Strategy=strategy)
+        assert row["Mean Overall"] == pytest.approx(scores.score.mean())
+        assert row["Std"] == pytest.approx(scores.score.std(ddof=1))
+        assert row["Median"] == pytest.approx(scores.score.median())
+        assert row["Scored"] == scores.score.notna().sum()
+        assert row["Failed"] == scores.score.isna().sum() == (4 if block == "full" else 0)
+        assert row["Models"] == (1 if block == "mid" else 2)
+        low, high = ends(row["95% interval"])
+        assert low < row["Mean Overall"] < high
+        if block != "base":
+            both = scores.merge(base, on=["model", "prompt_id"])
+            assert row["Minus Base"] == pytest.approx((both.score_x - both.score_y).mean())
+    # Both models have all of Base's scores, so its interval is of the mean of the prompts' means.
+    means = base.groupby("prompt_id").score.mean().to_numpy()
+    expected = bootstrap((means,), np.mean, n_resamples=9_999, rng=np.random.default_rng(1))
+    found = ends(row_of(table, Strategy="Base")["95% interval"])
+    assert found == pytest.approx(tuple(expected.confidence_interval), abs=0.08)
+    assert pd.isna(row_of(table, Strategy="Base")["Minus Base"])
+    assert list(table["Paper: mean"]) == [2.765, 3.067, 3.002]
+
+
+def test_a_difference_within_prompts_is_sharper_than_two_means(judged: Study) -> None:
+    row = row_of(tables.table2(judged), Strategy="Mid-Align")
+    paired, alone = ends(row["Minus Base, 95% interval"]), ends(row["95% interval"])
+    assert paired[1] - paired[0] < alone[1] - alone[0]
+
+
+def test_table3_ranks_and_finds_the_papers_models(outputs: Path) -> None:
+    models = [{"source": "Qwen/Qwen2.5-7B"}, {"source": "Qwen/Qwen3-8B"}, {"source": "x/other"}]
+    study = make_study(models)
+    for cell in study.cells():
+        write_judgments(cell, prompts=6)
+    table = tables.table3(study)
+    assert list(table.Rank) == list(range(1, 11))
+    assert table["Mean Overall"].is_monotonic_decreasing
+    everything = tables.table3(study, top=15)
+    assert len(everything) == 15
+    for row in everything.to_dict("records"):
+        block = next(b for b in EFFECT if study.cell(None, b).strategy == row["Strategy"])
+        scores = scores_of(study, block)
+        mean = scores[scores.model == row["Model"]].score.mean()
+        assert row["Mean Overall"] == pytest.approx(mean)
+    known = row_of(everything, Model="Qwen2.5-7B", Strategy="Mid-Align")
+    assert (known["Paper: rank"], known["Paper: mean"]) == (1, 3.534)
+    assert pd.isna(row_of(everything, Model="other", Strategy="Base")["Paper: rank"])
+
+
+def test_table4(small: Study) -> None:
+    table = tables.table4(small)
+    mid = dict(zip(table.Model, table["Mid block"], strict=True))
+    assert mid["Qwen2.5-7B"] == "10–18 (9)"
+    assert mid["small"] == "10–19 (10)"
+    assert row_of(table, Model="small")["In"] == "this study"
+
+
+def test_table4_leaves_unknown_depths_open(outputs: Path) -> None:
+    study = make_study([{"source": "Qwen/Qwen3-8B"}, {"source": "hub/never-run"}])
+    table = tables.table4(study)
+    assert row_of(table, Model="Qwen3-8B")["In"] == "paper and this study"
+    assert pd.isna(row_of(table, Model="never-run")["Layers"])
+    assert pd.isna(row_of(table, Model="never-run")["Local block"])
+
+
+def test_table5_says_what_differs(small: Study) -> None:
+    table = tables.table5(small).set_index("Hyper-parameter")
+    assert set(table.Same.drop("Precision")) == {"yes"}
+    assert list(table.loc["Precision"]) == ["bfloat16", "float32", "no"]
+    assert table.loc["Learning rate", "Paper"] == "1e-5"
+    other = make_study(training={"lora_rank": 8, "gradient_checkpointing": False})
+    table = tables.table5(other).set_index("Hyper-parameter")
+    assert list(table.loc["LoRA rank"]) == ["16", "8", "no"]
+    assert list(table.loc["Gradient checkpointing"]) == ["on", "off", "no"]
+
+
+def test_table6_defines_every_dimension() -> None:
+    table = tables.table6()
+    assert sorted(table.Dimension) == sorted(DIMENSIONS)
+    assert table.Definition.str.len().min() > 10
+    assert table.Group.nunique() == 6
+
+
+# --- ours ------------------------------------------------------------------------------------------
+
+
+def test_accuracy_has_a_row_a_cell(small: Study) -> None:
+    table = tables.accuracy(small)
+    assert len(table) == 5
+    row = row_of(table, Strategy="Mid-Align")
+    assert row["Reward accuracy"] == pytest.approx(0.85)
+    assert row["Reward accuracy, 95% interval"] == "0.770 to 0.930"
+    assert row["Pairs"] == 72
+    base = row_of(table, Strategy="Base")
+    assert pd.isna(base["Reward accuracy"])
+    assert base["Reward margin"] == 0
+    assert pd.isna(base["Reward margin, 95% interval"])
+    assert row_of(table, Strategy="Full-DPO").drop(["Model", "Strategy"]).isna().all()
+
+
+def test_objectives_are_apart_and_in_order(small: Study) -> None:
+    table = tables.objectives(small)
+    assert len(table) == 5 * 3
+    assert list(table.Objective[:3]) == ["grammar", "coherence", "factuality"]
+    row = row_of(table, Strategy="Mid-Align", Objective="coherence")
+    assert row["Reward margin"] == pytest.approx(2 * EFFECT["mid"])
+    assert row["Pairs"] == 24
+
+
+def test_divergence(small: Study) -> None:
+    table = tables.divergence(small)
+    row = row_of(table, Strategy="Mid-Align")
+    assert row["KL from Base (nats/token)"] == pytest.approx(0.026)
+    assert row["KL from Base, 95% interval"] == "0.0256 to 0.0264"
+    assert row["Responses"] == 24
+
+
+def test_a_divergence_without_responses_is_missing(small: Study) -> None:
+    cell = small.cell(None, "mid")
+    content = records.read_json(cell.folder / "evaluation.json")
+    content["divergence"] |= {"kl": None, "kl_low": None, "kl_high": None}
+    records.write_json(cell.folder / "evaluation.json", content)
+    row = row_of(tables.divergence(small), Strategy="Mid-Align")
+    assert pd.isna(row["KL from Base (nats/token)"])
+    assert row["Response length (tokens)"] == pytest.approx(55)
+
+
+def test_cells_tell_what_ran(small: Study) -> None:
+    write_training(small.cell(None, "full"), fingerprint="of other settings")
+    table = tables.cells(small)
+    mid = row_of(table, Strategy="Mid-Align")
+    assert mid["Status"] == "done"
+    assert mid["Layers"] == "10–19"
+    assert mid["Training (min)"] == pytest.approx(9 * 6.0 * 1.25 / 60)
+    assert mid["Peak memory (GiB)"] == pytest.approx(1.5)
+    assert mid["Tokens"] == 900
+    base = row_of(table, Strategy="Base")
+    assert base["Layers"] == "none"
+    assert pd.isna(base["Training (min)"])
+    assert row_of(table, Strategy="Full-DPO")["Status"] == "done, with older settings"
+    assert row_of(table, Strategy="Local-Align")["Status"] == "missing"
+
+
+def test_span() -> None:
+    assert tables.span([8, 9, 10, 12, 20, 21]) == "8–10, 12, 20–21"
+    assert tables.span([]) == ""
+
+
+# --- the judge's agreement ---------------------------------------------------------------------------
+
+
+def measurement(**changes: Any) -> dict[str, Any]:
+    def row(subset: str, n: int, right: int, score: str = "Overall") -> dict[str, Any]:
+        found = {"accuracy": right / n, "low": 0.1, "high": 0.9, "ties": 1, "missing": 0}
+        return {"subset": subset, "score": score, "n": n} | found
+
+    rows = [row("natural", 100, 54), row("natural", 100, 99, "mean of the others")]
+    rows += [row("adversarial-manual", 40, 10), row("adversarial-gptout", 60, 30)]
+    return {"rows": rows, "model": "embedded:judge"} | changes
+
+
+def published(monkeypatch: pytest.MonkeyPatch, *measured: dict[str, Any]) -> None:
+    from hialign.judge import agreement
+
+    monkeypatch.setattr(agreement, "published", lambda path=None: list(measured))
+
+
+def test_judge_agreement(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from statsmodels.stats.proportion import proportion_confint
+
+    from hialign.judge.rubric import load_rubric
+
+    study = make_study()
+    published(monkeypatch, measurement(rubric_sha256=load_rubric().sha256))
+    table = tables.judge_agreement(study)
+    assert list(table["Pairs"]) == [100, 100, 40, 60]
+    assert table["95% interval"][0] == "0.100 to 0.900"
+    natural = proportion_confint(54, 100, method="wilson")
+    hard = proportion_confint(40, 100, method="wilson")
+    assert table.attrs["text"] == (
+        f"54% of 100 everyday pairs ({natural[0]:.0%} to {natural[1]:.0%}) and "
+        f"40% of 100 adversarial pairs ({hard[0]:.0%} to {hard[1]:.0%})"
+    )
+
+
+def test_judge_agreement_is_of_the_weights_that_judged(
+    outputs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = make_study()
+    rubric = "0" * 64
+    published(monkeypatch, measurement(rubric_sha256=rubric, weights_sha256="right"))
+    file = records.stage_manifest(study.cell(None, "mid"), "judge")
+    for weights, known in (("other", False), ("right", True)):
+        records.write_json(file, {"rubric_sha256": rubric, "weights_sha256": weights})
+        assert ("text" in tables.judge_agreement(study).attrs) == known
+
+
+@pytest.mark.parametrize("judge", [None, {"backend": "local", "model": "embedded:unmeasured"}])
+def test_an_unmeasured_judge_is_said_to_be_so(outputs: Path, judge: Any) -> None:
+    table = tables.judge_agreement(make_study(judge=judge))
+    assert list(table["LLMBar subset"]) == ["not measured"]
+    assert table.isna().sum(axis=1)[0] == len(table.columns) - 1
+    assert "text" not in table.attrs
+
+
+# --- display -----------------------------------------------------------------------------------------
+
+OF_A_STUDY: list[Callable[[Study], pd.DataFrame]] = [
+    *(tables.table2, tables.table3, tables.table4, tables.table5, tables.accuracy),
+    *(tables.objectives, tables.divergence, tables.cells, tables.judge_agreement),
+]
+
+
+@pytest.mark.parametrize("table", OF_A_STUDY, ids=lambda f: f.__name__)
+@pytest.mark.parametrize("judge", [None, {"backend": "local", "model": "embedded:judge"}])
+def test_an_empty_study_has_every_table(outputs: Path, table: Any, judge: Any) -> None:
+    shown = table(make_study(judge=judge))._repr_html_()
+    assert "<table" in shown
+    assert "nan" not in shown.lower().replace("&nbsp;", "")
+    assert "None" not in shown
+
+
+@pytest.mark.parametrize("table", OF_A_STUDY, ids=lambda f: f.__name__)
+def test_a_partial_study_has_every_table(small: Study, table: Any) -> None:
+    shown = table(small)._repr_html_()
+    assert "nan" not in shown.lower()
+    assert "&lt;NA&gt;" not in shown
+
+
+def test_what_comes_from_outside_is_escaped(outputs: Path) -> None:
+    study = make_study([{"source": "random:x", "label": "<script>alert(1)</script>"}])
+    write_all(study)
+    for table in OF_A_STUDY:
+        shown = table(study)._repr_html_()  # type: ignore[operator]
+        assert "<script" not in shown
+        assert "<b>" not in shown
+    assert "&lt;b&gt;A100" in tables.cells(study)._repr_html_()
+
+
+def test_show_formats_numbers_and_is_the_same_each_time(small: Study) -> None:
+    frame = pd.DataFrame({"A": ["x", None], "Pairs": [1200, 3], "Accuracy": [0.5, math.nan]})
+    shown = tables.show(frame).to_html()
+    assert "1,200" in shown
+    assert "0.500" in shown
+    assert shown.count("–") == 2
+    assert shown == tables.show(frame).to_html()
+    assert 'class="dataframe"' in shown  # what the theme recolours in dark mode
+    assert "1,234" not in tables.show(pd.DataFrame({"Seed": [1234]})).to_html()

@@ -1,0 +1,130 @@
+"""The smoke study through Snakemake, papermill and the book; then what is redone after a change."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from hialign import book, paths, records
+from hialign.errors import HialignError
+from hialign.study import load_study
+
+pytestmark = pytest.mark.slow
+
+
+def reproduce(study: str, *options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "hialign.cli", "reproduce", study, "--cores", "2", *options]
+    return subprocess.run(command, capture_output=True, text=True, timeout=900)
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The smoke study, run once to its end; its folder."""
+    place = tmp_path_factory.mktemp("outputs")
+    before = os.environ.get("HIALIGN_OUTPUTS")
+    os.environ["HIALIGN_OUTPUTS"] = str(place)
+    done = reproduce("smoke")
+    assert done.returncode == 0, done.stdout + done.stderr
+    yield place / "smoke"
+    if before is None:
+        os.environ.pop("HIALIGN_OUTPUTS")
+    else:
+        os.environ["HIALIGN_OUTPUTS"] = before
+
+
+def planned(output: str) -> set[str]:
+    """The rules that a dry run would run."""
+    table = output.split("Job stats:")[-1] if "Job stats:" in output else ""
+    return set(re.findall(r"^(\w+)\s+\d+$", table, re.MULTILINE)) - {"total", "all"}
+
+
+def test_every_file_of_every_cell_is_there(smoke: Path) -> None:
+    study = load_study("smoke")
+    for cell in study.cells():
+        names = {p.name for p in cell.folder.iterdir()}
+        wanted = {"manifest.json", "responses.jsonl", "evaluation.json"}
+        wanted |= {f"judgments-{study.judge.name}.jsonl"} if study.judge else set()
+        wanted |= set() if cell.block == "base" else {"adapter", "training.jsonl"}
+        assert wanted <= names, cell.block
+        assert not [n for n in names if n.startswith(".") or "partial" in n]
+    assert set(records.manifests(study)["status"]) == {"done"}
+    assert not list(smoke.rglob("*.failed.ipynb"))
+    assert not list((smoke / ".checkpoints").rglob("checkpoint-*"))
+
+
+def test_the_book_has_every_page_and_the_runs(smoke: Path) -> None:
+    html = smoke / "html"
+    for name in ("index", "introduction", "experiments", "appendix-d", "choices"):
+        assert (html / f"{name}.html").is_file()
+    assert len(list((html / "runs").glob("*.html"))) == 20
+    text = (html / "experiments.html").read_text()
+    assert "3.067" in text, "the paper's value stands beside ours"
+    everything = "".join(p.read_text() for p in html.rglob("*.html"))
+    assert str(paths.root()) not in everything
+    assert str(Path.home()) + "/" not in everything
+
+
+def test_a_second_time_nothing_runs(smoke: Path) -> None:
+    index = smoke / "html" / "index.html"
+    before = index.stat().st_mtime_ns
+    done = reproduce("smoke")
+    assert done.returncode == 0, done.stderr
+    assert index.stat().st_mtime_ns == before
+
+
+def test_a_figure_rebuilds_the_book_and_no_training(smoke: Path) -> None:
+    file = paths.package() / "figures.py"
+    times = file.stat()
+    try:
+        os.utime(file)
+        done = reproduce("smoke", "--dry-run")
+    finally:
+        os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert planned(done.stdout + done.stderr) == {"book"}
+
+
+def test_a_judges_setting_redoes_judge_and_book_only(smoke: Path, tmp_path: Path) -> None:
+    text = (paths.studies() / "smoke.yml").read_text()
+    changed = tmp_path / "smoke.yml"
+    changed.write_text(text + "  seed: 7\n")  # the file ends inside `judge:`
+    assert load_study(changed).judge != load_study("smoke").judge
+    done = reproduce(str(changed), "--dry-run")
+    assert planned(done.stdout + done.stderr) == {"judge", "book"}
+    cell = load_study(changed).cells()[1]
+    assert records.cell_status(cell, "train") == "done"
+    assert records.cell_status(cell, "judge") == "stale"
+
+
+def test_the_book_of_a_partial_study_has_honest_blanks(
+    smoke: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Base and mid only, and no judgments."""
+    for block in ("base", "mid"):
+        kept = ["manifest.json", "training.jsonl", "responses.jsonl", "evaluation.json"]
+        place = tmp_path / "smoke" / "random-llama" / block
+        place.mkdir(parents=True)
+        for name in kept:
+            if (smoke / "random-llama" / block / name).is_file():
+                shutil.copy(smoke / "random-llama" / block / name, place / name)
+    monkeypatch.setenv("HIALIGN_OUTPUTS", str(tmp_path))
+    index = book.build(load_study("smoke"))
+    assert "not measured" in index.read_text()
+
+
+def test_a_warning_of_the_build_is_an_error_and_keeps_the_old_book(
+    smoke: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    source = tmp_path / "book"
+    shutil.copytree(paths.book_source(), source)
+    (source / "ethics.md").write_text("# Ethics\n\n{ref}`nowhere-at-all`\n")
+    monkeypatch.setattr(paths, "book_source", lambda: source)
+    index = smoke / "html" / "index.html"
+    before = index.stat().st_mtime_ns
+    with pytest.raises(HialignError, match="nowhere-at-all"):
+        book.build(load_study("smoke"))
+    assert index.stat().st_mtime_ns == before
