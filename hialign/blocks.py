@@ -40,7 +40,9 @@ def split_layers(depth: int) -> dict[str, range]:
     {'local': range(0, 10), 'mid': range(10, 19), 'global': range(19, 28)}
     """
     if depth < 3:
-        raise HialignError(f"a model of {depth} layers cannot be split into three blocks: 3 at least")
+        raise HialignError(
+            f"a model of {depth} layers cannot be split into three blocks: 3 at least"
+        )
     size, rest = divmod(depth, 3)
     first = size + (rest > 0)
     second = first + size + (rest > 1)
@@ -64,7 +66,9 @@ def layers_of(block: str, depth: int) -> list[int]:
         start, _, end = part.partition("-")
         chosen = range(int(start), int(end or start) + 1)
         if not chosen:
-            raise HialignError(f"block {block!r}: the range {part!r} runs backwards; write low-high")
+            raise HialignError(
+                f"block {block!r}: the range {part!r} runs backwards; write low-high"
+            )
         if chosen[-1] >= depth:
             raise HialignError(
                 f"block {block!r}: layer {chosen[-1]} is out of range; "

@@ -74,7 +74,9 @@ def build(study: Study) -> Path:
     html = work / "_build" / "html"
     unbuilt = [p for p in pages if not (html / f"{p}.html").is_file()]
     if done or problems or unbuilt:
-        first = (problems or [f"page {p} was not built" for p in unbuilt] or text.splitlines()[-1:])[0]
+        first = (
+            problems or [f"page {p} was not built" for p in unbuilt] or text.splitlines()[-1:]
+        )[0]
         raise HialignError(
             f"the book of {study.name} was not built ({len(problems)} warnings, {len(unbuilt)} "
             f"pages missing); the first: {first.replace(str(work), 'book')[:400]} (all in {log})"
@@ -96,16 +98,17 @@ def _study_argument(study: Study, work: Path) -> str:
     return str(place)
 
 
-def _add_runs(study: Study, folder: Path) -> list[str]:
-    """Copy the study's executed notebooks as pages; their names in the order of cells and stages.
+def _add_runs(study: Study, folder: Path) -> list[list[str]]:
+    """Copy the study's executed notebooks as pages; for each cell their names, in order of stages.
 
     A notebook that failed is not among them: its page would look like a result.
     """
     import nbformat
 
     folder.mkdir()
-    names = []
+    found = []
     for cell in study.cells():
+        names = []
         for stage in STAGES:
             source = paths.notebook_output(study.name, stage, cell.model.name, cell.block)
             if source.is_file():
@@ -113,7 +116,8 @@ def _add_runs(study: Study, folder: Path) -> list[str]:
                 title = f"{stage.capitalize()}: {cell.model.label}, {cell.block}"
                 nbformat.write(as_page(book, title), folder / source.name)
                 names.append(f"runs/{source.stem}")
-    return names
+        found += [names] if names else []
+    return found
 
 
 def as_page(book: Any, title: str) -> Any:
@@ -144,12 +148,15 @@ def _plain_if_html(output: Any) -> None:
             del data[kind]
 
 
-def _write_toc(work: Path, runs: list[str]) -> list[str]:
+def _write_toc(work: Path, runs: list[list[str]]) -> list[str]:
     """Write `_toc.yml`: the paper's pages, and the runs behind them; the names of all pages."""
     toc = yaml.safe_load((work / "_toc.yml").read_text())
+    pages = [toc["root"], *(c["file"] for part in toc["parts"] for c in part["chapters"])]
     if runs:
-        toc["parts"].append(
-            {"caption": "Runs of this study", "chapters": [{"file": name} for name in runs]}
-        )
+        chapters = [
+            {"file": first, **({"sections": [{"file": name} for name in rest]} if rest else {})}
+            for first, *rest in runs
+        ]
+        toc["parts"].append({"caption": "Runs", "chapters": chapters})
     (work / "_toc.yml").write_text(yaml.safe_dump(toc, sort_keys=False))
-    return [toc["root"], *(c["file"] for part in toc["parts"] for c in part["chapters"])]
+    return [*pages, *(name for names in runs for name in names)]

@@ -56,11 +56,11 @@ def evaluate(cell: Cell) -> dict[str, Any]:
     unique = {p["id"]: p for pairs in groups.values() for p in pairs}
     limits = (cell.study.training.max_length, cell.study.training.truncation)
     tokens = {key: tokenize_pair(tokenizer, p, *limits) for key, p in unique.items()}
-    sequences = sorted({t for both in tokens.values() for t in both}, key=lambda t: (t.start, t.ids))
+    sequences = sorted(
+        {t for both in tokens.values() for t in both}, key=lambda t: (t.start, t.ids)
+    )
     with _adapters_off(model):
-        base = reference_log_probs(
-            model, identity(cell.model), sequences, settings.batch_size, pad
-        )
+        base = reference_log_probs(model, identity(cell.model), sequences, settings.batch_size, pad)
     own = base
     if cell.block != "base":
         own = log_probs(model, sequences, settings.batch_size, pad, "evaluate")
@@ -69,7 +69,9 @@ def evaluate(cell: Cell) -> dict[str, Any]:
         {
             "id": key,
             "objective": unique[key]["objective"],
-            "groups": [name for name, pairs in groups.items() if any(p["id"] == key for p in pairs)],
+            "groups": [
+                name for name, pairs in groups.items() if any(p["id"] == key for p in pairs)
+            ],
             "prompt": str(unique[key]["prompt"]),
             "chosen": own[at[c]],
             "rejected": own[at[r]],
@@ -117,7 +119,9 @@ def _groups(cell: Cell) -> dict[str, list[Pair]]:
     return groups
 
 
-def _summary(rows: Sequence[dict[str, Any]], beta: float, cell: Cell, resamples: int) -> dict[str, Any]:
+def _summary(
+    rows: Sequence[dict[str, Any]], beta: float, cell: Cell, resamples: int
+) -> dict[str, Any]:
     """Accuracies and margin over `rows`, with intervals; ties count one half."""
     prompts = [r["prompt"] for r in rows]
     preferred = [_half(r["chosen"] - r["rejected"]) for r in rows]
@@ -128,14 +132,18 @@ def _summary(rows: Sequence[dict[str, Any]], beta: float, cell: Cell, resamples:
     summary: dict[str, Any] = {
         "n": len(rows),
         "prompts": len(set(prompts)),
-        **_with_interval("likelihood_accuracy", preferred, _accuracy(preferred, prompts, resamples)),
+        **_with_interval(
+            "likelihood_accuracy", preferred, _accuracy(preferred, prompts, resamples)
+        ),
         **_with_interval("reward_margin", margins, margin),
     }
     if cell.block == "base":
         none = dict.fromkeys(("reward_accuracy", "reward_accuracy_low", "reward_accuracy_high"))
         return summary | none
     rewarded = [_half(m) for m in margins]
-    return summary | _with_interval("reward_accuracy", rewarded, _accuracy(rewarded, prompts, resamples))
+    return summary | _with_interval(
+        "reward_accuracy", rewarded, _accuracy(rewarded, prompts, resamples)
+    )
 
 
 def _half(difference: float) -> float:
@@ -200,7 +208,11 @@ def _divergence(
             bar.update(len(batch))
     if not values:
         return found | {"kl": None, "kl_low": None, "kl_high": None, "kl_n": 0}
-    return found | _with_interval("kl", values, mean_interval(values, None, resamples)) | {"kl_n": len(values)}
+    return (
+        found
+        | _with_interval("kl", values, mean_interval(values, None, resamples))
+        | {"kl_n": len(values)}
+    )
 
 
 def _adapters_off(model: Any) -> Any:

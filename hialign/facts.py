@@ -13,7 +13,7 @@ import pandas as pd
 from hialign import paper, records
 from hialign.blocks import STRATEGIES
 from hialign.contrasts import OBJECTIVES
-from hialign.statistics import mean_interval
+from hialign.statistics import mean_interval, pooled_interval
 from hialign.study import Study
 
 NONE = "not measured"
@@ -172,7 +172,9 @@ def _judge(study: Study) -> dict[str, str]:
     told = []
     for strategy in others:
         both = scores[["Base", strategy]].dropna()
-        low, high = mean_interval(list(both[strategy] - both["Base"]))
+        gains = both[strategy] - both["Base"]
+        prompts = list(gains.index.get_level_values("prompt_id"))  # models share the prompts
+        low, high = pooled_interval(list(gains), prompts)
         if low > 0 or high < 0:
             told.append(f"{strategy} ({both[strategy].mean() - both['Base'].mean():+.3f})")
     if not told:

@@ -60,12 +60,16 @@ def _template(
     tokenizer: "PreTrainedTokenizerBase", messages: list[Message], **options: Any
 ) -> list[int]:
     return list(
-        tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True, **options)["input_ids"]
+        tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True, **options)[
+            "input_ids"
+        ]
     )
 
 
 def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
-    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+    return next(
+        (i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b))
+    )
 
 
 def _cut(tokens: Tokens, max_length: int | None, truncation: str) -> Tokens:
@@ -89,8 +93,12 @@ def response_logits(
     device = next(model.parameters()).device
     length = max(len(t.ids) for t in batch)
     ids = torch.tensor([[*t.ids, *[pad] * (length - len(t.ids))] for t in batch], device=device)
-    mask = torch.tensor([[1] * len(t.ids) + [0] * (length - len(t.ids)) for t in batch], device=device)
-    first = max(min(t.start for t in batch) - 1, 0)  # the logits that predict the first scored token
+    mask = torch.tensor(
+        [[1] * len(t.ids) + [0] * (length - len(t.ids)) for t in batch], device=device
+    )
+    first = max(
+        min(t.start for t in batch) - 1, 0
+    )  # the logits that predict the first scored token
     logits = model(
         input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=length - first
     ).logits
@@ -141,7 +149,12 @@ def reference_log_probs(
     active adapter.
     """
     weights = next(model.parameters())
-    key_of = [identity, str(weights.dtype), weights.device.type, [(t.ids, t.start) for t in sequences]]
+    key_of = [
+        identity,
+        str(weights.dtype),
+        weights.device.type,
+        [(t.ids, t.start) for t in sequences],
+    ]
     key = hashlib.sha256(json.dumps(key_of, sort_keys=True).encode()).hexdigest()[:24]
     path = paths.cache() / "reference" / f"{key}.json"
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -61,9 +61,7 @@ def run(notebook: str, parameters: Mapping[str, Any]) -> Path:
         values = {**defaults, **parameters}
         _check({k: v for k, v in values.items() if k in PARAMETERS}, f"notebook {template.stem}")
         cell = _cell(values)
-        output = paths.notebook_output(
-            cell.study.name, template.stem, cell.model.name, cell.block
-        )
+        output = paths.notebook_output(cell.study.name, template.stem, cell.model.name, cell.block)
     else:
         output = paths.outputs() / "notebooks" / template.name
     failed = output.with_name(output.stem + ".failed.ipynb")
@@ -176,13 +174,14 @@ def _quiet() -> None:
     """Keep the libraries' own progress bars and notices out of a saved notebook."""
     import warnings
 
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", message="IProgress not found")  # our bars need no widgets
     import datasets
     import transformers
 
     datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
-    warnings.filterwarnings("ignore", category=FutureWarning)
 
 
 def stages_of(cell: Cell) -> list[str]:
@@ -215,12 +214,17 @@ def loss(cell: Cell) -> Any:
     """The DPO loss of each optimizer step of one run as a figure, with the untrained model's log 2."""
     import math
 
-    from matplotlib.figure import Figure
+    import matplotlib.pyplot as plt
 
+    from hialign.figures import style
+
+    style()
     steps = records.read_jsonl(cell.folder / "training.jsonl") if cell.block != "base" else []
-    figure = Figure(figsize=(6, 3), layout="constrained")
-    axes = figure.subplots()
-    axes.axhline(math.log(2), color="grey", linestyle="--", linewidth=1, label="log 2: no preference")
+    figure, axes = plt.subplots(figsize=(6, 3), layout="constrained")
+    plt.close(figure)  # else the notebook shows it twice
+    axes.axhline(
+        math.log(2), color="grey", linestyle="--", linewidth=1, label="log 2: no preference"
+    )
     axes.plot([s["step"] for s in steps], [s["loss"] for s in steps], marker="o", label="loss")
     axes.set(xlabel="optimizer step", ylabel="DPO loss (nats)", title=f"{cell.strategy}")
     axes.xaxis.get_major_locator().set_params(integer=True)
@@ -231,6 +235,7 @@ def loss(cell: Cell) -> Any:
 def evaluation(content: Mapping[str, Any]) -> Any:
     """The accuracies and margins of an `evaluation.json`, a row an objective, with intervals."""
     from hialign import tables
+    from hialign.statistics import interval_text
 
     rows = []
     for objective, values in content["objectives"].items():
@@ -238,7 +243,7 @@ def evaluation(content: Mapping[str, Any]) -> Any:
         for name in ("likelihood_accuracy", "reward_accuracy", "reward_margin"):
             title = name.replace("_", " ").capitalize()
             row[title] = values[name]
-            row[f"95% interval of {name.replace('_', ' ')}"] = tables.interval_text(
+            row[f"95% interval of {name.replace('_', ' ')}"] = interval_text(
                 values[f"{name}_low"], values[f"{name}_high"]
             )
         rows.append(row)
@@ -252,7 +257,12 @@ def scores(cell: Cell) -> Any:
     table = records.judgments(cell.study)
     here = table[(table["model"] == cell.model.label) & (table["block"] == cell.block)]
     means = here.groupby("dimension", sort=False)["score"].agg(["mean", "std", "count"])
-    names = {"dimension": "Dimension", "mean": "Mean score", "std": "Std", "count": "Responses scored"}
+    names = {
+        "dimension": "Dimension",
+        "mean": "Mean score",
+        "std": "Std",
+        "count": "Responses scored",
+    }
     return tables.Table(means.reset_index().rename(columns=names))
 
 

@@ -116,9 +116,7 @@ def environment() -> dict[str, Any]:
     """Versions, commit and device of this process."""
     import torch
 
-    device = platform.processor() or platform.machine()
-    if torch.cuda.is_available():
-        device = torch.cuda.get_device_name()
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else _processor()
     return {
         "hialign_version": hialign_version(),
         "hialign_commit": commit(),
@@ -128,6 +126,19 @@ def environment() -> dict[str, Any]:
         "device_type": "cuda" if torch.cuda.is_available() else "cpu",
         "cpu_threads": torch.get_num_threads(),
     }
+
+
+def _processor() -> str:
+    """The processor's name and its number of cores."""
+    name = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next(
+            line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")
+        )
+    except (OSError, StopIteration):
+        pass  # not Linux, or a processor without a name
+    return f"{name}, {os.cpu_count()} cores"
 
 
 def hialign_version() -> str:

@@ -129,7 +129,9 @@ class JudgeSettings(Settings):
     """Who scores the responses (section 4.1, Appendix D)."""
 
     backend: Literal["openai", "local"] = "openai"
-    model: str = "qwen3-max-2025-09-23"  # section 4.1: Qwen3-Max; a dated snapshot, so that it stays
+    model: str = (
+        "qwen3-max-2025-09-23"  # section 4.1: Qwen3-Max; a dated snapshot, so that it stays
+    )
     revision: str | None = None  # of a local judge from the hub
     base_url: str | None = None  # null: the client's own default
     api_key_env: str = "OPENAI_API_KEY"  # where the key is; keys never stand in files
@@ -182,9 +184,10 @@ class Study(Settings):
 
     @model_validator(mode="after")
     def _one_folder_each(self) -> Self:
-        names = [m.name for m in self.models]
-        if len(set(names)) < len(names):
-            raise ValueError("two models have the same name: give one a `name` of its own")
+        for key in ("name", "label"):  # folders, and rows of tables
+            values = [getattr(m, key) for m in self.models]
+            if len(set(values)) < len(values):
+                raise ValueError(f"two models have the same {key}: give one a `{key}` of its own")
         return self
 
     def model(self, name: str | None = None) -> ModelSettings:

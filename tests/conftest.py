@@ -1,8 +1,11 @@
 """What the tests share: an offline environment, a cache of their own, tiny studies, real data."""
 
+import functools
 import json
 import os
 import random
+import shutil
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -43,9 +46,10 @@ def fresh_cache() -> Iterator[Path]:
 @pytest.fixture(autouse=True)
 def threads(request: pytest.FixtureRequest) -> None:
     """One thread for tiny models: more only wait for each other, above all on a busy machine."""
-    if torch := sys.modules.get("torch"):
-        slow = request.node.get_closest_marker("slow")
-        torch.set_num_threads((os.cpu_count() or 1) if slow else 1)
+    import torch
+
+    slow = request.node.get_closest_marker("slow")
+    torch.set_num_threads((os.cpu_count() or 1) if slow else 1)
 
 
 @pytest.fixture
@@ -115,6 +119,32 @@ def merged(into: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
+def write_study(folder: Path, name: str = "tiny", **changes: Any) -> Path:
+    """A study that runs in seconds, and the pairs that it names, in `folder`."""
+    pairs = folder / "pairs.jsonl"
+    if not pairs.is_file():
+        write_lines(pairs, made_pairs(40))
+    content = {
+        "title": "Tiny",
+        "models": ["random:llama"],
+        "preferences": {"source": str(pairs), "train": 16, "evaluation": 8},
+        "training": {
+            "batch_size": 2,
+            "gradient_accumulation_steps": 2,
+            "learning_rate": 0.01,
+            "gradient_checkpointing": False,
+            "max_length": 256,
+            "save_steps": 2,
+        },
+        "responses": {"prompts": 6, "max_new_tokens": 12, "batch_size": 4},
+        "evaluation": {"contrast_prompts": 0, "resamples": 200},
+        "judge": None,
+    }
+    path = folder / f"{name}.yml"
+    path.write_text(yaml.safe_dump(merged(content, changes)))
+    return path
+
+
 @pytest.fixture
 def tiny_study(tmp_path: Path) -> Callable[..., Path]:
     """A factory of studies that run in seconds: `tiny_study(training={"beta": 0.2}) -> Path`.
@@ -122,32 +152,7 @@ def tiny_study(tmp_path: Path) -> Callable[..., Path]:
     Writes `<name>.yml` and the pairs that it names into the test's folder; keyword arguments
     replace settings.
     """
-
-    def make(name: str = "tiny", **changes: Any) -> Path:
-        pairs = tmp_path / "pairs.jsonl"
-        if not pairs.is_file():
-            write_lines(pairs, made_pairs(40))
-        content = {
-            "title": "Tiny",
-            "models": ["random:llama"],
-            "preferences": {"source": str(pairs), "train": 16, "evaluation": 8},
-            "training": {
-                "batch_size": 2,
-                "gradient_accumulation_steps": 2,
-                "learning_rate": 0.01,
-                "gradient_checkpointing": False,
-                "max_length": 256,
-                "save_steps": 2,
-            },
-            "responses": {"prompts": 6, "max_new_tokens": 12, "batch_size": 4},
-            "evaluation": {"contrast_prompts": 0, "resamples": 200},
-            "judge": None,
-        }
-        path = tmp_path / f"{name}.yml"
-        path.write_text(yaml.safe_dump(merged(content, changes)))
-        return path
-
-    return make
+    return functools.partial(write_study, tmp_path)
 
 
 def messages(rows: list[dict[str, str]]) -> Any:
@@ -204,3 +209,39 @@ def stock_trainer(
             target_modules=modules,
         ),
     )
+
+
+@pytest.fixture(scope="session")
+def smoke(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The smoke study, run once to its end by `hialign reproduce`; its folder."""
+    place = tmp_path_factory.mktemp("outputs")
+    before = os.environ.get("HIALIGN_OUTPUTS")
+    os.environ["HIALIGN_OUTPUTS"] = str(place)
+    command = [sys.executable, "-m", "hialign.cli", "reproduce", "smoke", "--cores", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stdout + done.stderr
+    yield place / "smoke"
+    del os.environ["HIALIGN_OUTPUTS"]
+    if before is not None:
+        os.environ["HIALIGN_OUTPUTS"] = before
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Any]:
+    """A headless Chromium of this machine; without one the test skips, or fails where CI says so."""
+    from playwright.sync_api import sync_playwright
+
+    names = ("chromium", "chromium-browser", "google-chrome")
+    found = next((path for name in names if (path := shutil.which(name))), None)
+    if found is None:
+        if "browser" in os.environ.get("HIALIGN_REQUIRE", ""):
+            pytest.fail("HIALIGN_REQUIRE asks for a browser, and no Chromium is installed")
+        pytest.skip("no Chromium on this machine (Debian: apt-get install chromium)")
+    quiet = ("disable-gpu", "no-first-run", "disable-background-networking")
+    quiet += ("disable-component-update", "disable-sync")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=found, args=["--no-sandbox", *(f"--{name}" for name in quiet)]
+        )
+        yield browser
+        browser.close()

@@ -151,7 +151,9 @@ def test_texts_stay_between_their_delimiters(prompt: str, response: str) -> None
         answer(4.0),
         json.dumps({d: 4 for d in DIMENSIONS}),
         json.dumps({"scores": {d: {"score": 4, "reason": "so"} for d in DIMENSIONS}}),
-        json.dumps({"scores": dict.fromkeys(DIMENSIONS, 4), "reasons": dict.fromkeys(DIMENSIONS, "so")}),
+        json.dumps(
+            {"scores": dict.fromkeys(DIMENSIONS, 4), "reasons": dict.fromkeys(DIMENSIONS, "so")}
+        ),
         "\n".join(json.dumps(row) for row in rows(4)),
         json.dumps(rows(4) + rows(4)[:2]),
         answer(4) + "\n" + json.dumps(rows(4)),
@@ -526,9 +528,7 @@ def test_a_killed_run_goes_on_where_it_was(server: Server, path: Path) -> None:
     assert not partial.exists()
 
 
-def test_reuse_ends_where_anything_changes(
-    server: Server, path: Path, tmp_path: Path
-) -> None:
+def test_reuse_ends_where_anything_changes(server: Server, path: Path, tmp_path: Path) -> None:
     run(server, path, 2)
     server.bodies.clear()
     assert run(server, path, 2)["reused"] == 2

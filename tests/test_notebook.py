@@ -66,7 +66,11 @@ def test_begin_refuses_names_that_are_no_parameters() -> None:
 
 def test_begin_gives_the_cell() -> None:
     cell = notebook.begin({"study": "smoke", "model": None, "block": "mid"}, "train")
-    assert (cell.study.name, cell.model.name, cell.strategy) == ("smoke", "random-llama", "Mid-Align")
+    assert (cell.study.name, cell.model.name, cell.strategy) == (
+        "smoke",
+        "random-llama",
+        "Mid-Align",
+    )
 
 
 def test_papermill_alone_runs_a_notebook_from_anywhere_and_refuses_a_misspelt_parameter(
@@ -95,7 +99,9 @@ def test_papermill_alone_runs_a_notebook_from_anywhere_and_refuses_a_misspelt_pa
 def test_a_stage_without_what_it_needs_fails_and_says_what_to_run(outputs: Path) -> None:
     done = run_cli("run", "respond", "-p", "study", "smoke", "-p", "block", "full")
     assert done.returncode == 1
-    assert "has not been trained: run `hialign run train -p study smoke -p block full`" in done.stderr
+    assert (
+        "has not been trained: run `hialign run train -p study smoke -p block full`" in done.stderr
+    )
     kept = outputs / "smoke" / "notebooks" / "respond-random-llama-full.failed.ipynb"
     assert kept.is_file()
     assert not kept.with_name("respond-random-llama-full.ipynb").exists()

@@ -5,7 +5,6 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,21 +19,6 @@ pytestmark = pytest.mark.slow
 def reproduce(study: str, *options: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "hialign.cli", "reproduce", study, "--cores", "2", *options]
     return subprocess.run(command, capture_output=True, text=True, timeout=900)
-
-
-@pytest.fixture(scope="module")
-def smoke(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The smoke study, run once to its end; its folder."""
-    place = tmp_path_factory.mktemp("outputs")
-    before = os.environ.get("HIALIGN_OUTPUTS")
-    os.environ["HIALIGN_OUTPUTS"] = str(place)
-    done = reproduce("smoke")
-    assert done.returncode == 0, done.stdout + done.stderr
-    yield place / "smoke"
-    if before is None:
-        os.environ.pop("HIALIGN_OUTPUTS")
-    else:
-        os.environ["HIALIGN_OUTPUTS"] = before
 
 
 def planned(output: str) -> set[str]:
