@@ -25,7 +25,7 @@ from hialign.logprobs import (
 from hialign.models import identity
 from hialign.preferences import Pair, load_pairs
 from hialign.progress import Progress
-from hialign.statistics import mean_interval, wilson
+from hialign.statistics import mean_interval, pooled_interval, wilson
 from hialign.study import Cell
 
 if TYPE_CHECKING:
@@ -56,6 +56,14 @@ def evaluate(cell: Cell) -> dict[str, Any]:
     unique = {p["id"]: p for pairs in groups.values() for p in pairs}
     limits = (cell.study.training.max_length, cell.study.training.truncation)
     tokens = {key: tokenize_pair(tokenizer, p, *limits) for key, p in unique.items()}
+    # As in training: where the prompt fills `max_length` there is no response to score
+    tokens = {k: both for k, both in tokens.items() if all(len(t.ids) > t.start for t in both)}
+    groups = {name: [p for p in pairs if p["id"] in tokens] for name, pairs in groups.items()}
+    if not groups["all"]:
+        raise HialignError(
+            f"training.max_length {limits[0]}: the prompts of all held-out pairs of "
+            f"{cell.study.name} are longer, so there is nothing to evaluate; raise it"
+        )
     sequences = sorted(
         {t for both in tokens.values() for t in both}, key=lambda t: (t.start, t.ids)
     )
@@ -87,6 +95,7 @@ def evaluate(cell: Cell) -> dict[str, Any]:
         "fingerprint": cell.fingerprint("evaluate"),
         "settings": cell.settings("evaluate"),
         "beta": beta,
+        "pairs_too_long": len(unique) - len(tokens),
         "objectives": {
             name: _summary([by_id[p["id"]] for p in pairs], beta, cell, settings.resamples)
             for name, pairs in groups.items()
@@ -128,7 +137,7 @@ def _summary(
     margins = [
         beta * (r["chosen"] - r["chosen_base"] - r["rejected"] + r["rejected_base"]) for r in rows
     ]
-    margin = mean_interval(margins, prompts, resamples)
+    margin = pooled_interval(margins, prompts, resamples)
     summary: dict[str, Any] = {
         "n": len(rows),
         "prompts": len(set(prompts)),
@@ -154,14 +163,15 @@ def _accuracy(hits: Sequence[float], prompts: Sequence[str], resamples: int) -> 
     """Wilson's interval; where prompts repeat, the bootstrap over prompts, as their pairs are kin."""
     if len(set(prompts)) == len(prompts):
         return wilson(sum(hits), len(hits))
-    return mean_interval(hits, prompts, resamples)
+    return pooled_interval(hits, prompts, resamples)
 
 
 def _with_interval(
     name: str, values: Sequence[float], interval: tuple[float, float]
 ) -> dict[str, float | None]:
     low, high = (None if x != x else x for x in interval)
-    return {name: sum(values) / len(values), f"{name}_low": low, f"{name}_high": high}
+    mean = sum(values) / len(values) if values else None
+    return {name: mean, f"{name}_low": low, f"{name}_high": high}
 
 
 def _divergence(
@@ -187,6 +197,12 @@ def _divergence(
     messages = {p["prompt_id"]: p["prompt"] for p in prompts}
     sequences = []
     for row in responses:
+        if row["prompt_id"] not in messages:
+            raise HialignError(
+                f"the responses of {cell.model.name} {cell.block} are to other prompts than study "
+                f"{cell.study.name} has now: run `hialign run respond -p study {cell.study.name} "
+                f"-p block {cell.block}` again"
+            )
         ids = tokenizer(row["response"], add_special_tokens=False)["input_ids"]
         prompt = tokenizer.apply_chat_template(
             messages[row["prompt_id"]], tokenize=True, return_dict=True, add_generation_prompt=True

@@ -17,12 +17,18 @@ def respond(cell: Cell) -> dict[str, Any]:
     stage's manifest, which is written last.
     """
     import torch
+    from transformers import GenerationConfig
 
     from hialign.dpo import load_cell
 
     settings = cell.study.responses
     prompts = load_pairs(cell.study.preferences).prompts(settings.prompts)
     model, tokenizer = load_cell(cell)
+    # A model's own settings (Qwen2.5 has a repetition penalty, Qwen3 a top_k) must have no say
+    ends = _ends(model.generation_config.eos_token_id, tokenizer.eos_token_id)
+    model.generation_config = GenerationConfig(
+        eos_token_id=ends, pad_token_id=tokenizer.pad_token_id, top_k=0
+    )
     torch.manual_seed(settings.seed)
     tokenizer.padding_side = "left"  # generation goes on at the right
     tokenizer.truncation_side = "left"  # of a long conversation the end is kept
@@ -49,11 +55,10 @@ def respond(cell: Cell) -> dict[str, Any]:
             generated = model.generate(
                 **inputs,
                 max_new_tokens=settings.max_new_tokens,
-                pad_token_id=tokenizer.pad_token_id,
                 **(sampling if settings.temperature > 0 else {"do_sample": False}),
             )[:, inputs["input_ids"].shape[1] :]
             for i, ids in zip(chosen, generated.tolist(), strict=True):
-                rows[i] = _row(prompts[i], ids, model.generation_config.eos_token_id, tokenizer)
+                rows[i] = _row(prompts[i], ids, ends, tokenizer)
                 rows[i]["prompt_truncated"] = lengths[i] > settings.max_prompt_tokens
             bar.update(len(chosen))
     seconds = time.perf_counter() - started
@@ -75,10 +80,16 @@ def respond(cell: Cell) -> dict[str, Any]:
     return manifest
 
 
-def _row(prompt: dict[str, Any], ids: list[int], eos: Any, tokenizer: Any) -> dict[str, Any]:
+def _ends(*tokens: int | list[int] | None) -> list[int]:
+    """The tokens that end a response: those of the model's configuration and the tokenizer's."""
+    found: set[int] = set()
+    for token in tokens:
+        found |= {token} if isinstance(token, int) else set(token or ())
+    return sorted(found)
+
+
+def _row(prompt: dict[str, Any], ids: list[int], ends: list[int], tokenizer: Any) -> dict[str, Any]:
     """A response up to its end-of-turn token, and whether it reached one."""
-    ends = {eos} if isinstance(eos, int) else set(eos or [])
-    ends.add(tokenizer.eos_token_id)
     stop = next((i for i, token in enumerate(ids) if token in ends), None)
     kept = ids if stop is None else ids[:stop]
     return {

@@ -43,13 +43,23 @@ def fresh_cache() -> Iterator[Path]:
             os.environ["HIALIGN_CACHE"] = before
 
 
-@pytest.fixture(autouse=True)
-def threads(request: pytest.FixtureRequest) -> None:
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
     """One thread for tiny models: more only wait for each other, above all on a busy machine."""
     import torch
 
-    slow = request.node.get_closest_marker("slow")
-    torch.set_num_threads((os.cpu_count() or 1) if slow else 1)
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def all_threads(request: pytest.FixtureRequest) -> Iterator[None]:
+    """All of them for slow tests, which run a real model."""
+    import torch
+
+    if request.node.get_closest_marker("slow"):
+        torch.set_num_threads(os.cpu_count() or 1)
+    yield
+    torch.set_num_threads(1)
 
 
 @pytest.fixture

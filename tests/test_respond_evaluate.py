@@ -12,6 +12,7 @@ from conftest import made_pairs, write_lines, write_study
 
 from hialign import HialignError, evaluate, load_model, load_study, respond, train
 from hialign.dpo import load_cell
+from hialign.evaluate import _summary
 from hialign.preferences import load_pairs
 from hialign.records import cell_status, read_json, read_jsonl
 from hialign.respond import transcript
@@ -71,7 +72,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory, stopping_model: Path) -> Itera
         blocks=["base", "mid"],
         preferences={"train": 8, "evaluation": 20},
         training={"max_length": 512, "learning_rate": 0.02, "beta": 0.2},
-        responses={"prompts": 14, "max_new_tokens": 24, "max_prompt_tokens": 120},
+        responses={"prompts": 14, "max_new_tokens": 24, "max_prompt_tokens": 80},
         evaluation={"contrast_prompts": 2, "batch_size": 3, "resamples": 500},
     )
     with pytest.MonkeyPatch.context() as patched:
@@ -116,7 +117,7 @@ def test_responses_are_plain_greedy_ones(ran: Ran, block: str) -> None:
     rows = ran.rows(block)
     assert [r["prompt_id"] for r in rows] == [p["prompt_id"] for p in prompts]
     for row, prompt in zip(rows, prompts, strict=True):
-        ids = argmax_loop(model, tokenizer, prompt["prompt"], 120, 24)
+        ids = argmax_loop(model, tokenizer, prompt["prompt"], 80, 24)
         stopped = ids[-1] == tokenizer.eos_token_id
         assert row["finish_reason"] == ("stop" if stopped else "length")
         kept = ids[:-1] if stopped else ids
@@ -377,10 +378,20 @@ def test_an_interval_of_pairs_that_share_prompts(
     assert figures["reward_margin_high"] == pytest.approx(high, abs=slack)
 
 
+def test_an_interval_belongs_to_its_figure() -> None:
+    """One prompt with many pairs weighs as much in the interval as it does in the mean."""
+    cell = load_study("demo").cell(None, "mid")
+    rows = [{"prompt": "many", "chosen": 9.0 + i, "rejected": 0.0} for i in range(20)]
+    rows += [{"prompt": str(i), "chosen": -1.0 - i, "rejected": 0.0} for i in range(20)]
+    figures = _summary([r | {"chosen_base": 0, "rejected_base": 0} for r in rows], 0.1, cell, 500)
+    for key in ("likelihood_accuracy", "reward_accuracy", "reward_margin"):
+        assert figures[f"{key}_low"] < figures[key] < figures[f"{key}_high"]
+
+
 def naive_kl(tuned: Any, base: Any, tokenizer: Any, messages: Any, response: str) -> float:
     import torch
 
-    prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"][-120:]
+    prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"][-80:]
     answer = tokenizer(response, add_special_tokens=False)["input_ids"]
     with torch.no_grad():
         p, q = (
@@ -457,13 +468,22 @@ def test_pairs_whose_prompt_fills_the_limit_are_left_out(
     """As in training: without a response token there is nothing to prefer, not half a hit."""
     cell = other("training", "base", max_length=64)
     found = evaluate(cell)
-    whole = ran.evaluation("base")["objectives"]["all"]["n"]
-    n = found["objectives"]["all"]["n"]
-    assert 0 < n < whole
-    assert found["pairs_too_long"] >= whole - n
-    assert found["objectives"]["all"]["likelihood_accuracy"] * n == pytest.approx(
-        round(found["objectives"]["all"]["likelihood_accuracy"] * n)
-    )
+    _, tokenizer = load_cell(ran.cell("base"))
+    prompts = [
+        tokenizer.apply_chat_template(p, add_generation_prompt=True)["input_ids"]
+        for p in ran.pairs.evaluation["prompt"]
+    ]
+    n = sum(len(ids) < 64 for ids in prompts)
+    assert 0 < n < len(prompts)
+    assert found["objectives"]["all"]["n"] == n
+    assert found["pairs_too_long"] >= len(prompts) - n
+    assert len(found["pairs"]) == 20 + 6 - found["pairs_too_long"]
+
+
+def test_limits_that_leave_nothing_to_evaluate_are_told(other: Callable[..., Cell]) -> None:
+    with pytest.raises(HialignError, match=r"training.max_length 16: .* raise it$") as caught:
+        evaluate(other("training", "base", max_length=16))
+    one_line(caught)
 
 
 def test_empty_responses_have_no_divergence(ran: Ran, other: Callable[..., Cell]) -> None:
