@@ -103,9 +103,9 @@ def decoder_layers(model: "torch.nn.Module") -> tuple[str, int]:
     config = model.config.get_text_config()  # type: ignore[operator,union-attr]
     depth = int(config.num_hidden_layers)
     for name, module in model.named_modules():
-        if isinstance(module, torch.nn.ModuleList) and len(module) == depth:
-            if any(ATTENTION.search(child) for child, _ in module[0].named_modules()):
-                return name, depth
+        is_list = isinstance(module, torch.nn.ModuleList) and len(module) == depth
+        if is_list and any(ATTENTION.search(child) for child, _ in module[0].named_modules()):
+            return name, depth
     raise HialignError(
         f"no list of {depth} decoder layers with attention was found in {type(model).__name__}: "
         "this family cannot be tuned by blocks"

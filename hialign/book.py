@@ -20,9 +20,9 @@ STUDY_VARIABLE = "HIALIGN_STUDY"  # tells the pages, which run in kernels, which
 
 def page() -> Study:
     """The study that the book is built for; the first call of every page that computes."""
-    from hialign import figures
+    from hialign.plots import style
 
-    figures.style()
+    style()
     return load_study(os.environ.get(STUDY_VARIABLE, "demo"))
 
 

@@ -216,7 +216,7 @@ def loss(cell: Cell) -> Any:
 
     import matplotlib.pyplot as plt
 
-    from hialign.figures import style
+    from hialign.plots import style
 
     style()
     steps = records.read_jsonl(cell.folder / "training.jsonl") if cell.block != "base" else []

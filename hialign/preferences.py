@@ -146,6 +146,8 @@ def to_pair(row: dict[str, Any]) -> tuple[list[Message], list[Message], list[Mes
     (prompt, chosen), (other_prompt, rejected) = sides
     if prompt != other_prompt or not prompt:
         raise UnusablePair("no common prompt")
+    if any(re.search("[\ud800-\udfff]", m["content"]) for m in prompt + chosen + rejected):
+        raise UnusablePair("half a Unicode character")
     if any(not m["content"].strip() for m in chosen + rejected):
         raise UnusablePair("an empty response")
     if chosen == rejected:

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import platform
+import re
 import resource
 import subprocess
 import sys
@@ -72,19 +73,23 @@ def whole_file(path: Path) -> Iterator[Path]:
 def write_json(path: Path, content: Any) -> None:
     """`content` as JSON, whole or not at all. NaN and infinity are refused: None is a missing value."""
     with whole_file(path) as temporary:
-        temporary.write_text(_dumps(content, path, indent=2) + "\n")
+        temporary.write_text(_dumps(content, path, indent=2) + "\n", encoding="utf-8")
 
 
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """A line a row, whole or not at all."""
-    with whole_file(path) as temporary, temporary.open("w") as stream:
+    with whole_file(path) as temporary, temporary.open("w", encoding="utf-8") as stream:
         for row in rows:
             stream.write(_dumps(row, path) + "\n")
 
 
 def _dumps(content: Any, path: Path, **options: Any) -> str:
     try:
-        return json.dumps(content, ensure_ascii=False, allow_nan=False, **options)
+        text = json.dumps(content, ensure_ascii=False, allow_nan=False, **options)
+        # Half a character (from an API, say) has no UTF-8, only an escape
+        if re.search("[\ud800-\udfff]", text):
+            text = json.dumps(content, allow_nan=False, **options)
+        return text
     except ValueError as error:
         raise HialignError(
             f"{path} would hold a number that is not finite ({error}): the run went wrong; "
@@ -93,13 +98,17 @@ def _dumps(content: Any, path: Path, **options: Any) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    return dict(json.loads(path.read_text()))
+    """The object in a JSON file; HialignError names the file if it is none."""
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise HialignError(f"{path}: not JSON ({error}); delete it to run again") from None
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """The rows of a JSON-lines file; HialignError names the file and line that is not JSON."""
     rows = []
-    with path.open() as stream:
+    with path.open(encoding="utf-8") as stream:
         for number, line in enumerate(stream, 1):
             if line.strip():
                 try:

@@ -22,7 +22,7 @@ from test_tables import (
     write_training,
 )
 
-from hialign import figures
+from hialign import figures, plots
 from hialign.judge.rubric import load_rubric
 from hialign.study import Study
 
@@ -262,6 +262,6 @@ def test_a_strategy_has_one_colour_throughout(demo: Study) -> None:
 
 def test_style_is_opaque_and_can_be_set_twice() -> None:
     with matplotlib.rc_context():
-        figures.style()
-        figures.style()
+        plots.style()
+        plots.style()
         assert matplotlib.rcParams["figure.facecolor"] == "white"

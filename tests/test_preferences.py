@@ -224,6 +224,7 @@ UNUSABLE = [
     ({"prompt": "a", "chosen": "b", "rejected": "b"}, "identical responses"),
     ({"chosen": "Go on. Yes.", "rejected": "Go on. Yes."}, "identical responses"),
     ({"chosen": HELLO + GOOD, "rejected": HELLO + GOOD}, "identical responses"),
+    ({"prompt": "a", "chosen": "b \ud83d", "rejected": "c"}, "half a Unicode character"),
     ({"prompt": HELLO, "chosen": says("b"), "rejected": says("c")}, "the last turn is not"),
     ({"chosen": transcript("a", "b", "c"), "rejected": transcript("a", "b")}, "not a transcript"),
     ({"chosen": transcript("a", "b"), "rejected": "b"}, "not a transcript"),
