@@ -161,6 +161,9 @@ def test_a_layer_out_of_range_is_refused() -> None:
     assert str(caught.value) == (
         "block 'layers:8-12,20': layer 20 is out of range; this model has 18 layers, 0 to 17"
     )
+    assert layers_of("layers:16-17", 18) == [16, 17]
+    with pytest.raises(HialignError, match="layer 18 is out of range"):
+        layers_of("layers:17-18", 18)
     with pytest.raises(HialignError, match="layer 99999999999 is out of range"):
         layers_of("layers:0-99999999999", 18)  # at once, and without a list of them
 
