@@ -4,6 +4,7 @@ papermill warns of an unknown parameter and goes on with the defaults; here it i
 notebook itself (`begin`) and before one is started (`run`).
 """
 
+import ast
 import difflib
 import os
 import re
@@ -57,8 +58,8 @@ def run(notebook: str, parameters: Mapping[str, Any]) -> Path:
     if unknown := [name for name in parameters if name not in known]:
         raise HialignError(_unknown(unknown[0], list(known), f"notebook {template.stem}"))
     if set(PARAMETERS) <= set(known):
-        defaults = {"study": "demo", "model": None, "block": "mid"}
-        values = {**defaults, **parameters}
+        values = {name: ast.literal_eval(default) for name, default in known.items()}
+        values |= parameters
         _check({k: v for k, v in values.items() if k in PARAMETERS}, f"notebook {template.stem}")
         cell = _cell(values)
         output = paths.notebook_output(cell.study.name, template.stem, cell.model.name, cell.block)

@@ -11,7 +11,7 @@ class Progress(tqdm):  # type: ignore[type-arg]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._handle: Any = None
-        if _in_notebook():
+        if _in_notebook() and not kwargs.get("disable"):
             from IPython.display import display
 
             self._handle = display({"text/plain": "…"}, raw=True, display_id=True)

@@ -1,7 +1,9 @@
 """The rubric, the parser, and the judge behind an API: real HTTP to a server on this machine."""
 
 import asyncio
+import functools
 import json
+import operator
 import re
 import threading
 import time
@@ -62,7 +64,7 @@ def test_rubric_has_the_papers_dimensions_in_six_groups(rubric: Rubric) -> None:
     assert tuple(rubric.dimensions) == DIMENSIONS
     assert len(DIMENSIONS) == 16
     assert len(rubric.groups) == 6
-    assert sorted(sum(rubric.groups.values(), [])) == sorted(DIMENSIONS)
+    assert sorted(functools.reduce(operator.iadd, rubric.groups.values(), [])) == sorted(DIMENSIONS)
     assert sorted(rubric.criteria) == [1, 2, 3, 4, 5]
     assert rubric.baseline_prompt.endswith("shade myself from the sun?")
     assert set(rubric.short) == set(DIMENSIONS)
@@ -475,7 +477,7 @@ def test_one_refused_item_is_its_own_missing_value(server: Server, path: Path) -
 
 def test_refusing_everything_stops_the_run(server: Server, path: Path) -> None:
     server.reply = lambda body: failure(400, "Unsupported value: 'temperature'")
-    with pytest.raises(HialignError, match="10 requests in a row.*'temperature'"):
+    with pytest.raises(HialignError, match=r"10 requests in a row.*'temperature'"):
         run(server, path, 100)
 
 
@@ -657,7 +659,7 @@ def llmbar() -> Iterator[Path]:
     folder = paths.shared_data() / "llmbar"
     if not folder.is_dir():
         pytest.skip("LLMBar not found at ../shared/data/llmbar (HIALIGN_SHARED_DATA moves it)")
-    yield folder
+    return folder
 
 
 def test_llmbar_is_scored_against_its_labels(llmbar: Path) -> None:
@@ -672,5 +674,5 @@ def test_llmbar_is_scored_against_its_labels(llmbar: Path) -> None:
     assert (row["n"], row["accuracy"], row["ties"]) == (100, 1.0, 0)
     [row] = llmbar_agreement(lambda rows: [3.0] * len(rows), llmbar, ["natural"])
     assert (row["accuracy"], row["ties"]) == (0.5, 100)
-    with pytest.raises(HialignError, match="nothing.json"):
+    with pytest.raises(HialignError, match=r"nothing\.json"):
         load_llmbar(llmbar, "nothing")

@@ -194,7 +194,9 @@ def test_response_logits_are_the_full_ones(llama: tuple[Any, Any]) -> None:
 def test_numbers_that_are_none_are_refused() -> None:
     model, _ = load_model("random:llama")
     model.lm_head.weight.data.fill_(float("nan"))
-    with pytest.raises(HialignError, match=r"^check: the model gave log-probabilities that are not"):
+    with pytest.raises(
+        HialignError, match=r"^check: the model gave log-probabilities that are not"
+    ):
         log_probs(model, [Tokens((3, 4, 5), 1)], 1, 0, "check")
 
 
