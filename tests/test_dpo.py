@@ -188,6 +188,18 @@ def test_checkpointing_changes_no_number(
     assert relative(with_it.adapter, without.adapter) < 1e-6
 
 
+def test_the_reference_is_not_run_in_training(tmp_path: Path) -> None:
+    """Its log-probabilities are read: one forward pass a batch, where stock TRL has two."""
+    settings = TrainingSettings(**BASE)
+    model, tokenizer = load_model("random:llama")
+    weights = identity(ModelSettings(source="random:llama"))
+    dpo.reference_columns(model, tokenizer, pairs_of(), settings, weights)
+    seen: list[int] = []
+    model.model.register_forward_pre_hook(lambda *_: seen.append(1))
+    dpo.train_block(model, tokenizer, pairs_of(), [2, 3], settings, weights, work=tmp_path)
+    assert len(seen) == 12
+
+
 @pytest.mark.parametrize("case", CASES[:7], ids=str)
 def test_the_proof_of_confinement(
     compared: Callable[[Case], tuple[Trained, Trained]], case: Case
@@ -627,7 +639,9 @@ def test_a_thawed_base_weight_is_found(
 def test_a_loss_that_is_no_number_is_refused(cell: Callable[..., Cell], outputs: Path) -> None:
     mid = cell("mid", learning_rate=1e30, max_grad_norm=0)
     for _ in range(2):  # and is not resumed from, either
-        with pytest.raises(HialignError, match=r"not (a number|finite) from step \d+ on") as caught:
+        with pytest.raises(
+            HialignError, match=r"the loss is not finite from step \d+ on"
+        ) as caught:
             train(mid)
         assert "lower training.learning_rate" in one_line(caught)
         assert names(outputs) == []

@@ -217,14 +217,14 @@ def test_sampling_is_seeded(ran: Ran, other: Callable[..., Cell]) -> None:
 def test_sampling_uses_the_studys_settings_alone(
     ran: Ran, other: Callable[..., Cell], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The model's own file says top_k 2: a study's temperature 1 and top_p 1 is the whole softmax."""
-    cell = other("responses", temperature=1.0, prompts=1, max_new_tokens=1)
+    """The model's own file says top_k 2, transformers' default is 50: a study knows no top_k."""
+    cell = other("responses", temperature=100.0, prompts=1, max_new_tokens=1, batch_size=400)
     prompt = ran.pairs.prompts(1)
     monkeypatch.setattr("hialign.preferences.Pairs.prompts", lambda *_: prompt * 400)
     respond(cell)
     found = answers(cell)
     assert len(found) == 400
-    assert len(set(found)) > 10
+    assert len(set(found)) > 55  # of 259 tokens with about the same probability
 
 
 def test_an_untrained_cell_cannot_respond(outputs: Path, ran: Ran) -> None:
@@ -434,6 +434,19 @@ def test_evaluation_is_repeatable(ran: Ran) -> None:
     after = ran.evaluation("mid")
     for key in ("objectives", "divergence", "pairs"):
         assert after[key] == before[key]
+
+
+def test_base_is_scored_without_the_adapter(
+    ran: Ran, other: Callable[..., Cell], empty_cache: Path
+) -> None:
+    """Also where no other cell has left the reference's log-probabilities behind."""
+    cell = other("evaluation", "mid", contrast_prompts=0)
+    found = {row["id"]: row for row in evaluate(cell)["pairs"]}
+    assert list((empty_cache / "reference").glob("*.json"))
+    for row in ran.evaluation("base")["pairs"]:
+        if row["id"] in found:
+            assert found[row["id"]]["chosen_base"] == pytest.approx(row["chosen"], rel=1e-5)
+    assert len(found) == 20
 
 
 def test_a_fresh_adapter_has_moved_nowhere(ran: Ran, other: Callable[..., Cell]) -> None:
