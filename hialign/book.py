@@ -127,11 +127,14 @@ def as_page(book: Any, title: str) -> Any:
         tags = set(cell.metadata.get("tags", []))
         if "injected-parameters" in tags:
             cell.metadata["tags"] = sorted(tags | {"remove-input"})
-        for output in cell.get("outputs", []):
+        outputs = cell.get("outputs", [])
+        for output in outputs:
             if output.get("output_type") == "stream":  # a bar redraws its line: keep the last state
                 lines = output["text"].split("\n")
                 output["text"] = "\n".join(line.rsplit("\r", 1)[-1] for line in lines)
-            _plain_if_html(output)
+            _without_scripts(output)
+        if outputs:
+            cell.outputs = [o for o in outputs if o.get("text", "x").strip()]
         cells.append(cell)
     if cells and cells[0].cell_type == "markdown":
         rest = cells[0].source.split("\n", 1)[1:]
@@ -140,8 +143,8 @@ def as_page(book: Any, title: str) -> Any:
     return book
 
 
-def _plain_if_html(output: Any) -> None:
-    """Leave only what the book shows: pictures, escaped tables, plain text; no scripts."""
+def _without_scripts(output: Any) -> None:
+    """Take out what would run or load in a browser: the book shows pictures, tables and text."""
     data = output.get("data", {})
     for kind in list(data):
         if kind.startswith("application/") and kind != "application/json":

@@ -551,13 +551,13 @@ def test_the_embedded_model_prefers_good_answers(
     path = write_study(
         tmp_path,
         models=["embedded:smollm2-135m-instruct"],
-        preferences={"source": "builtin", "train": 4, "evaluation": 6},
-        responses={"prompts": 2},
-        evaluation={"contrast_prompts": 12},
+        preferences={"source": "builtin", "train": 2, "evaluation": 2},
+        responses={"prompts": 1},
+        evaluation={"contrast_prompts": 6},
     )
     base = load_study(path).cell(None, "base")
     train(base)
     respond(base)
     found = evaluate(base)["objectives"]
-    assert found["grammar"]["n"] == 12
+    assert found["grammar"]["n"] == 6
     assert found["grammar"]["likelihood_accuracy"] > 0.8
