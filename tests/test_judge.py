@@ -5,6 +5,7 @@ import functools
 import json
 import operator
 import re
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -71,8 +72,7 @@ def test_rubric_has_the_papers_dimensions_in_six_groups(rubric: Rubric) -> None:
 
 
 def test_sha256_follows_content_not_layout(tmp_path: Path, rubric: Rubric) -> None:
-    text = Path("hialign/judge/rubric.yml")
-    text = Path(__file__).parents[1] / text
+    text = Path(__file__).parents[1] / "hialign/judge/rubric.yml"
     same, other = tmp_path / "same.yml", tmp_path / "other.yml"
     same.write_text("# a comment\n" + text.read_text())
     other.write_text(text.read_text().replace("new and original", "new"))
@@ -311,8 +311,9 @@ def failure(status: int, message: str = "no", code: str | None = None, **headers
 
 
 @pytest.fixture
-def server(httpserver: HTTPServer) -> Server:
-    return Server(httpserver)
+def server() -> Iterator[Server]:
+    with HTTPServer(threaded=True) as httpserver:
+        yield Server(httpserver)
 
 
 @pytest.fixture(autouse=True)
@@ -458,7 +459,7 @@ def test_what_would_meet_every_item_stops_the_run(
 
 
 def test_no_server_stops_the_run(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hialign.judge.api.TRANSPORT_RETRIES", 0)
+    monkeypatch.setattr(sys.modules["hialign.judge.api"], "TRANSPORT_RETRIES", 0)
     with pytest.raises(HialignError, match="cannot be reached"):
         judge(items(2), settings(base_url="http://127.0.0.1:9/v1"), path, progress=False)
 
@@ -547,6 +548,18 @@ def test_reuse_ends_where_anything_changes(server: Server, path: Path, tmp_path:
     assert run(server, path, 2, rubric=str(mine))["reused"] == 0
 
 
+def test_judgments_of_other_responses_do_not_stay(server: Server, path: Path) -> None:
+    run(server, path, 2)
+    changed = [*items(1), {"prompt_id": "p1", "prompt": "Question 1?", "response": "Other."}]
+    server.reply = lambda body: failure(401)
+    with pytest.raises(HialignError):
+        judge(changed, settings(server), path, progress=False)
+    assert not path.exists()
+    server.reply = lambda body: answer(5)
+    assert judge(changed, settings(server), path, progress=False)["reused"] == 1
+    assert [r["scores"]["Tone"] for r in read_jsonl(path)] == [3, 5]
+
+
 def test_a_rubric_of_ones_own(server: Server, path: Path, tmp_path: Path) -> None:
     mine = tmp_path / "mine.yml"
     mine.write_text(
@@ -562,7 +575,7 @@ def test_a_rubric_of_ones_own(server: Server, path: Path, tmp_path: Path) -> Non
 def test_the_key_is_nowhere(server: Server, path: Path) -> None:
     def reply(body: dict[str, Any]) -> str | Response:
         if "Question 1?" in body["messages"][-1]["content"]:
-            return failure(409, f"conflict with {KEY}")
+            return failure(400, f"cannot take {KEY}")
         return answer().replace("as Tone", f"the key is {KEY}")
 
     server.reply = reply

@@ -43,15 +43,20 @@ def judge(
         common |= {"model": settings.model} | _identity(settings, model)
     keys = {row["prompt_id"]: _key(settings, common, row) for row in rows}
     partial = path.with_suffix(".partial.jsonl")
+    before = [r for r in _lines(path) if r.get("scores")]
     known = {
         record.get("prompt_id"): record
-        for record in _lines(path) + _lines(partial)
+        for record in before + _lines(partial)
         if record.get("scores") and keys.get(record.get("prompt_id")) == record.get("key")
     }
     todo = [row for row in rows if row["prompt_id"] not in known]
     fresh: dict[Any, dict[str, Any]] = {}
     if todo:
         backend = _backend(settings, rubric, model, tokenizer)
+        if any(r.get("key") != keys.get(r.get("prompt_id")) for r in before):
+            # It judges other responses, or by other settings, and must not stand for these.
+            records.write_jsonl(partial, known.values())
+            path.unlink()
         _keep(backend, todo, keys, common, partial, fresh, progress)
     records.write_jsonl(path, [(known | fresh)[row["prompt_id"]] for row in rows])
     partial.unlink(missing_ok=True)

@@ -7,6 +7,7 @@ a refused key, an unknown model, no server) stops the run; what concerns one ite
 
 import asyncio
 import ipaddress
+import json
 import os
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -125,7 +126,7 @@ class OpenAIJudge:
             asked = messages(self.rubric, item["prompt"], item["response"], problem)
             try:
                 completion = await self._ask(client, asked)
-            except openai.APIError as error:
+            except (openai.APIError, json.JSONDecodeError) as error:
                 self._stop_if_hopeless(error)
                 return result | {"error": f"the request failed: {self._said(error)}"}
             self._refusals = 0
@@ -202,7 +203,7 @@ class OpenAIJudge:
         result["raw"] = text[:LONGEST_RAW]
         return text, bool(choices) and choices[0].finish_reason == "length"
 
-    def _stop_if_hopeless(self, error: "openai.APIError") -> None:
+    def _stop_if_hopeless(self, error: Exception) -> None:
         """Raise HialignError for what would meet every other item too."""
         import openai
 
@@ -260,9 +261,10 @@ def _schema(rubric: Rubric) -> dict[str, Any]:
     return {"name": "judgments", "strict": True, "schema": schema}
 
 
-def _code(error: "openai.APIError") -> str:
-    body = error.body if isinstance(error.body, dict) else {}
-    return str(error.code or body.get("type") or "")
+def _code(error: Exception) -> str:
+    body = getattr(error, "body", None)
+    kind = body.get("type") if isinstance(body, dict) else None
+    return str(getattr(error, "code", None) or kind or "")
 
 
 def _is_loopback(host: str | None) -> bool:
