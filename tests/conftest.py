@@ -18,6 +18,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import pytest
 import yaml
+from filelock import FileLock
 
 from hialign import models, paths
 
@@ -223,13 +224,17 @@ def stock_trainer(
 
 @pytest.fixture(scope="session")
 def smoke(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The smoke study, run once to its end by `hialign reproduce`; its folder."""
-    place = tmp_path_factory.mktemp("outputs")
+    """The smoke study, run to its end by `hialign reproduce`, once for all processes; its folder."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    place = shared / "smoke-outputs"
     before = os.environ.get("HIALIGN_OUTPUTS")
     os.environ["HIALIGN_OUTPUTS"] = str(place)
-    command = [sys.executable, "-m", "hialign.cli", "reproduce", "smoke", "--cores", "2"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
-    assert done.returncode == 0, done.stdout + done.stderr
+    with FileLock(shared / "smoke.lock"):
+        if not (place / "smoke" / "html").is_dir():
+            command = [sys.executable, "-m", "hialign.cli", "reproduce", "smoke", "--cores", "2"]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=900)
+            assert done.returncode == 0, done.stdout + done.stderr
     yield place / "smoke"
     del os.environ["HIALIGN_OUTPUTS"]
     if before is not None:

@@ -13,8 +13,7 @@ from hialign import book, paths, records
 from hialign.errors import HialignError
 from hialign.study import load_study
 
-# one process makes the smoke study, for the tests of the browser too
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("smoke")]
+pytestmark = pytest.mark.slow
 
 
 def reproduce(study: str, *options: str) -> subprocess.CompletedProcess[str]:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.xdist_group("smoke")]
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 PAGES = ["index", "methodology", "experiments", "appendix-c", "appendix-d", "choices"]
 PAGES += ["runs/train-random-llama-mid", "runs/judge-random-llama-base"]
