@@ -48,7 +48,8 @@ def one_line(error: pytest.ExceptionInfo[HialignError]) -> str:
 def test_shipped_studies_load(name: str) -> None:
     study = load_study(name)
     assert study.name == name
-    assert study.blocks[:5] == ["base", "full", "local", "mid", "global"]
+    everything = ["base", "full", "local", "mid", "global"]
+    assert study.blocks == (["base", "full", "mid"] if name == "smoke" else everything)
     assert len(study.cells()) == len(study.models) * len(study.blocks)
     folders = {cell.folder for cell in study.cells()}
     assert len(folders) == len(study.cells())
