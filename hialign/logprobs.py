@@ -49,13 +49,6 @@ def tokenize_pair(
     return tuple(_cut(Tokens(tuple(w), start), max_length, truncation) for w in wholes)  # type: ignore[return-value]
 
 
-def tokenize_response(
-    tokenizer: "PreTrainedTokenizerBase", prompt_ids: Sequence[int], response_ids: Sequence[int]
-) -> Tokens:
-    """A prompt and what a model generated after it, as the tokens that they were."""
-    return Tokens((*prompt_ids, *response_ids), len(prompt_ids))
-
-
 def _template(
     tokenizer: "PreTrainedTokenizerBase", messages: list[Message], **options: Any
 ) -> list[int]:
