@@ -43,7 +43,9 @@ def reproduce(study: str, cores: int, profile: str = "", dry_run: bool = False) 
         *(["--profile", str(paths.workflow() / profile)] if profile else []),
         *(["--dry-run"] if dry_run else []),
     ]
-    done = subprocess.run(command, env=os.environ | {"PYTHONUNBUFFERED": "1"}).returncode
+    path = f"{os.path.dirname(sys.executable)}{os.pathsep}{os.environ.get('PATH', '')}"
+    environment = os.environ | {"PYTHONUNBUFFERED": "1", "PATH": path}
+    done = subprocess.run(command, env=environment).returncode
     if done:
         raise HialignError(
             f"study {loaded.name} is not complete: `hialign status {study}` says which cells "
