@@ -262,7 +262,8 @@ def served(embedded_model_dir: Path, tmp_path: Path) -> Iterator[str]:
             yield f"http://127.0.0.1:{port}/v1"
         finally:
             process.terminate()
-            process.wait(20)
+            process.kill()
+            process.wait()
 
 
 @pytest.mark.slow
