@@ -6,6 +6,7 @@ layers and nowhere else. What is ours: which modules are adapted, one reference 
 the block has changed.
 """
 
+import json
 import math
 import shutil
 import tempfile
@@ -349,7 +350,13 @@ def _checkpoints(cell: Cell) -> Path:
 
 def _last_checkpoint(work: Path) -> str | None:
     """The latest whole checkpoint; a run killed while writing one goes on from the one before."""
-    whole = [p.parent for p in work.glob("checkpoint-*/trainer_state.json")]  # written last
+    whole = []
+    for state in work.glob("checkpoint-*/trainer_state.json"):  # written last
+        try:
+            json.loads(state.read_text())
+            whole.append(state.parent)
+        except ValueError:
+            pass
     for torn in set(work.glob("checkpoint-*")) - set(whole):
         shutil.rmtree(torn, ignore_errors=True)
     return str(max(whole, key=lambda p: int(p.name.split("-")[1]))) if whole else None

@@ -439,13 +439,13 @@ def uninterrupted(cell: Callable[..., Cell]) -> tuple[list[dict[str, Any]], dict
     return result
 
 
-@pytest.mark.parametrize("half_written", [False, True])
+@pytest.mark.parametrize("half_written", ["", "adapter", "state"])
 def test_an_interrupted_run_goes_on_where_it_was(
     cell: Callable[..., Cell],
     uninterrupted: tuple[list[dict[str, Any]], dict[str, np.ndarray]],
     outputs: Path,
     monkeypatch: pytest.MonkeyPatch,
-    half_written: bool,
+    half_written: str,
 ) -> None:
     steps, adapter = uninterrupted
     mid = cell("mid", lora_dropout=0.05)
@@ -458,6 +458,8 @@ def test_an_interrupted_run_goes_on_where_it_was(
         torn.mkdir()
         shutil.copy(checkpoints / "checkpoint-4" / "adapter_config.json", torn)
         (torn / "adapter_model.safetensors").write_bytes(b"torn")
+        if half_written == "state":  # the last file, as it was opened
+            (torn / "trainer_state.json").write_text("")
     seen: list[int] = []
     original = dpo._trainer_class()
 
