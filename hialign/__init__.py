@@ -5,7 +5,6 @@ Importing this package imports no torch: the functions that need it do so when t
 
 from hialign import records
 from hialign.blocks import layers_of, split_layers
-from hialign.dpo import train
 from hialign.errors import HialignError
 from hialign.evaluate import evaluate
 from hialign.judge.cells import judge
@@ -13,6 +12,7 @@ from hialign.models import load_model
 from hialign.preferences import load_pairs
 from hialign.respond import respond
 from hialign.study import load_study
+from hialign.training import train, train_together
 
 __all__ = [
     "HialignError",
@@ -26,4 +26,5 @@ __all__ = [
     "respond",
     "split_layers",
     "train",
+    "train_together",
 ]

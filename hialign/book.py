@@ -106,17 +106,19 @@ def _add_runs(study: Study, folder: Path) -> list[list[str]]:
     import nbformat
 
     folder.mkdir()
-    found = []
-    for cell in study.cells():
-        names = []
-        for stage in STAGES:
-            source = paths.notebook_output(study.name, stage, cell.model.name, cell.block)
-            if source.is_file():
-                book = nbformat.read(source, as_version=4)
-                title = f"{stage.capitalize()}: {cell.model.label}, {cell.block}"
-                nbformat.write(as_page(book, title), folder / source.name)
-                names.append(f"runs/{source.stem}")
-        found += [names] if names else []
+    found: list[list[str]] = []
+    for model in study.models:
+        for block in ("all", *study.blocks):  # "all": trained in one pass
+            names = []
+            for stage in STAGES:
+                source = paths.notebook_output(study.name, stage, model.name, block)
+                if source.is_file():
+                    book = nbformat.read(source, as_version=4)
+                    what = "all blocks" if block == "all" else block
+                    title = f"{stage.capitalize()}: {model.label}, {what}"
+                    nbformat.write(as_page(book, title), folder / source.name)
+                    names.append(f"runs/{source.stem}")
+            found += [names] if names else []
     return found
 
 

@@ -1,33 +1,41 @@
-"""Direct Preference Optimization inside one block (sections 3.2.2 and 3.2.3, Table 5).
+"""Direct Preference Optimization inside blocks (sections 3.2.2 and 3.2.3, Table 5).
 
-The trainer is TRL's `DPOTrainer` with LoRA adapters on the attention projections of the block's
-layers and nowhere else. What is ours: which modules are adapted, one reference for all strategies
-(the base model is the same for each), a record of each step, and the proof that nothing outside
-the block has changed.
+The trainer is TRL's `DPOTrainer` (its data, optimizer, schedule, callbacks, checkpoints) with LoRA
+adapters on the attention projections of a block's layers and nowhere else. What is ours is the work
+of an optimizer step, which costs a fraction of stock's at the same gradients:
+
+- several blocks are trained in one pass over one base model, each with an adapter of its own;
+- below a block's first layer policy, reference and all strategies are the same function: those
+  layers run once, without gradients (`Decoder`);
+- pairs are packed, each prompt computed once (`packing`), and only scored positions reach the LM
+  head;
+- the reference's log-probabilities are computed along the way, once for a model and data set.
+
+A family for which that cannot be done (`decoder.unpackable` says why) is trained by stock TRL.
 """
 
 import json
 import math
-import shutil
-import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hialign import blocks, paths, records
+from hialign import blocks, records
 from hialign.errors import HialignError
-from hialign.logprobs import Tokens, reference_log_probs, tokenize_pair
-from hialign.models import depth_of, identity, load_model
-from hialign.preferences import load_pairs
+from hialign.logprobs import Reference, TokenPair, token_pairs
+from hialign.packing import pack, plan
 from hialign.progress import Progress
-from hialign.study import Cell, TrainingSettings
+from hialign.study import TrainingSettings
 
 if TYPE_CHECKING:
     import torch
     from datasets import Dataset
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-    from trl import DPOTrainer
+    from trl import DPOConfig, DPOTrainer
+
+    from hialign.decoder import Layout
 
 # TRL's names of what each optimizer step logs, and ours (training.jsonl)
 LOGGED = {
@@ -39,205 +47,194 @@ LOGGED = {
     "grad_norm": "grad_norm",
     "learning_rate": "learning_rate",
     "seconds": "seconds",
+    "shared_seconds": "shared_seconds",
     "num_tokens": "tokens",
 }
+COMMON = ("learning_rate", "num_tokens", "shared_seconds")  # the same for all blocks of a pass
 
 
-def train(cell: Cell) -> dict[str, Any]:
-    """Tune the cell's block and leave `adapter/`, `training.jsonl` and `manifest.json` in its folder.
+@dataclass
+class Strategy:
+    """A block in training: its adapter, and what has been summed up in the present step."""
 
-    Base is not tuned: its cell gets a manifest alone, and the reference's log-probabilities are
-    computed for the others. A run that was killed resumes from its last checkpoint. Returns the
-    manifest; raises HialignError before any training for settings that cannot work.
-    """
-    import torch
+    block: str
+    layers: list[int]
+    adapter: str
+    sums: dict[str, float] = field(default_factory=dict)
 
-    settings = cell.study.training
-    _check_choices(settings)
-    layers = blocks.layers_of(cell.block, depth_of(cell.model))  # refuses before anything is loaded
-    pairs = load_pairs(cell.study.preferences)
-    model, tokenizer = load_model(cell.model)
-    weights = identity(cell.model)
-    _check_space(cell.folder)
-    manifest: dict[str, Any] = {
-        "study": cell.study.name,
-        "model": cell.model.name,
-        "source": cell.model.source,
-        **weights,
-        "block": cell.block,
-        "strategy": cell.strategy,
-        "layers": layers,
-        "depth": depth_of(cell.model),
-        "settings": cell.settings("train"),
-        "fingerprint": cell.fingerprint("train"),
-        "effective_batch": settings.effective_batch,
-        "preferences": {**pairs.report, "fingerprint": pairs.fingerprint},
-        "pairs": len(pairs.train),
-        "seed": settings.seed,
-        "precision": str(model.dtype).removeprefix("torch."),
-        "parameters": sum(p.numel() for p in model.parameters()),
-        **records.environment(),
-    }
-    started = time.perf_counter()
-    if cell.block == "base":
-        reference_columns(model, tokenizer, pairs.train, settings, weights)
-        manifest |= {"status": "untrained", "steps": 0, "tokens": 0, "trainable_parameters": 0}
-        manifest |= {"seconds": time.perf_counter() - started}
-        manifest |= {"peak_memory_bytes": records.peak_memory_bytes()}
-        _publish(cell, manifest, None, [])
-        return manifest
-    checkpoints = _checkpoints(cell)
-    with tempfile.TemporaryDirectory(prefix="hialign-") as scratch:
-        try:
-            trainer = train_block(
-                model, tokenizer, pairs.train, layers, settings, weights, work=checkpoints
-            )
-            steps = _steps(trainer)
-        except HialignError:  # it would only fail again from its checkpoint
-            shutil.rmtree(checkpoints, ignore_errors=True)
-            raise
-        tuned = trainer.accelerator.unwrap_model(trainer.model)
-        tuned.peft_config["default"].base_model_name_or_path = cell.model.source
-        manifest |= {
-            "status": "trained",
-            "pairs": len(trainer.train_dataset),
-            "pairs_too_long": len(pairs.train) - len(trainer.train_dataset),
-            "steps": len(steps),
-            "tokens": steps[-1]["tokens"],
-            "seconds": sum(s["seconds"] for s in steps),
-            "trainable_parameters": sum(p.numel() for p in tuned.parameters() if p.requires_grad),
-            "peak_memory_bytes": records.peak_memory_bytes(),
-            "confinement": trainer.confinement,
-            "final_loss": steps[-1]["loss"],
-        }
-        # PEFT would ask the hub whether the vocabulary was changed; attention is all we adapt
-        tuned.save_pretrained(
-            Path(scratch) / "adapter", safe_serialization=True, save_embedding_layers=False
-        )
-        _publish(cell, manifest, Path(scratch) / "adapter", steps)
-    shutil.rmtree(checkpoints, ignore_errors=True)
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    return manifest
+    @property
+    def start(self) -> int:
+        """The first adapted layer: all below it is the base model's."""
+        return min(self.layers)
 
 
-def train_block(
+def train_blocks(
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
     pairs: "Dataset",
-    layers: Sequence[int],
+    layers: Mapping[str, Sequence[int]],
     settings: TrainingSettings,
     weights: dict[str, str],
     work: Path,
 ) -> "DPOTrainer":
-    """Minimise Eq. 1 over LoRA matrices in `layers` (Eq. 2); the trainer, after training.
+    """Minimise Eq. 1 over LoRA matrices in the layers of each block (Eq. 2); the trainer, after it.
 
+    `layers` maps each block to its layers: all are trained in one pass, each as if it were alone.
     `weights` is the base model's identity, for the reference's cache; `work` holds checkpoints, from
-    which an interrupted run goes on. Raises HialignError if a parameter outside `layers` changed.
+    which an interrupted run goes on. The trainer's `strategies` name the adapters in its model and
+    its `confinement` the proof, for each block. Raises HialignError where a loss or gradient is not
+    finite, memory or disk space runs out, or a parameter outside a block changed.
     """
-    import torch
     from peft import LoraConfig
     from safetensors import SafetensorError
-    from trl import DPOConfig
+    from transformers import set_seed
 
-    targets = blocks.target_modules(model, layers, settings.target_modules)
-    columns = reference_columns(model, tokenizer, pairs, settings, weights)
+    targets = {
+        block: blocks.target_modules(model, inside, settings.target_modules)
+        for block, inside in layers.items()
+    }
+    kept, tokens = token_pairs(tokenizer, pairs, settings.max_length, settings.truncation)
+    why = _why_stock(model, tokens, settings)
+    if why and len(layers) > 1:
+        raise HialignError(f"these blocks cannot be trained in one pass: {why}")
+    reference = Reference(model, weights, tokens)
+    if why:
+        fill_reference(reference, model, tokenizer)
     work.mkdir(parents=True, exist_ok=True)
-    trainer = _trainer_class()(
-        model=model,
-        args=DPOConfig(
-            output_dir=str(work),
-            learning_rate=settings.learning_rate,
-            optim=settings.optimizer,
-            weight_decay=settings.weight_decay,
-            adam_beta1=settings.adam_beta1,
-            adam_beta2=settings.adam_beta2,
-            per_device_train_batch_size=settings.batch_size,
-            gradient_accumulation_steps=settings.gradient_accumulation_steps,
-            num_train_epochs=settings.epochs,
-            beta=settings.beta,
-            gradient_checkpointing=settings.gradient_checkpointing,
-            max_length=settings.max_length,
-            truncation_mode=settings.truncation,
-            seed=settings.seed,
-            lr_scheduler_type=settings.scheduler,
-            warmup_steps=settings.warmup_steps,
-            max_grad_norm=settings.max_grad_norm,
-            disable_dropout=settings.disable_dropout,
-            bf16=model.dtype == torch.bfloat16,
-            use_cpu=model.device.type == "cpu",
-            logging_steps=1,
-            logging_nan_inf_filter=False,  # it would log a loss that is not a number as 0
-            save_strategy="steps",
-            save_steps=settings.save_steps,
-            save_total_limit=1,
-            report_to="none",
-            disable_tqdm=True,
-            dataloader_pin_memory=model.device.type == "cuda",
-        ),
-        train_dataset=pairs.select_columns(["prompt", "chosen", "rejected"]),
-        processing_class=tokenizer,
-        peft_config=LoraConfig(
+
+    def lora(block: str) -> LoraConfig:
+        return LoraConfig(
             task_type="CAUSAL_LM",
             r=settings.lora_rank,
             lora_alpha=settings.lora_alpha,
             lora_dropout=settings.lora_dropout,
-            target_modules=targets,
-        ),
+            target_modules=targets[block],
+        )
+
+    first, *others = layers
+    config = _config(settings, model, work, packed=not why)
+    set_seed(settings.seed)  # so that each adapter begins as it would alone
+    trainer = _trainer_class(stock=bool(why))(
+        model=model,
+        args=config,
+        train_dataset=pairs.select_columns(["prompt", "chosen", "rejected"]),
+        processing_class=tokenizer,
+        peft_config=lora(first),
     )
-    kept = trainer.train_dataset
-    if len(kept) != len(columns["ref_chosen_logps"]):
+    if len(trainer.train_dataset) != len(tokens):
         raise HialignError(
-            f"TRL kept {len(kept)} of {len(pairs)} pairs, we {len(columns['ref_chosen_logps'])}: "
+            f"TRL kept {len(trainer.train_dataset)} of {len(pairs)} pairs, we {len(tokens)}: "
             f"training.max_length {settings.max_length} is too short for their prompts"
         )
-    for name, values in columns.items():
-        kept = kept.add_column(name, values)
-    trainer.train_dataset = kept
-    trainer.precompute_ref_logps = True  # TRL then reads the columns instead of a second forward
+    trainer.strategies = [Strategy(first, sorted(layers[first]), "default")]
+    for number, block in enumerate(others, 1):
+        set_seed(settings.seed)
+        trainer.model.add_adapter(f"strategy{number}", lora(block))
+        trainer.strategies.append(Strategy(block, sorted(layers[block]), f"strategy{number}"))
+    trainer.reference = reference
+    if why:
+        for side, name in enumerate(("ref_chosen_logps", "ref_rejected_logps")):
+            column = [both[side] for both in reference.values if both]
+            trainer.train_dataset = trainer.train_dataset.add_column(name, column)
+        trainer.precompute_ref_logps = True  # TRL then reads them instead of a second forward
+    else:
+        ids = pairs["id"] if "id" in pairs.column_names else range(len(pairs))
+        trainer.prepare(model, tokens, [str(ids[i]) for i in kept], settings)
     before = _bits(trainer.model, adapters=False)
     initial = _bits(trainer.model, adapters=True)
     try:
-        trainer.train(resume_from_checkpoint=_last_checkpoint(work))
+        trainer.train(resume_from_checkpoint=last_checkpoint(work))
     except (OSError, SafetensorError) as error:
         raise HialignError(
             f"training could not keep its checkpoint in {work}: {error}; "
             "free some space, or point HIALIGN_OUTPUTS at another disk"
         ) from None
-    trainer.confinement = _confinement(trainer.model, layers, before, initial)
+    reference.save()
+    trainer.confinement = {
+        s.block: _confinement(trainer.model, s, before, initial) for s in trainer.strategies
+    }
     return trainer
 
 
-def reference_columns(
+def why_stock(
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
     pairs: "Dataset",
     settings: TrainingSettings,
-    weights: dict[str, str],
-) -> dict[str, list[float]]:
-    """The reference's log-probabilities of each pair that TRL will keep, as its two columns.
+) -> str:
+    """Why blocks of this model cannot share a pass and stock TRL trains them; empty if they can."""
+    few = pairs.select(range(min(8, len(pairs))))
+    _, tokens = token_pairs(tokenizer, few, settings.max_length, settings.truncation)
+    return _why_stock(model, tokens, settings)
 
-    TRL drops pairs whose prompt alone fills `max_length` when it cuts at the end; so do we.
-    """
-    rows: list[tuple[Tokens, Tokens]] = []
-    for pair in pairs:
-        both = tokenize_pair(tokenizer, pair, settings.max_length, settings.truncation)
-        if settings.truncation == "keep_end" or both[0].start < settings.max_length:
-            rows.append(both)
-    if not rows:
-        raise HialignError(
-            f"training.max_length {settings.max_length}: every prompt alone is longer, "
-            "so no response would be left to train on; raise it"
-        )
-    flat = [tokens for both in rows for tokens in both]
-    found = reference_log_probs(
-        model, weights, flat, 2 * settings.batch_size, tokenizer.pad_token_id or 0
+
+def _why_stock(
+    model: "PreTrainedModel", tokens: Sequence[TokenPair], settings: TrainingSettings
+) -> str:
+    if settings.engine == "stock":
+        return "training.engine is stock"
+    from hialign.decoder import unpackable
+
+    return unpackable(model, tokens, settings.disable_dropout)
+
+
+def fill_reference(
+    reference: Reference, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase"
+) -> None:
+    """Compute the reference of all pairs now: before stock training, or for runs that follow."""
+    from hialign.decoder import pair_log_probs
+
+    pad = tokenizer.pad_token_id or 0
+    reference.fill(lambda pairs: pair_log_probs(model, pairs, pad, "reference"))
+
+
+def _config(
+    settings: TrainingSettings, model: "PreTrainedModel", work: Path, packed: bool
+) -> "DPOConfig":
+    """TRL's configuration. Packed, a batch is a whole optimizer step, which `plan` divides, and what
+    TRL would do to gradients and checkpointing is done in the step itself."""
+    import torch
+    from trl import DPOConfig
+
+    size, times = settings.batch_size, settings.gradient_accumulation_steps
+    return DPOConfig(
+        output_dir=str(work),
+        learning_rate=settings.learning_rate,
+        optim=settings.optimizer,
+        weight_decay=settings.weight_decay,
+        adam_beta1=settings.adam_beta1,
+        adam_beta2=settings.adam_beta2,
+        per_device_train_batch_size=size * times if packed else size,
+        gradient_accumulation_steps=1 if packed else times,
+        num_train_epochs=settings.epochs,
+        beta=settings.beta,
+        gradient_checkpointing=settings.gradient_checkpointing and not packed,
+        max_length=settings.max_length,
+        truncation_mode=settings.truncation,
+        seed=settings.seed,
+        lr_scheduler_type=settings.scheduler,
+        warmup_steps=settings.warmup_steps,
+        max_grad_norm=0.0 if packed else settings.max_grad_norm,
+        disable_dropout=settings.disable_dropout,
+        bf16=model.dtype == torch.bfloat16,
+        use_cpu=model.device.type == "cpu",
+        logging_steps=1,
+        logging_nan_inf_filter=False,  # it would log a loss that is not a number as 0
+        save_strategy="steps",
+        save_steps=settings.save_steps,
+        save_total_limit=1,
+        report_to="none",
+        disable_tqdm=True,
+        dataloader_pin_memory=model.device.type == "cuda",
+        remove_unused_columns=not packed,
     )
-    return {"ref_chosen_logps": found[::2], "ref_rejected_logps": found[1::2]}
 
 
-def _trainer_class() -> type["DPOTrainer"]:
-    """DPOTrainer that times each optimizer step and shows one line of progress."""
+def _trainer_class(stock: bool = False) -> type["DPOTrainer"]:
+    """DPOTrainer that times each optimizer step and shows one line of progress; not `stock`, one
+    whose steps are ours."""
+    import torch
+    import torch.nn.functional as F
     from transformers import PrinterCallback, TrainerCallback
     from trl import DPOTrainer
 
@@ -255,8 +252,11 @@ def _trainer_class() -> type["DPOTrainer"]:
         def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             self.bar.close()
 
-    class BlockTrainer(DPOTrainer):  # type: ignore[misc]
-        confinement: dict[str, Any]
+    class StockTrainer(DPOTrainer):  # type: ignore[misc]
+        is_stock = True
+        strategies: list[Strategy]
+        reference: Reference
+        confinement: dict[str, dict[str, Any]]
 
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
@@ -273,25 +273,264 @@ def _trainer_class() -> type["DPOTrainer"]:
 
         def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
             now = time.perf_counter()
-            logs["seconds"], self._since = now - self._since, now
+            seconds, self._since = now - self._since, now
+            self.attribute(logs, seconds)
             super().log(logs, start_time)
+
+        def attribute(self, logs: dict[str, float], seconds: float) -> None:
+            """Put a step's seconds into what is logged of it."""
+            logs |= {"seconds": seconds, "shared_seconds": 0.0}
+
+    if stock:
+        return StockTrainer
+
+    class BlockTrainer(StockTrainer):
+        """One optimizer step of each strategy, on packed pairs and shared lower layers."""
+
+        is_stock = False
+
+        def prepare(
+            self,
+            base: "PreTrainedModel",
+            tokens: Sequence[TokenPair],
+            ids: Sequence[str],
+            settings: TrainingSettings,
+        ) -> None:
+            """Hand over what a step works with; TRL only deals out the numbers of pairs."""
+            from datasets import Dataset
+
+            from hialign.decoder import Decoder
+
+            self.decoder: Decoder = Decoder(base)
+            self.tokens, self.pair_ids, self.settings = tokens, ids, settings
+            self.limit = settings.tokens_per_pass or default_tokens(base.device.type, settings)
+            self.train_dataset = Dataset.from_dict({"index": list(range(len(tokens)))})
+            self.data_collator = lambda rows: {"index": torch.tensor([r["index"] for r in rows])}
+            if settings.gradient_checkpointing:
+                base.gradient_checkpointing_enable({"use_reentrant": False})
+
+        def train(self, *args: Any, **kwargs: Any) -> Any:
+            with self.decoder:
+                return super().train(*args, **kwargs)
+
+        def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+            for parameters in self.parameters_of.values():
+                for parameter in parameters:
+                    parameter.requires_grad_(True)
+            return super().create_optimizer(*args, **kwargs)
+
+        @property
+        def parameters_of(self) -> dict[str, list["torch.nn.Parameter"]]:
+            """Each strategy's adapter parameters."""
+            return {
+                s.block: [p for n, p in self.model.named_parameters() if is_of(n, s.adapter)]
+                for s in self.strategies
+            }
+
+        def epoch_at(self, step: int) -> float:
+            """Epochs done after a step, counted in micro-batches as TRL does."""
+            size, times = self.settings.batch_size, self.settings.gradient_accumulation_steps
+            batches = math.ceil(len(self.tokens) / size)
+            whole, rest = divmod(step, math.ceil(batches / times))
+            return whole + rest * times / batches
+
+        def floating_point_ops(self, inputs: Any) -> int:
+            return 0  # Trainer's estimate is made from input_ids, and of a whole model
+
+        def training_step(
+            self, model: "torch.nn.Module", inputs: Any, num_items_in_batch: Any = None
+        ) -> "torch.Tensor":
+            """The gradients of each strategy's loss over one effective batch, clipped."""
+            model.train()
+            chosen = inputs["index"].tolist()
+            weights = dict(zip(chosen, stock_weights(len(chosen), self.settings), strict=True))
+            for strategy in self.strategies:
+                strategy.sums = dict.fromkeys(LOGGED, 0.0)
+            try:
+                for group in plan([self.tokens[i] for i in chosen], self.limit):
+                    self._pass([chosen[i] for i in group], weights)
+            except (MemoryError, RuntimeError) as error:
+                if not _is_out_of_memory(error):
+                    raise
+                raise self._out_of_memory(error) from None
+            self._total_train_tokens += sum(len(t.ids) for i in chosen for t in self.tokens[i])
+            for strategy in self.strategies:
+                self._clip(strategy, chosen)
+            mine = {s.block: s.sums for s in self.strategies}
+            for block, sums in mine.items():
+                for name, value in sums.items():
+                    if name not in COMMON and name != "seconds":
+                        self._metrics["train"][self._key(block, name)].append(value)
+            self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
+            losses = [sums["loss"] for sums in mine.values()]
+            return torch.tensor(sum(losses) / len(losses), device=self.args.device)
+
+        def _pass(self, chosen: list[int], weights: Mapping[int, float]) -> None:
+            """Forward and backward of each strategy on some pairs of a step, in one row."""
+            from hialign.decoder import Layout
+
+            layout = Layout(pack([self.tokens[i] for i in chosen]), self.decoder.device)
+            with self.compute_loss_context_manager():
+                known = self._shared(layout, chosen)
+                options = {"dtype": torch.float64, "device": self.decoder.device}
+                reference = torch.tensor([self.reference.values[i] for i in chosen], **options)
+                weight = torch.tensor([weights[i] for i in chosen], **options)
+                for strategy in self.strategies:
+                    began = self._now()
+                    # the same dropout in a pass of its own, and after a resumption
+                    torch.manual_seed(
+                        hash((self.settings.seed, self.state.global_step, *chosen)) % 2**32
+                    )
+                    self.model.set_adapter(strategy.adapter)
+                    self._backward(strategy, layout, known, reference, weight)
+                    strategy.sums["seconds"] += self._now() - began
+
+        @torch.no_grad()  # type: ignore[untyped-decorator]
+        def _shared(self, layout: "Layout", chosen: list[int]) -> dict[int, "torch.Tensor"]:
+            """What the base model says: hidden states where strategies start, and the reference."""
+            decoder, reference = self.decoder, self.reference
+            unknown = any(reference.values[i] is None for i in chosen)
+            taps = {s.start for s in self.strategies} - {0} | (
+                {decoder.depth} if unknown else set()
+            )
+            if not taps:
+                return {}
+            with self.model.disable_adapter():
+                known = decoder.run(layout, taps)
+                if unknown:
+                    found = decoder.log_probs(known.pop(decoder.depth), layout).view(-1, 2)
+                    for i, (c, r) in zip(chosen, found.tolist(), strict=True):
+                        reference.values[i] = (c, r)
+            return known
+
+        def _backward(
+            self,
+            strategy: Strategy,
+            layout: "Layout",
+            known: Mapping[int, "torch.Tensor"],
+            reference: "torch.Tensor",
+            weight: "torch.Tensor",
+        ) -> None:
+            """Eq. 1 on the layout's pairs, weighted, and its gradient."""
+            decoder, beta = self.decoder, self.settings.beta
+            start = strategy.start
+            top = decoder.run(layout, [decoder.depth], start, known.get(start))[decoder.depth]
+            rewards = beta * (decoder.log_probs(top, layout).view(-1, 2) - reference)
+            margins = rewards[:, 0] - rewards[:, 1]
+            loss = -(weight * F.logsigmoid(margins)).sum()
+            if loss.requires_grad:  # not where truncation has left no response
+                self.accelerator.backward(loss)
+            with torch.no_grad():
+                for name, values in {
+                    "loss": -F.logsigmoid(margins),
+                    "rewards/chosen": rewards[:, 0],
+                    "rewards/rejected": rewards[:, 1],
+                    "rewards/accuracies": (margins > 0).float(),
+                    "rewards/margins": margins,
+                }.items():
+                    strategy.sums[name] += float((weight * values).sum())
+
+        def _clip(self, strategy: Strategy, chosen: Sequence[int]) -> None:
+            """Clip a strategy's gradient to its own norm, as if it trained alone."""
+            parameters = self.parameters_of[strategy.block]
+            limit = self.settings.max_grad_norm or math.inf
+            norm = float(torch.nn.utils.clip_grad_norm_(parameters, limit))
+            strategy.sums["grad_norm"] = norm
+            for name, value in (("loss", strategy.sums["loss"]), ("gradient", norm)):
+                if not math.isfinite(value):
+                    last = last_checkpoint(Path(self.args.output_dir))
+                    kept = f"the last good checkpoint is {last}" if last else "no checkpoint yet"
+                    raise HialignError(
+                        f"block {strategy.block}: the {name} is not finite in step "
+                        f"{self.state.global_step + 1} (pairs "
+                        f"{', '.join(self.pair_ids[i] for i in chosen)}): lower "
+                        f"training.learning_rate; {kept}"
+                    )
+
+        def _out_of_memory(self, error: BaseException) -> HialignError:
+            """Keep the steps that are done, and say what to lower."""
+            self.model.zero_grad()
+            if self.state.global_step:
+                self._save_checkpoint(self.model, None)
+            advice = [f"training.tokens_per_pass (now {self.limit})"]
+            if not self.settings.gradient_checkpointing:
+                advice.append("set training.gradient_checkpointing to true")
+            advice.append(f"training.max_length (now {self.settings.max_length})")
+            return HialignError(
+                f"out of memory in step {self.state.global_step + 1}: lower {', or '.join(advice)}; "
+                f"the {self.state.global_step} steps before it are kept and the same command goes "
+                f"on from there ({str(error).splitlines()[0]})"
+            )
+
+        def attribute(self, logs: dict[str, float], seconds: float) -> None:
+            if "loss" not in logs:
+                return
+            own = {s.block: s.sums["seconds"] for s in self.strategies}
+            if len(own) == 1:
+                logs |= {"seconds": seconds, "shared_seconds": 0.0}
+                return
+            logs["shared_seconds"] = seconds - sum(own.values())
+            for block, value in own.items():
+                logs[self._key(block, "seconds")] = value
+
+        def _key(self, block: str, name: str) -> str:
+            """TRL's name of a figure; with the block before it where several are trained."""
+            return name if len(self.strategies) == 1 else f"{block}/{name}"
+
+        def _now(self) -> float:
+            if self.decoder.device.type == "cuda":
+                torch.cuda.synchronize()
+            return time.perf_counter()
 
     return BlockTrainer
 
 
-def _steps(trainer: "DPOTrainer") -> list[dict[str, Any]]:
-    """A row an optimizer step from TRL's log; HialignError if a value in it is not finite."""
+def is_of(name: str, adapter: str) -> bool:
+    """Whether a parameter's name is that of an adapter (PEFT: `….lora_A.<adapter>.weight`)."""
+    return "lora_" in name and f".{adapter}." in name
+
+
+def stock_weights(pairs: int, settings: TrainingSettings) -> list[float]:
+    """Each pair's share of an optimizer step's loss, as TRL has it: the mean over micro-batches of
+    their means, in which a pair of a short last micro-batch counts for more."""
+    size = settings.batch_size
+    sizes = [min(size, pairs - start) for start in range(0, pairs, size)]
+    return [1 / (len(sizes) * n) for n in sizes for _ in range(n)]
+
+
+def default_tokens(device: str, settings: TrainingSettings) -> int:
+    """Tokens of one forward pass: enough to keep the device busy, few enough to hold the graph."""
+    if device == "cpu":
+        return 1024
+    return 8192 if settings.gradient_checkpointing else 4096
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    import torch
+
+    words = ("can't allocate memory", "not enough memory", "out of memory")
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(
+        w in str(error).lower() for w in words
+    )
+
+
+def steps_of(trainer: "DPOTrainer", strategy: Strategy) -> list[dict[str, Any]]:
+    """A row an optimizer step from TRL's log (training.jsonl's columns)."""
+    alone = len(trainer.strategies) == 1
     rows = []
     for entry in trainer.state.log_history:
         if "loss" in entry:
-            row = {"step": entry["step"], "epoch": entry["epoch"]}
-            rows.append(row | {ours: entry[theirs] for theirs, ours in LOGGED.items()})
-            for name, value in rows[-1].items():
-                if not math.isfinite(value):
+            epoch = entry["epoch"] if trainer.is_stock else trainer.epoch_at(entry["step"])
+            row = {"step": entry["step"], "epoch": epoch}
+            for theirs, ours in LOGGED.items():
+                key = theirs if alone or theirs in COMMON else f"{strategy.block}/{theirs}"
+                row[ours] = entry[key]
+                if not math.isfinite(row[ours]):  # stock TRL goes on
                     raise HialignError(
-                        f"the {name.replace('_', ' ')} is not finite from step {entry['step']} on: "
+                        f"the {ours.replace('_', ' ')} is not finite from step {entry['step']} on: "
                         "lower training.learning_rate"
                     )
+            rows.append(row)
     return rows
 
 
@@ -308,15 +547,19 @@ def _bits(model: "torch.nn.Module", adapters: bool) -> dict[str, int]:
 
 
 def _confinement(
-    model: "torch.nn.Module", layers: Sequence[int], before: dict[str, int], initial: dict[str, int]
+    model: "torch.nn.Module",
+    strategy: Strategy,
+    before: dict[str, int],
+    initial: dict[str, int],
 ) -> dict[str, Any]:
-    """Proof that training changed adapters inside `layers` and nothing else, for the manifest."""
+    """Proof that training changed adapters inside the block and nothing else, for the manifest."""
     changed = [n for n, bits in _bits(model, adapters=False).items() if bits != before[n]]
     prefix, _ = blocks.decoder_layers(model.get_base_model())  # type: ignore[operator]
-    inside = tuple(f"base_model.model.{prefix}.{layer}." for layer in layers)
-    after = _bits(model, adapters=True)
+    inside = tuple(f"base_model.model.{prefix}.{layer}." for layer in strategy.layers)
+    everything = _bits(model, adapters=True)
+    after = {n: bits for n, bits in everything.items() if is_of(n, strategy.adapter)}
     outside = [n for n in after if not n.startswith(inside)]
-    trainable = [n for n, p in model.named_parameters() if p.requires_grad and n not in after]
+    trainable = [n for n, p in model.named_parameters() if p.requires_grad and n not in everything]
     if changed or outside or trainable:
         raise HialignError(
             "training was not confined to the block: "
@@ -327,29 +570,18 @@ def _confinement(
         "base_parameters_changed": 0,
         "adapter_tensors": len(after),
         "adapter_tensors_changed": sum(after[n] != initial[n] for n in after),
-        "adapted_layers": sorted(
-            {
-                layer
-                for layer, start in zip(layers, inside, strict=True)
-                for n in after
-                if n.startswith(start)
-            }
-        ),
+        "adapted_layers": [
+            layer
+            for layer, start in zip(strategy.layers, inside, strict=True)
+            if any(n.startswith(start) for n in after)
+        ],
     }
 
 
-def _checkpoints(cell: Cell) -> Path:
-    """Where checkpoints of exactly this run lie; those of other settings are thrown away."""
-    place = paths.study_dir(cell.study.name) / ".checkpoints" / f"{paths.slug(cell.model.name)}"
-    here = place / f"{paths.slug(cell.block)}-{cell.fingerprint('train')}"
-    for other in place.glob("*"):
-        if other != here and other.name.rpartition("-")[0] == paths.slug(cell.block):
-            shutil.rmtree(other, ignore_errors=True)
-    return here
-
-
-def _last_checkpoint(work: Path) -> str | None:
+def last_checkpoint(work: Path) -> str | None:
     """The latest whole checkpoint; a run killed while writing one goes on from the one before."""
+    import shutil
+
     whole = []
     for state in work.glob("checkpoint-*/trainer_state.json"):  # written last
         try:
@@ -357,70 +589,7 @@ def _last_checkpoint(work: Path) -> str | None:
             whole.append(state.parent)
         except ValueError:
             pass
-    for torn in set(work.glob("checkpoint-*")) - set(whole):
-        shutil.rmtree(torn, ignore_errors=True)
+    torn: Iterable[Path] = set(work.glob("checkpoint-*")) - set(whole)
+    for folder in torn:
+        shutil.rmtree(folder, ignore_errors=True)
     return str(max(whole, key=lambda p: int(p.name.split("-")[1]))) if whole else None
-
-
-def _check_choices(settings: TrainingSettings) -> None:
-    """Refuse names that transformers does not know, before anything is loaded."""
-    from transformers.trainer_utils import SchedulerType
-    from transformers.training_args import OptimizerNames
-
-    known = {"optimizer": OptimizerNames, "scheduler": SchedulerType}
-    for key, kinds in known.items():
-        names = [kind.value for kind in kinds]
-        if getattr(settings, key) not in names:
-            raise HialignError(
-                f"training.{key} {getattr(settings, key)!r} is not one of {', '.join(names)}"
-            )
-
-
-def _check_space(folder: Path, needed: int = 1 << 28) -> None:
-    """Refuse before training if the disk could not hold an adapter and a checkpoint (256 MiB)."""
-    existing = next(p for p in (folder, *folder.parents) if p.exists())
-    free = shutil.disk_usage(existing).free
-    if free < needed:
-        raise HialignError(
-            f"only {free >> 20} MiB are free under {existing}, {needed >> 20} are needed: "
-            "free some space, or point HIALIGN_OUTPUTS at another disk"
-        )
-
-
-def _publish(
-    cell: Cell, manifest: dict[str, Any], adapter: Path | None, steps: list[dict[str, Any]]
-) -> None:
-    """Put a finished run into its folder; the manifest goes first and comes last."""
-    folder = cell.folder
-    (folder / "manifest.json").unlink(missing_ok=True)
-    if adapter is not None:
-        staged = folder / ".adapter"
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            shutil.rmtree(staged, ignore_errors=True)
-            shutil.copytree(adapter, staged)
-            shutil.rmtree(folder / "adapter", ignore_errors=True)
-            staged.rename(folder / "adapter")
-        except OSError as error:
-            reason = error.strerror or error
-            raise HialignError(f"cannot write {folder / 'adapter'}: {reason}") from None
-        finally:
-            shutil.rmtree(staged, ignore_errors=True)
-        records.write_jsonl(folder / "training.jsonl", steps)
-    records.write_json(folder / "manifest.json", manifest)
-
-
-def load_cell(cell: Cell) -> "tuple[Any, PreTrainedTokenizerBase]":
-    """The cell's model, its adapter active (Base: the model alone), and its tokenizer."""
-    manifest = cell.folder / "manifest.json"
-    if not manifest.is_file():
-        raise HialignError(
-            f"{cell.model.name} {cell.block} of study {cell.study.name} has not been trained: "
-            f"run `hialign run train -p study {cell.study.name} -p block {cell.block}` first"
-        )
-    model, tokenizer = load_model(cell.model)
-    if cell.block == "base":
-        return model, tokenizer
-    from peft import PeftModel
-
-    return PeftModel.from_pretrained(model, cell.folder / "adapter").eval(), tokenizer

@@ -15,13 +15,7 @@ from typing import TYPE_CHECKING, Any
 from hialign import records
 from hialign.contrasts import OBJECTIVES
 from hialign.errors import HialignError
-from hialign.logprobs import (
-    Tokens,
-    log_probs,
-    reference_log_probs,
-    response_logits,
-    tokenize_pair,
-)
+from hialign.logprobs import Reference, Tokens, response_logits, tokenize_pair
 from hialign.models import identity
 from hialign.preferences import Pair, load_pairs
 from hialign.progress import Progress
@@ -39,7 +33,7 @@ def evaluate(cell: Cell) -> dict[str, Any]:
     and `grammar`, `coherence`, `factuality` the built-in contrasts of held-out prompts; under
     `divergence` stand KL from base and response length. Every figure has a 95% interval.
     """
-    from hialign.dpo import load_cell
+    from hialign.training import load_cell
 
     settings = cell.study.evaluation
     responses_file = cell.folder / "responses.jsonl"
@@ -64,15 +58,14 @@ def evaluate(cell: Cell) -> dict[str, Any]:
             f"training.max_length {limits[0]}: the prompts of all held-out pairs of "
             f"{cell.study.name} are longer, so there is nothing to evaluate; raise it"
         )
-    sequences = sorted(
-        {t for both in tokens.values() for t in both}, key=lambda t: (t.start, t.ids)
-    )
+    from hialign.decoder import pair_log_probs
+
+    reference = Reference(model, identity(cell.model), list(tokens.values()))
     with _adapters_off(model):
-        base = reference_log_probs(model, identity(cell.model), sequences, settings.batch_size, pad)
+        base = reference.fill(lambda pairs: pair_log_probs(model, pairs, pad, "reference"))
     own = base
     if cell.block != "base":
-        own = log_probs(model, sequences, settings.batch_size, pad, "evaluate")
-    at = {t: i for i, t in enumerate(sequences)}
+        own = pair_log_probs(model, list(tokens.values()), pad, "evaluate")
     scored = [
         {
             "id": key,
@@ -81,12 +74,10 @@ def evaluate(cell: Cell) -> dict[str, Any]:
                 name for name, pairs in groups.items() if any(p["id"] == key for p in pairs)
             ],
             "prompt": str(unique[key]["prompt"]),
-            "chosen": own[at[c]],
-            "rejected": own[at[r]],
-            "chosen_base": base[at[c]],
-            "rejected_base": base[at[r]],
+            **dict(zip(("chosen", "rejected"), mine, strict=True)),
+            **dict(zip(("chosen_base", "rejected_base"), theirs, strict=True)),
         }
-        for key, (c, r) in tokens.items()
+        for key, mine, theirs in zip(tokens, own, base, strict=True)
     ]
     by_id = {row["id"]: row for row in scored}
     beta = cell.study.training.beta

@@ -68,7 +68,9 @@ def _runs(study: Study) -> dict[str, str]:
         "n_train_pairs": _join(pairs) if pairs else f"{study.preferences.train or 'all'}",
         "steps": _join(steps),
         "device": _join(set(done["device"].dropna())),
-        "training_minutes_total": f"{trained['seconds'].sum() / 60:.1f}" if len(trained) else NONE,
+        "training_minutes_total": f"{records.training_seconds(trained) / 60:.1f}"
+        if len(trained)
+        else NONE,
         "n_eval_prompts": str(responses["prompt_id"].nunique()) if len(responses) else NONE,
         "n_layers": str(int(first["depth"])) if first is not None and "depth" in done else NONE,
     }

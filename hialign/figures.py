@@ -194,18 +194,33 @@ def figure5(study: Study) -> "Figure":
     runs = runs[(runs.status == "done") & (runs.block != "base")].dropna(subset="seconds")
     if runs.empty:
         return nothing("training")
-    minutes = runs.set_index(["model", "block"]).seconds.astype(float) / 60
+    by_cell = runs.set_index(["model", "block"])[["seconds", "shared_seconds"]].astype(float) / 60
+    minutes, shared = by_cell.seconds, by_cell.shared_seconds.fillna(0)
+    tallest = (minutes + shared).max()
     trained = [block for block in study.blocks if block != "base"]
     figure, places = side_by_side(study, trained, 2.6)
-    digits = 0 if minutes.max() >= 100 else 1 if minutes.max() >= 10 else 2
+    digits = 0 if tallest >= 100 else 1 if tallest >= 10 else 2
     for axes, x, model, block in places:
-        axes.set(ylim=(0, 1.12 * minutes.max()), ylabel="training time (minutes)")
+        axes.set(ylim=(0, 1.12 * tallest), ylabel="training time (minutes)")
         if (value := minutes.get((model, block))) is None:
-            missing(axes, x, 0.01 * minutes.max(), rotation=90, va="bottom")
+            missing(axes, x, 0.01 * tallest, rotation=90, va="bottom")
             continue
         axes.bar(x, value, 0.86, color=colour_of(study, block))
-        write(axes, x, value, f"{value:,.{digits}f}", va="bottom", fontsize=7.5)
-    legend(figure, study, trained, "wall-clock time of one run each")
+        common = shared[model, block]
+        if common:
+            axes.bar(
+                *(x, common, 0.86),
+                bottom=value,
+                facecolor="none",
+                edgecolor=colour_of(study, block),
+                hatch="////",
+                linewidth=0.8,
+            )
+        write(axes, x, value + common, f"{value:,.{digits}f}", va="bottom", fontsize=7.5)
+    note = "wall-clock time of one run each"
+    if shared.any():
+        note = "solid and in figures: a strategy's own work; hatched: done once for all in one pass"
+    legend(figure, study, trained, note)
     return figure
 
 

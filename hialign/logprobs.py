@@ -1,4 +1,4 @@
-"""Log-probabilities of responses, and the reference model's, computed once for a grid.
+"""Log-probabilities of responses, and the reference model's, kept for a whole grid.
 
 A response's log-probability is the sum over its tokens of log p(token | all before), in nats; the
 DPO loss (Eq. 1) is made of four of them. The reference is the base model for every strategy, so
@@ -7,7 +7,7 @@ its values are kept on disk under a key of everything that they depend on.
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +31,13 @@ class Tokens:
     ids: tuple[int, ...]
     start: int
 
+    def first(self, length: int) -> "Tokens":
+        """Its first `length` tokens."""
+        return Tokens(self.ids[:length], min(self.start, length))
+
+
+TokenPair = tuple[Tokens, Tokens]  # chosen, rejected
+
 
 def tokenize_pair(
     tokenizer: "PreTrainedTokenizerBase",
@@ -45,7 +52,7 @@ def tokenize_pair(
     """
     prompt = _template(tokenizer, pair["prompt"], add_generation_prompt=True)
     wholes = [_template(tokenizer, pair["prompt"] + pair[side]) for side in ("chosen", "rejected")]
-    start = min(_common_prefix(prompt, whole) for whole in wholes)
+    start = min(common_start(prompt, whole) for whole in wholes)
     return tuple(_cut(Tokens(tuple(w), start), max_length, truncation) for w in wholes)  # type: ignore[return-value]
 
 
@@ -59,7 +66,8 @@ def _template(
     )
 
 
-def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+def common_start(a: Sequence[int], b: Sequence[int]) -> int:
+    """The number of elements that two sequences begin with alike."""
     return next(
         (i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b))
     )
@@ -69,9 +77,31 @@ def _cut(tokens: Tokens, max_length: int | None, truncation: str) -> Tokens:
     if max_length is None or len(tokens.ids) <= max_length:
         return tokens
     if truncation == "keep_start":
-        return Tokens(tokens.ids[:max_length], min(tokens.start, max_length))
+        return tokens.first(max_length)
     dropped = len(tokens.ids) - max_length
     return Tokens(tokens.ids[dropped:], max(tokens.start - dropped, 0))
+
+
+def token_pairs(
+    tokenizer: "PreTrainedTokenizerBase", pairs: Any, max_length: int, truncation: str
+) -> tuple[list[int], list[TokenPair]]:
+    """The pairs that TRL keeps: their places in `pairs`, and their tokens.
+
+    TRL drops pairs whose prompt alone fills `max_length` when it cuts at the end; so do we. Raises
+    HialignError if none is left.
+    """
+    places, found = [], []
+    for place, pair in enumerate(pairs):
+        both = tokenize_pair(tokenizer, pair, max_length, truncation)
+        if truncation == "keep_end" or both[0].start < max_length:
+            places.append(place)
+            found.append(both)
+    if not found:
+        raise HialignError(
+            f"training.max_length {max_length}: every prompt alone is longer, "
+            "so no response would be left to train on; raise it"
+        )
+    return places, found
 
 
 def response_logits(
@@ -115,7 +145,7 @@ def log_probs(
 
     order = sorted(range(len(sequences)), key=lambda i: (len(sequences[i].ids), i))
     result = [0.0] * len(sequences)
-    with torch.inference_mode(), Progress(total=len(sequences), desc=what) as bar:
+    with torch.inference_mode(), Progress(total=len(sequences), desc=what, disable=not what) as bar:
         for at in range(0, len(order), batch_size):
             chosen = order[at : at + batch_size]
             scored = response_logits(model, [sequences[i] for i in chosen], pad)
@@ -128,32 +158,54 @@ def log_probs(
     return result
 
 
-def reference_log_probs(
-    model: "PreTrainedModel",
-    identity: dict[str, str],
-    sequences: Sequence[Tokens],
-    batch_size: int,
-    pad: int,
-) -> list[float]:
-    """`log_probs` of the base model, computed once and kept in the cache.
+class Reference:
+    """The base model's log-probabilities of each pair, computed once and kept in the cache.
 
     The key covers the weights, the precision and every token (so the template and the truncation
-    too); a second process that needs the same values waits for the first. `model` must have no
-    active adapter.
+    too). `values` holds (chosen, rejected) in nats for each pair, None where it is not known yet.
     """
-    weights = next(model.parameters())
-    key_of = [
-        identity,
-        str(weights.dtype),
-        weights.device.type,
-        [(t.ids, t.start) for t in sequences],
-    ]
-    key = hashlib.sha256(json.dumps(key_of, sort_keys=True).encode()).hexdigest()[:24]
-    path = paths.cache() / "reference" / f"{key}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_suffix(".lock")):
-        if path.is_file():
-            return list(records.read_json(path)["log_probs"])
-        values = log_probs(model, sequences, batch_size, pad, "reference")
-        records.write_json(path, {"identity": identity, "log_probs": values})
-    return values
+
+    def __init__(
+        self, model: "PreTrainedModel", identity: dict[str, str], pairs: Sequence[TokenPair]
+    ) -> None:
+        weights = next(model.parameters())
+        tokens = [(t.ids, t.start) for pair in pairs for t in pair]
+        key_of = [identity, str(weights.dtype), weights.device.type, tokens]
+        key = hashlib.sha256(json.dumps(key_of, sort_keys=True).encode()).hexdigest()[:24]
+        self.path = paths.cache() / "reference" / f"{key}.json"
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._identity, self._pairs = identity, pairs
+        self.values: list[tuple[float, float] | None] = [None] * len(pairs)
+        with self._lock():  # who fills it holds the lock
+            self._read()
+
+    def _lock(self) -> FileLock:
+        return FileLock(self.path.with_suffix(".lock"))
+
+    def _read(self) -> None:
+        if self.path.is_file():
+            known = records.read_json(self.path)["log_probs"]
+            self.values = [(chosen, rejected) for chosen, rejected in known]
+        self._saved = self.path.is_file()
+
+    @property
+    def complete(self) -> bool:
+        return None not in self.values
+
+    def fill(
+        self, compute: Callable[[Sequence[TokenPair]], list[tuple[float, float]]]
+    ) -> list[tuple[float, float]]:
+        """All values, computed now unless they are known; a second process waits for the first."""
+        with self._lock():
+            self._read()
+            if not self.complete:
+                self.values = list(compute(self._pairs))
+                self.save()
+        return [both for both in self.values if both]
+
+    def save(self) -> None:
+        """Keep the values, if all are known and are not kept yet."""
+        if self.complete and not self._saved:
+            content = {"identity": self._identity, "log_probs": self.values}
+            records.write_json(self.path, content)
+            self._saved = True

@@ -41,6 +41,16 @@ def begin(namespace: Mapping[str, Any], stage: str) -> Cell:
     return _cell(given)
 
 
+def begin_pass(namespace: Mapping[str, Any], stage: str) -> list[Cell]:
+    """As `begin`, for a notebook whose block may be `all`: the cells of the model that are not done
+    with the study's present settings (all of them if all are)."""
+    if namespace.get("block") != "all":
+        return [begin(namespace, stage)]
+    first = begin({**namespace, "block": "base"}, stage)
+    cells = [Cell(first.study, first.model, block) for block in first.study.blocks]
+    return [c for c in cells if records.cell_status(c, stage) != "done"] or cells
+
+
 def run(notebook: str, parameters: Mapping[str, Any]) -> Path:
     """Execute a notebook by papermill into its derived place; the path of what was written.
 
@@ -61,8 +71,10 @@ def run(notebook: str, parameters: Mapping[str, Any]) -> Path:
         values = {name: ast.literal_eval(default) for name, default in known.items()}
         values |= parameters
         _check({k: v for k, v in values.items() if k in PARAMETERS}, f"notebook {template.stem}")
-        cell = _cell(values)
-        output = paths.notebook_output(cell.study.name, template.stem, cell.model.name, cell.block)
+        together = values["block"] == "all" and template.stem == "train"
+        cell = _cell(values | {"block": "base"} if together else values)
+        block = "all" if together else cell.block
+        output = paths.notebook_output(cell.study.name, template.stem, cell.model.name, block)
     else:
         output = paths.outputs() / "notebooks" / template.name
     failed = output.with_name(output.stem + ".failed.ipynb")
@@ -195,39 +207,46 @@ def status(cell: Cell) -> dict[str, str]:
     return {stage: records.cell_status(cell, stage) for stage in stages_of(cell)}
 
 
-def heading(cell: Cell, stage: str) -> Any:
-    """What is about to run, as a line of Markdown under the parameters."""
+def heading(cell: Cell, stage: str, *others: Cell) -> Any:
+    """What is about to run, as a line of Markdown a cell under the parameters."""
     from IPython.display import Markdown
 
-    state = records.cell_status(cell, stage)
-    note = {
+    notes = {
         "done": "has run with these settings before and runs again",
         "stale": "has run with other settings and runs again",
         "failed": "failed before and is tried again",
-    }.get(state, "has not run yet")
-    return Markdown(
-        f"**{cell.model.label}**, block **{cell.block}** ({cell.strategy}) of study "
-        f"**{cell.study.name}**: stage {stage} {note}."
-    )
+    }
+    lines = [
+        f"**{c.model.label}**, block **{c.block}** ({c.strategy}) of study **{c.study.name}**: "
+        f"stage {stage} {notes.get(records.cell_status(c, stage), 'has not run yet')}."
+        for c in (cell, *others)
+    ]
+    return Markdown("\n\n".join(lines))
 
 
-def loss(cell: Cell) -> Any:
-    """The DPO loss of each optimizer step of one run as a figure, with the untrained model's log 2."""
+def loss(*cells: Cell) -> Any:
+    """The DPO loss of each optimizer step of some cells as a figure, with the untrained model's log 2."""
     import math
 
     import matplotlib.pyplot as plt
 
-    from hialign.plots import style
+    from hialign.plots import colour_of, style
 
     style()
-    steps = records.read_jsonl(cell.folder / "training.jsonl") if cell.block != "base" else []
     figure, axes = plt.subplots(figsize=(6, 3), layout="constrained")
     plt.close(figure)  # else the notebook shows it twice
     axes.axhline(
         math.log(2), color="grey", linestyle="--", linewidth=1, label="log 2: no preference"
     )
-    axes.plot([s["step"] for s in steps], [s["loss"] for s in steps], marker="o", label="loss")
-    axes.set(xlabel="optimizer step", ylabel="DPO loss (nats)", title=f"{cell.strategy}")
+    for cell in cells:
+        file = cell.folder / "training.jsonl"
+        steps = records.read_jsonl(file) if file.is_file() and cell.block != "base" else []
+        if steps:
+            values = [s["step"] for s in steps], [s["loss"] for s in steps]
+            marker = "o" if len(steps) < 60 else ""
+            colour = colour_of(cell.study, cell.block)
+            axes.plot(*values, marker=marker, color=colour, label=cell.strategy)
+    axes.set(xlabel="optimizer step", ylabel="DPO loss (nats)")
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend(frameon=False)
     return figure
@@ -267,14 +286,18 @@ def scores(cell: Cell) -> Any:
     return tables.Table(means.reset_index().rename(columns=names))
 
 
-def summary(manifest: Mapping[str, Any]) -> Any:
-    """The plain values of a manifest as a table; nested ones stay in the file."""
+def summary(*manifests: Mapping[str, Any]) -> Any:
+    """The plain values of some manifests as a table, a column each; nested ones stay in the files."""
     import pandas as pd
 
-    plain = {
-        key: f"{value:.6g}" if isinstance(value, float) else str(value)
-        for key, value in manifest.items()
-        if isinstance(value, str | int | float) or (isinstance(value, list) and len(value) < 200)
-    }
-    plain.pop("pairs", None)
-    return pd.DataFrame({"value": plain}).rename_axis("record")
+    columns = {}
+    for manifest in manifests:
+        plain = {
+            key: f"{value:.6g}" if isinstance(value, float) else str(value)
+            for key, value in manifest.items()
+            if isinstance(value, str | int | float)
+            or (isinstance(value, list) and len(value) < 200)
+        }
+        plain.pop("pairs", None)
+        columns["value" if len(manifests) == 1 else str(manifest["block"])] = plain
+    return pd.DataFrame(columns).rename_axis("record").fillna("")

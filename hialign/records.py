@@ -28,7 +28,7 @@ from hialign.study import Cell, Study
 PACKAGES = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "numpy")
 STEP_COLUMNS = [
     *("step", "epoch", "loss", "chosen_reward", "rejected_reward", "reward_accuracy"),
-    *("reward_margin", "grad_norm", "learning_rate", "seconds", "tokens"),
+    *("reward_margin", "grad_norm", "learning_rate", "seconds", "shared_seconds", "tokens"),
 ]
 CELL_COLUMNS = ["model", "block", "strategy"]
 EVALUATION_COLUMNS = [
@@ -42,7 +42,8 @@ DIVERGENCE_COLUMNS = [
     *("response_tokens", "response_tokens_low", "response_tokens_high"),
 ]
 MANIFEST_COLUMNS = [
-    *("status", "layers", "pairs", "steps", "seconds", "tokens", "peak_memory_bytes"),
+    *("status", "layers", "pairs", "steps", "seconds", "shared_seconds", "tokens"),
+    *("peak_memory_bytes", "trained_with"),
     *("trainable_parameters", "parameters", "device", "seed", "fingerprint", "stale"),
 ]
 
@@ -192,10 +193,12 @@ def cell_status(cell: Cell, stage: str = "train") -> str:
     file, failed = stage_manifest(cell, stage), failed_notebook(cell, stage)
     if failed.is_file() and not (file.is_file() and _newer(file, failed)):
         return "failed"
-    if file.is_file():
-        done = read_json(file).get("fingerprint") == cell.fingerprint(stage)
-        return "done" if done else "stale"
-    return "missing"
+    if file.is_file() and read_json(file).get("fingerprint") == cell.fingerprint(stage):
+        return "done"
+    together = failed_notebook(cell, stage, "all")  # of a pass in which this cell was to be
+    if together.is_file() and not (file.is_file() and _newer(file, together)):
+        return "failed"
+    return "stale" if file.is_file() else "missing"
 
 
 def _newer(a: Path, b: Path) -> bool:
@@ -214,9 +217,9 @@ def stage_manifest(cell: Cell, stage: str) -> Path:
     return cell.folder / names[stage]
 
 
-def failed_notebook(cell: Cell, stage: str) -> Path:
+def failed_notebook(cell: Cell, stage: str, block: str = "") -> Path:
     """Where a stage that failed leaves its notebook, with the error in it."""
-    out = paths.notebook_output(cell.study.name, stage, cell.model.name, cell.block)
+    out = paths.notebook_output(cell.study.name, stage, cell.model.name, block or cell.block)
     return out.with_name(out.stem + ".failed.ipynb")
 
 
@@ -235,6 +238,13 @@ def manifests(study: Study) -> pd.DataFrame:
             row |= _labels(cell)
         rows.append(row)
     return _frame(rows, MANIFEST_COLUMNS)
+
+
+def training_seconds(runs: pd.DataFrame) -> float:
+    """What training the cells in `runs` (rows of `manifests`) took; shared work counts once."""
+    passes = [1 + len(v) if isinstance(v, list) else 1 for v in runs["trained_with"]]
+    shared = runs["shared_seconds"].astype(float).fillna(0) / passes
+    return float((runs["seconds"].astype(float) + shared).sum())
 
 
 def training(study: Study) -> pd.DataFrame:

@@ -19,7 +19,7 @@ def respond(cell: Cell) -> dict[str, Any]:
     import torch
     from transformers import GenerationConfig
 
-    from hialign.dpo import load_cell
+    from hialign.training import load_cell
 
     settings = cell.study.responses
     prompts = load_pairs(cell.study.preferences).prompts(settings.prompts)

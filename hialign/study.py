@@ -63,6 +63,10 @@ class PreferenceSettings(Settings):
     seed: int = 42  # Table 5 (seed for data)
 
 
+# Of the training settings: these change time and memory, and no number beyond rounding
+COSTS_ONLY = ("gradient_checkpointing", "save_steps", "engine", "tokens_per_pass", "one_pass")
+
+
 class TrainingSettings(Settings):
     """DPO on LoRA adapters inside one block (sections 3.2.2, 3.2.3; Table 5)."""
 
@@ -93,6 +97,12 @@ class TrainingSettings(Settings):
     # Not in the paper. TRL's default: what is over `max_length` is cut from the end.
     truncation: Literal["keep_start", "keep_end"] = "keep_start"
     save_steps: int = Field(50, ge=1)  # a killed run resumes from here
+    # How it is computed, which changes time and memory and no number (beyond rounding): the packed
+    # engine or stock TRL; the tokens of one forward pass (null: 1024 on a CPU; on a GPU 8192 with
+    # checkpointing, 4096 without); whether `reproduce` trains a model's blocks in one pass.
+    engine: Literal["packed", "stock"] = "packed"
+    tokens_per_pass: int | None = Field(None, ge=1)
+    one_pass: bool = True
 
     @property
     def effective_batch(self) -> int:
@@ -241,8 +251,16 @@ class Cell:
         return {k: v.model_dump() if isinstance(v, Settings) else v for k, v in parts.items()}
 
     def fingerprint(self, stage: str) -> str:
-        """A short hash of `settings(stage)`: when it differs from a manifest's, the run is stale."""
-        text = json.dumps(self.settings(stage), sort_keys=True)
+        """A short hash of `settings(stage)`: when it differs from a manifest's, the run is stale.
+
+        Settings that change what a run costs and not what it finds are left out.
+        """
+        settings = self.settings(stage)
+        if "training" in settings:
+            settings["training"] = {
+                k: v for k, v in settings["training"].items() if k not in COSTS_ONLY
+            }
+        text = json.dumps(settings, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

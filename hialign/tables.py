@@ -199,17 +199,23 @@ def divergence(study: Study) -> Table:
 
 
 def cells(study: Study) -> Table:
-    """What each cell is, whether it has run, and what that took."""
+    """What each cell is, whether it has run, and what that took.
+
+    "Shared" is what one pass did for all its strategies together, beside each one's own time.
+    """
     titles = {"model": "Model", "strategy": "Strategy", "status": "Status", "layers": "Layers"}
     titles |= {"pairs": "Pairs", "steps": "Steps", "final_loss": "Final loss"}
-    titles |= {"seconds": "Training (min)", "tokens": "Tokens"}
+    titles |= {"seconds": "Training (min)", "shared_seconds": "Shared (min)", "tokens": "Tokens"}
     titles |= {"peak_memory_bytes": "Peak memory (GiB)", "device": "Device", "seed": "Seed"}
     runs = records.manifests(study).reindex(columns=["block", "stale", *titles])
     untrained = (runs.status != "done") | (runs.block == "base")
-    runs.loc[untrained, ["pairs", "seconds", "tokens", "final_loss"]] = None
+    runs.loc[untrained, ["pairs", "seconds", "shared_seconds", "tokens", "final_loss"]] = None
     runs.loc[runs.stale.eq(True), "status"] = "done, with older settings"
     runs["layers"] = [(span(v) or "none") if isinstance(v, list) else None for v in runs.layers]
-    for name, unit in (("final_loss", 1), ("seconds", 60), ("peak_memory_bytes", 2**30)):
+    for name, unit in (
+        *(("final_loss", 1), ("seconds", 60), ("shared_seconds", 60)),
+        ("peak_memory_bytes", 2**30),
+    ):
         runs[name] = pd.to_numeric(runs[name]) / unit
     whole = dict.fromkeys(("pairs", "steps", "tokens", "seed"), "Int64")
     return Table(runs[list(titles)].astype(whole).rename(columns=titles))

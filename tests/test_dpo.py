@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from conftest import made_pairs, messages, stock_trainer
 
-from hialign import HialignError, blocks, dpo, layers_of, load_model, load_study, train
+from hialign import HialignError, blocks, dpo, layers_of, load_model, load_study, train, training
 from hialign.models import identity, random_folder
 from hialign.records import STEP_COLUMNS, read_json, read_jsonl
 from hialign.study import Cell, ModelSettings, TrainingSettings
@@ -26,7 +26,7 @@ from hialign.study import Cell, ModelSettings, TrainingSettings
 BASE = {
     "batch_size": 2,
     "gradient_accumulation_steps": 2,
-    "learning_rate": 0.002,
+    "learning_rate": 0.001,
     "lora_rank": 4,
     "lora_dropout": 0.0,
     "gradient_checkpointing": False,
@@ -62,8 +62,6 @@ CASES = [
     ],
     # sliding and full attention in turn, embeddings that are scaled
     Case("global", "gemma3_text"),
-    # Table 5's dropout: the reference draws no random numbers, so that both see the same mask
-    Case("mid", settings=(("lora_dropout", 0.05),)),
     Case("mid", settings=(("lora_dropout", 0.5), ("disable_dropout", True))),
     Case("local", settings=(("gradient_checkpointing", True),)),
     # some pairs cut, some dropped
@@ -107,16 +105,17 @@ def stock_and_ours(case: Case, work: Path) -> tuple[Trained, Trained]:
         theirs,
         [
             {"step": e["step"], "epoch": e["epoch"]}
-            | {ours: e[name] for name, ours in dpo.LOGGED.items() if name != "seconds"}
+            | {ours: e[name] for name, ours in dpo.LOGGED.items() if "seconds" not in name}
             for e in logged
         ],
     )
     model, tokenizer = load_model(source)
     weights = identity(ModelSettings(source=source))
-    ours = dpo.train_block(
-        model, tokenizer, pairs_of(), layers, settings, weights, work=work / "ours"
+    ours = dpo.train_blocks(
+        *(model, tokenizer, pairs_of(), {case.block: layers}, settings, weights),
+        work=work / "ours",
     )
-    return stock, finished(ours, dpo._steps(ours))
+    return stock, finished(ours, dpo.steps_of(ours, ours.strategies[0]))
 
 
 @pytest.fixture(scope="module")
@@ -167,37 +166,207 @@ def test_the_comparison_can_tell(
     compared: Callable[[Case], tuple[Trained, Trained]],
 ) -> None:
     """That training moved something, and that cases differ by more than the tolerances above."""
-    plain, dropped = compared(CASES[2])[1], compared(CASES[8])[1]
+    plain, disabled, cut = (compared(CASES[i])[1] for i in (2, 8, 10))
     assert plain.steps[0]["loss"] == pytest.approx(np.log(2), rel=1e-5)
     assert plain.steps[-1]["loss"] < 0.6
-    assert abs(plain.steps[-1]["loss"] - dropped.steps[-1]["loss"]) > 1e-3
-    without = compared(CASES[9])[1]  # dropout 0.5, but disabled
-    assert relative(without.adapter, plain.adapter) < 1e-5
-    assert relative(dropped.adapter, plain.adapter) > 1e-3
-    cut = compared(CASES[11])[1]
-    assert len(cut.steps) <= len(plain.steps)
+    assert relative(disabled.adapter, plain.adapter) < 1e-5  # dropout 0.5, but switched off
+    assert relative(cut.adapter, plain.adapter) > 1e-3
     assert cut.steps[0]["tokens"] < plain.steps[0]["tokens"]
 
 
 def test_checkpointing_changes_no_number(
     compared: Callable[[Case], tuple[Trained, Trained]],
 ) -> None:
-    with_it, without = compared(CASES[10])[1], compared(CASES[1])[1]
+    with_it, without = compared(CASES[9])[1], compared(CASES[1])[1]
     for found, expected in zip(with_it.steps, without.steps, strict=True):
         assert found["loss"] == pytest.approx(expected["loss"], rel=1e-6)
     assert relative(with_it.adapter, without.adapter) < 1e-6
 
 
-def test_the_reference_is_not_run_in_training(tmp_path: Path) -> None:
-    """Its log-probabilities are read: one forward pass a batch, where stock TRL has two."""
-    settings = TrainingSettings(**BASE)
+FAMILIES = ("llama", "qwen2", "qwen3", "mistral", "gemma3_text", "phi3", "olmo2")
+BLOCKS = ("local", "mid", "global", "full")
+
+
+def unequal(n: int, limit: int) -> Any:
+    """Pairs of very unequal lengths; `limit` (tokens = bytes) falls into prompts and responses."""
+    rows = made_pairs(n, seed=2, prompt_words=12)
+    for i, row in enumerate(rows):
+        if i % 5 == 0:
+            row["chosen"] = "On and on it goes. " * 8
+        if i % 7 == 3:
+            row["prompt"] = "Tell me all of it again. " * 9
+    return messages(rows)
+
+
+@pytest.fixture(scope="module")
+def joint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Any]:
+    """All four blocks of a family in one pass, once; six steps of 2 x 4 pairs, some truncated."""
+    done: dict[tuple[str, str], Any] = {}
+
+    def get(family: str, truncation: str) -> Any:
+        if (family, truncation) not in done:
+            model, tokenizer = load_model(f"random:{family}")
+            done[family, truncation] = dpo.train_blocks(
+                *(model, tokenizer, unequal(48, 170), {b: layers_of(b, 6) for b in BLOCKS}),
+                *(joint_settings(truncation), identity(ModelSettings(source=f"random:{family}"))),
+                work=tmp_path_factory.mktemp("joint"),
+            )
+        return done[family, truncation]
+
+    return get
+
+
+def joint_settings(truncation: str) -> TrainingSettings:
+    changed = {"gradient_accumulation_steps": 4, "max_length": 170, "truncation": truncation}
+    return TrainingSettings(**(BASE | changed | {"tokens_per_pass": 400}))
+
+
+def adapter_in(trainer: Any, adapter: str) -> dict[str, np.ndarray]:
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    return {
+        n.replace(f".{adapter}.", "."): p.detach().numpy().copy()
+        for n, p in model.named_parameters()
+        if dpo.is_of(n, adapter)
+    }
+
+
+def stay_together(found: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
+    assert [s["step"] for s in found] == [s["step"] for s in expected]
+    for name in ("loss", "grad_norm"):
+        values = [[s[name] for s in steps] for steps in (found, expected)]
+        np.testing.assert_allclose(*values, rtol=1e-5, err_msg=name)
+    for name in ("chosen_reward", "rejected_reward", "reward_margin"):
+        values = [[s[name] for s in steps] for steps in (found, expected)]
+        np.testing.assert_allclose(*values, rtol=1e-5, atol=2e-5, err_msg=name)
+    for name in ("epoch", "learning_rate", "tokens", "reward_accuracy"):
+        assert [s[name] for s in found] == pytest.approx([s[name] for s in expected]), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("block", BLOCKS)
+@pytest.mark.parametrize(
+    ("family", "truncation"),
+    [*((f, "keep_start") for f in FAMILIES), *((f, "keep_end") for f in ("llama", "gemma3_text"))],
+)
+def test_one_pass_is_stock_trl_block_by_block(
+    joint: Callable[[str, str], Any], tmp_path: Path, family: str, truncation: str, block: str
+) -> None:
+    together = joint(family, truncation)
+    settings = joint_settings(truncation)
+    model, tokenizer = load_model(f"random:{family}")
+    modules = blocks.target_modules(model, layers_of(block, 6), settings.target_modules)
+    stock = stock_trainer(model, tokenizer, unequal(48, 170), modules, settings, tmp_path)
+    stock.train()
+    expected = [
+        {"step": e["step"], "epoch": e["epoch"]}
+        | {ours: e[name] for name, ours in dpo.LOGGED.items() if "seconds" not in name}
+        for e in stock.state.log_history
+        if "loss" in e
+    ]
+    strategy = next(s for s in together.strategies if s.block == block)
+    assert len(expected) >= 5  # steps; some pairs are dropped
+    stay_together(dpo.steps_of(together, strategy), expected)
+    assert relative(adapter_in(together, strategy.adapter), adapter_in(stock, "default")) < 1e-5
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_one_pass_is_separate_runs(
+    joint: Callable[[str, str], Any], tmp_path: Path, block: str
+) -> None:
+    together = joint("llama", "keep_start")
     model, tokenizer = load_model("random:llama")
+    alone = dpo.train_blocks(
+        *(model, tokenizer, unequal(48, 170), {block: layers_of(block, 6)}),
+        *(joint_settings("keep_start"), {"weights_sha256": "another reference"}),
+        work=tmp_path,
+    )
+    strategy = next(s for s in together.strategies if s.block == block)
+    found, expected = dpo.steps_of(together, strategy), dpo.steps_of(alone, alone.strategies[0])
+    stay_together(found, expected)
+    assert relative(adapter_in(together, strategy.adapter), adapter_in(alone, "default")) < 1e-6
+    assert together.confinement[block] == alone.confinement[block]
+
+
+def test_one_pass_has_the_dropout_of_separate_runs(tmp_path: Path) -> None:
+    """Each step's dropout depends on the seed, the step and its pairs, and on nothing else."""
+    settings = TrainingSettings(**(BASE | {"lora_dropout": 0.2}))
     weights = identity(ModelSettings(source="random:llama"))
-    dpo.reference_columns(model, tokenizer, pairs_of(), settings, weights)
-    seen: list[int] = []
-    model.model.register_forward_pre_hook(lambda *_: seen.append(1))
-    dpo.train_block(model, tokenizer, pairs_of(), [2, 3], settings, weights, work=tmp_path)
-    assert len(seen) == 12
+    trained = {}
+    for name, chosen in {"both": ("local", "global"), "alone": ("global",)}.items():
+        model, tokenizer = load_model("random:llama")
+        layers = {block: layers_of(block, 6) for block in chosen}
+        trainer = dpo.train_blocks(
+            model, tokenizer, pairs_of(), layers, settings, weights, work=tmp_path / name
+        )
+        trained[name] = adapter_in(trainer, trainer.strategies[-1].adapter)
+    assert same(trained["both"], trained["alone"])
+
+
+class Acting:
+    """How often each layer's attention ran inside training steps: [without, with gradients]."""
+
+    def __init__(self, model: Any) -> None:
+        import torch
+
+        self.counts = [[0, 0] for _ in model.model.layers]
+        for number, layer in enumerate(model.model.layers):
+
+            def count(*_: Any, number: int = number) -> None:
+                if not torch.is_inference_mode_enabled():  # as the check beforehand is
+                    self.counts[number][torch.is_grad_enabled()] += 1
+
+            layer.self_attn.register_forward_pre_hook(count)
+
+
+@pytest.mark.parametrize("known", [False, True], ids=["reference unknown", "reference known"])
+@pytest.mark.parametrize(
+    ("together", "expected"),
+    [
+        # layers 0-1, 2-3, 4-5: without gradients (and for the reference), with gradients
+        (("mid",), [(6, 0, 0), (0, 6, 0), (0, 6, 0)]),
+        (("global",), [(6, 0, 0), (6, 0, 0), (0, 6, 0)]),
+        (("local",), [(0, 6, 6), (0, 6, 6), (0, 6, 6)]),
+        (("local", "mid", "global", "full"), [(6, 12, 0), (6, 18, 0), (0, 24, 0)]),
+    ],
+    ids=str,
+)
+def test_no_layer_runs_that_need_not(
+    tmp_path: Path,
+    empty_cache: Path,
+    together: tuple[str, ...],
+    expected: list[tuple[int, int, int]],
+    known: bool,
+) -> None:
+    """Six steps: below a block each layer once, without gradients, for all; the reference goes on
+    from there, and only where it is not known."""
+    for turn in range(2 if known else 1):
+        model, tokenizer = load_model("random:llama")
+        acting = Acting(model)
+        dpo.train_blocks(
+            *(model, tokenizer, pairs_of(), {b: layers_of(b, 6) for b in together}),
+            *(TrainingSettings(**BASE), identity(ModelSettings(source="random:llama"))),
+            work=tmp_path / str(turn),
+        )
+    for third, (shared, tuned, _) in enumerate(expected):
+        for layer in (2 * third, 2 * third + 1):
+            assert acting.counts[layer] == [shared if known else 6, tuned], layer
+
+
+def test_a_family_that_cannot_be_packed_is_trained_by_stock_trl(
+    cell: Callable[..., Cell], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hialign import decoder
+
+    cells = [cell(block, lora_dropout=0.0) for block in ("mid", "global")]
+    packed = [adapter_of(c) for c in cells if train(c)]
+    monkeypatch.setattr(decoder.Layout, "_by_pair", lambda self, q, *_, **__: q.transpose(1, 2))
+    found = training.train_together(cells)
+    assert (
+        "one after the other by stock TRL: LlamaForCausalLM gives packed" in capsys.readouterr().out
+    )
+    assert [m["engine"] for m in found] == ["stock TRL"] * 2
+    for c, expected in zip(cells, packed, strict=True):
+        assert relative(adapter_of(c), expected) < 1e-4  # at a rate of 0.01
 
 
 @pytest.mark.parametrize("case", CASES[:7], ids=str)
@@ -209,7 +378,7 @@ def test_the_proof_of_confinement(
     ours = compared(case)[1]
     layers = layers_of(case.block, 6)
     original, _ = load_model(f"random:{case.family}")
-    proof = ours.trainer.confinement
+    proof = ours.trainer.confinement[case.block]
     assert proof == {
         "base_parameters_checked": len(list(original.named_parameters())),
         "base_parameters_changed": 0,
@@ -241,7 +410,7 @@ def names(folder: Path) -> list[str]:
 
 
 def timeless(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+    return [{k: v for k, v in row.items() if "seconds" not in k} for row in rows]
 
 
 def adapter_of(cell: Cell) -> dict[str, np.ndarray]:
@@ -335,7 +504,7 @@ def test_the_adapter_loads_with_plain_peft(cell: Callable[..., Cell]) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
     assert float((found - untuned).abs().max()) > 0.1
 
-    model, _ = dpo.load_cell(mid)
+    model, _ = training.load_cell(mid)
     with torch.no_grad():
         assert torch.equal(model(input_ids=ids).logits, found)
     assert not model.training
@@ -371,7 +540,7 @@ def test_base_is_not_tuned_and_computes_the_reference_for_all(
     assert len([n for n in known if n.endswith(".json")]) == 1
     train(cell("mid"))
     assert names(empty_cache / "reference") == known
-    model, _ = dpo.load_cell(base)
+    model, _ = training.load_cell(base)
     assert not hasattr(model, "peft_config")
 
 
@@ -425,7 +594,7 @@ def interrupted(monkeypatch: pytest.MonkeyPatch, cell: Cell, step: int) -> None:
             return super().train(*args, **kwargs)
 
     with monkeypatch.context() as patched:
-        patched.setattr(dpo, "_trainer_class", lambda: Interrupted)
+        patched.setattr(dpo, "_trainer_class", lambda stock=False: Interrupted)
         with pytest.raises(KeyboardInterrupt):
             train(cell)
 
@@ -468,7 +637,7 @@ def test_an_interrupted_run_goes_on_where_it_was(
             seen.append(self.state.global_step)
             return super().training_step(*args, **kwargs)
 
-    monkeypatch.setattr(dpo, "_trainer_class", lambda: Counted)
+    monkeypatch.setattr(dpo, "_trainer_class", lambda stock=False: Counted)
     manifest = train(mid)
     assert set(seen) == {4, 5}  # only the last two of the six steps were run
     assert timeless(read_jsonl(mid.folder / "training.jsonl")) == timeless(steps)
@@ -527,6 +696,94 @@ def test_a_killed_process_resumes(
     assert same(adapter_of(mid), adapter)
 
 
+def test_out_of_memory_keeps_the_steps_that_are_done(
+    cell: Callable[..., Cell],
+    uninterrupted: tuple[list[dict[str, Any]], dict[str, np.ndarray]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    mid = cell("mid", lora_dropout=0.05)
+    original = dpo._trainer_class()
+
+    class Full(original):  # type: ignore[misc,valid-type]
+        def _backward(self, *args: Any) -> None:
+            super()._backward(*args)
+            if self.state.global_step == 3:
+                raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried …")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(dpo, "_trainer_class", lambda stock=False: Full)
+        with pytest.raises(HialignError, match=r"out of memory in step 4: lower training.tok") as e:
+            train(mid)
+    assert "the 3 steps before it are kept" in one_line(e)
+    # with what it says changed, it goes on: these settings change no number
+    smaller = cell("mid", lora_dropout=0.05, gradient_checkpointing=True)
+    seen: list[int] = []
+
+    class Counted(original):  # type: ignore[misc,valid-type]
+        def training_step(self, *args: Any, **kwargs: Any) -> Any:
+            seen.append(self.state.global_step)
+            return super().training_step(*args, **kwargs)
+
+    monkeypatch.setattr(dpo, "_trainer_class", lambda stock=False: Counted)
+    train(smaller)
+    assert seen == [3, 4, 5]
+    steps, adapter = uninterrupted
+    stay_together(read_jsonl(mid.folder / "training.jsonl"), steps)
+    assert relative(adapter_of(mid), adapter) < 1e-6
+
+
+@pytest.mark.slow
+def test_a_killed_pass_resumes(cell: Callable[..., Cell], outputs: Path, tmp_path: Path) -> None:
+    """SIGKILL in the middle of four strategies."""
+    cells = [cell(block, lora_dropout=0.05) for block in BLOCKS]
+    training.train_together(cells)
+    whole = [(timeless(read_jsonl(c.folder / "training.jsonl")), adapter_of(c)) for c in cells]
+    shutil.rmtree(outputs)
+    code = (
+        "import sys; from hialign import load_study, train_together; study = load_study(sys.argv[1]);"
+        f"train_together([study.cell(None, b) for b in {BLOCKS}])"
+    )
+    run = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "tiny.yml")])
+    place = outputs / "tiny" / ".checkpoints"
+    while run.poll() is None and not list(place.rglob("trainer_state.json")):
+        time.sleep(0.002)
+    os.kill(run.pid, signal.SIGKILL)
+    assert run.wait() == -signal.SIGKILL
+    assert left_over(outputs) == []
+    manifests = training.train_together(cells)
+    assert [m["trained_with"] for m in manifests] == [
+        [other for other in BLOCKS if other != block] for block in BLOCKS
+    ]
+    for c, (steps, adapter) in zip(cells, whole, strict=True):
+        assert timeless(read_jsonl(c.folder / "training.jsonl")) == steps
+        assert same(adapter_of(c), adapter)
+
+
+def test_a_pass_writes_what_separate_runs_write(cell: Callable[..., Cell], outputs: Path) -> None:
+    cells = [cell(block, lora_dropout=0.05) for block in ("base", *BLOCKS)]
+    for c in cells:
+        train(c)
+    alone = {c.block: (names(c.folder), read_json(c.folder / "manifest.json")) for c in cells}
+    adapters = {c.block: adapter_of(c) for c in cells[1:]}
+    shutil.rmtree(outputs)
+    together = training.train_together(cells)
+    for c, manifest in zip(cells, together, strict=True):
+        files, expected = alone[c.block]
+        assert names(c.folder) == files
+        assert list(manifest) == list(expected)
+        timed = ("seconds", "shared_seconds", "peak_memory_bytes", "trained_with", "final_loss")
+        for key in set(manifest) - set(timed):
+            assert manifest[key] == expected[key], key
+        if c.block != "base":
+            assert relative(adapter_of(c), adapters[c.block]) < 1e-6
+            assert manifest["seconds"] > 0 < manifest["shared_seconds"]
+            steps = read_jsonl(c.folder / "training.jsonl")
+            assert manifest["seconds"] == pytest.approx(sum(s["seconds"] for s in steps))
+            assert all(list(s) == STEP_COLUMNS for s in steps)
+    shared = {m["shared_seconds"] for m in together[1:]}
+    assert len(shared) == 1
+
+
 # --- what is refused -----------------------------------------------------------------------------
 
 
@@ -539,7 +796,7 @@ def one_line(error: pytest.ExceptionInfo[HialignError]) -> str:
 def test_a_layer_out_of_range_is_refused_before_a_model_is_loaded(
     cell: Callable[..., Cell], outputs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dpo, "load_model", lambda *_: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(training, "load_model", lambda *_: pytest.fail("a model was loaded"))
     with pytest.raises(HialignError, match="layer 9 is out of range; this model has 6") as caught:
         train(cell("layers:2,9"))
     one_line(caught)
@@ -594,7 +851,7 @@ def tampering(monkeypatch: pytest.MonkeyPatch, tamper: Callable[[Any], None]) ->
             tamper(self.model)
             return result
 
-    monkeypatch.setattr(dpo, "_trainer_class", lambda: Tampering)
+    monkeypatch.setattr(dpo, "_trainer_class", lambda stock=False: Tampering)
 
 
 @pytest.mark.parametrize("layer", [0, 2])
@@ -642,10 +899,10 @@ def test_a_loss_that_is_no_number_is_refused(cell: Callable[..., Cell], outputs:
     mid = cell("mid", learning_rate=1e30, max_grad_norm=0)
     for _ in range(2):  # and is not resumed from, either
         with pytest.raises(
-            HialignError, match=r"the loss is not finite from step \d+ on"
+            HialignError, match=r"block mid: the loss is not finite in step 2 \(pairs \w+-\d+, "
         ) as caught:
             train(mid)
-        assert "lower training.learning_rate" in one_line(caught)
+        assert "lower training.learning_rate; no checkpoint yet" in one_line(caught)
         assert names(outputs) == []
 
 
@@ -695,7 +952,7 @@ def test_a_disk_that_fills_up_at_the_end(
 
 def test_an_untrained_cell_is_not_loaded(cell: Callable[..., Cell]) -> None:
     with pytest.raises(HialignError) as caught:
-        dpo.load_cell(cell("mid"))
+        training.load_cell(cell("mid"))
     assert one_line(caught) == (
         "random-llama mid of study tiny has not been trained: "
         "run `hialign run train -p study tiny -p block mid` first"

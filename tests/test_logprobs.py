@@ -12,10 +12,18 @@ from conftest import made_pairs, messages, stock_trainer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hialign import HialignError, load_model, logprobs
-from hialign.dpo import reference_columns
-from hialign.logprobs import Tokens, log_probs, reference_log_probs, response_logits, tokenize_pair
+from hialign import HialignError, load_model
+from hialign.decoder import Decoder, Layout, pair_log_probs, unpackable
+from hialign.logprobs import (
+    Reference,
+    Tokens,
+    log_probs,
+    response_logits,
+    token_pairs,
+    tokenize_pair,
+)
 from hialign.models import RANDOM_FAMILIES
+from hialign.packing import pack
 from hialign.preferences import to_pair
 from hialign.study import TrainingSettings
 
@@ -124,17 +132,15 @@ def test_log_probabilities_are_trls(
 
 
 @pytest.mark.parametrize(("limit", "truncation"), [(64, "keep_start"), (64, "keep_end")])
-def test_reference_columns_stand_by_the_pairs_that_trl_keeps(
+def test_pairs_and_their_reference_are_those_that_trl_keeps(
     stock: Callable[..., Any], llama: tuple[Any, Any], limit: int, truncation: str
 ) -> None:
     trainer = stock(limit, truncation)
     chosen, rejected = trainer.compute_ref_log_probs(trainer.model, collated(trainer))
-    columns = reference_columns(
-        *(*llama, unequal_pairs(), TrainingSettings(max_length=limit, truncation=truncation)),
-        {"weights_sha256": truncation},
-    )
-    np.testing.assert_allclose(columns["ref_chosen_logps"], chosen.tolist(), rtol=1e-5)
-    np.testing.assert_allclose(columns["ref_rejected_logps"], rejected.tolist(), rtol=1e-5)
+    _, tokens = token_pairs(llama[1], unequal_pairs(), limit, truncation)
+    found = pair_log_probs(llama[0], tokens, 0)
+    np.testing.assert_allclose([both[0] for both in found], chosen.tolist(), rtol=1e-5)
+    np.testing.assert_allclose([both[1] for both in found], rejected.tolist(), rtol=1e-5)
 
 
 def naive(model: Any, tokens: Tokens) -> float:
@@ -212,16 +218,25 @@ def runs(llama: tuple[Any, Any], empty_cache: Path) -> Iterator[list[int]]:
     handle.remove()
 
 
-SEQUENCES = [Tokens((3, 4, 5, 6), 2), Tokens((3, 4, 9), 2)]
+PAIRS = [
+    (Tokens((3, 4, 5, 6), 2), Tokens((3, 4, 9), 2)),
+    (Tokens((7, 8, 5), 1), Tokens((7, 8, 5, 6), 1)),
+]
+
+
+def reference_of(model: Any, pairs: Any = PAIRS, weights: dict[str, str] = WEIGHTS) -> Any:
+    return Reference(model, weights, pairs).fill(lambda p: pair_log_probs(model, p, 0))
 
 
 def test_the_reference_is_computed_once(llama: tuple[Any, Any], runs: list[int]) -> None:
-    first = reference_log_probs(llama[0], WEIGHTS, SEQUENCES, 2, 0)
-    assert len(runs) == 1
-    assert reference_log_probs(llama[0], WEIGHTS, SEQUENCES, 2, 0) == first
-    assert reference_log_probs(llama[0], WEIGHTS, SEQUENCES, 1, 0) == first  # batches do not count
-    assert len(runs) == 1
-    np.testing.assert_allclose(first, [naive(llama[0], t) for t in SEQUENCES], rtol=1e-5)
+    first = reference_of(llama[0])
+    once = len(runs)
+    assert once > 0
+    assert reference_of(llama[0]) == first
+    assert Reference(llama[0], WEIGHTS, PAIRS).values == first
+    assert len(runs) == once
+    expected = [[naive(llama[0], t) for t in both] for both in PAIRS]
+    np.testing.assert_allclose(first, expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("changed", ["weights", "tokens", "order", "start", "precision"])
@@ -231,46 +246,117 @@ def test_the_reference_is_computed_again_for_whatever_it_depends_on(
     import torch
 
     model, _ = llama
-    weights, sequences = dict(WEIGHTS), list(SEQUENCES)
-    reference_log_probs(model, weights, sequences, 2, 0)
+    weights, pairs = dict(WEIGHTS), list(PAIRS)
+    reference_of(model)
+    once = len(runs)
     if changed == "weights":
         weights = {"weights_sha256": "1" * 64}
     elif changed == "tokens":
-        sequences[1] = Tokens((3, 4, 10), 2)
+        pairs[1] = (pairs[1][0], Tokens((7, 8, 10), 1))
     elif changed == "order":
-        sequences.reverse()
+        pairs.reverse()
     elif changed == "start":
-        sequences[0] = Tokens((3, 4, 5, 6), 3)
+        pairs[0] = (Tokens((3, 4, 5, 6), 3), Tokens((3, 4, 9), 2))
     try:
-        found = reference_log_probs(
-            *(model.to(torch.bfloat16) if changed == "precision" else model, weights),
-            *(sequences, 2, 0),
+        found = reference_of(
+            model.to(torch.bfloat16) if changed == "precision" else model, pairs, weights
         )
     finally:
         model.to(torch.float32)
-    assert len(runs) == 2
+    assert len(runs) > once
     if changed != "precision":
-        np.testing.assert_allclose(found, [naive(model, t) for t in sequences], rtol=1e-5)
+        expected = [[naive(model, t) for t in both] for both in pairs]
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
 def test_the_reference_of_a_failed_run_is_not_kept(
-    llama: tuple[Any, Any], runs: list[int], empty_cache: Path, monkeypatch: pytest.MonkeyPatch
+    llama: tuple[Any, Any], empty_cache: Path
 ) -> None:
-    with monkeypatch.context() as patched:
-        patched.setattr(logprobs, "log_probs", lambda *_: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
-            reference_log_probs(llama[0], WEIGHTS, SEQUENCES, 2, 0)
+    with pytest.raises(ZeroDivisionError):
+        Reference(llama[0], WEIGHTS, PAIRS).fill(lambda _: 1 / 0)  # type: ignore[arg-type,return-value]
+    unfinished = Reference(llama[0], WEIGHTS, PAIRS)
+    unfinished.values[0] = (-1.0, -2.0)
+    unfinished.save()
     assert list((empty_cache / "reference").glob("*.json")) == []
-    reference_log_probs(llama[0], WEIGHTS, SEQUENCES, 2, 0)
-    assert len(runs) == 1
+    assert reference_of(llama[0])[0] != (-1.0, -2.0)
+    assert len(list((empty_cache / "reference").glob("*.json"))) == 1
 
 
 def test_the_template_and_the_limit_reach_the_key(
-    llama: tuple[Any, Any], runs: list[int], empty_cache: Path
+    llama: tuple[Any, Any], empty_cache: Path
 ) -> None:
     for limit in (2048, 64, 64):
-        reference_columns(*llama, unequal_pairs(), TrainingSettings(max_length=limit), WEIGHTS)
+        reference_of(llama[0], token_pairs(llama[1], unequal_pairs(), limit, "keep_start")[1])
     assert len(list((empty_cache / "reference").glob("*.json"))) == 2
+
+
+# --- packed pairs --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("limit", [60, 300, 100_000])
+@pytest.mark.parametrize("family", RANDOM_FAMILIES)
+def test_packed_pairs_have_the_log_probabilities_of_each_sequence_alone(
+    family: str, limit: int
+) -> None:
+    model, tokenizer = load_model(f"random:{family}")
+    _, pairs = token_pairs(tokenizer, unequal_pairs(), 100, "keep_end")
+    attention = model.config._attn_implementation
+    found = pair_log_probs(model, pairs, 0, limit=limit)
+    expected = [[naive(model, t) for t in both] for both in pairs]
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-4)
+    assert model.config._attn_implementation == attention
+    assert not any("forward" in vars(module) for module in model.modules())
+
+
+@pytest.mark.parametrize("family", RANDOM_FAMILIES)
+def test_every_family_is_packed(family: str) -> None:
+    model, tokenizer = load_model(f"random:{family}")
+    _, pairs = token_pairs(tokenizer, unequal_pairs(), 200, "keep_start")
+    assert unpackable(model, pairs) == ""
+
+
+def test_what_cannot_be_packed_is_found(
+    llama: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    model, tokenizer = load_model("random:llama")
+    _, pairs = token_pairs(tokenizer, unequal_pairs(), 200, "keep_start")
+    with monkeypatch.context() as patched:  # layers that look at all positions of the row
+        own = model.model.layers[3].mlp.forward
+        leaks = lambda x: own(x) + x.mean(dim=1, keepdim=True)  # noqa: E731
+        patched.setattr(model.model.layers[3].mlp, "forward", leaks)
+        assert "LlamaForCausalLM gives packed pairs other log-prob" in unpackable(model, pairs)
+    with monkeypatch.context() as patched:
+        patched.setenv("WORLD_SIZE", "2")
+        assert unpackable(model, pairs) == "several processes train together"
+    model.model.layers[0].mlp.act_fn = torch.nn.Dropout(0.1)
+    assert unpackable(model, pairs) == "LlamaForCausalLM has dropout in frozen layers"
+    assert unpackable(model, pairs, disable_dropout=True) != unpackable(model, pairs)
+    model.config.output_router_logits = False
+    assert "a loss of its own" in unpackable(model, pairs)
+
+
+def test_logits_are_the_models_own_tile_by_tile(llama: tuple[Any, Any]) -> None:
+    """Gradients too: of many more scored positions than one tile holds."""
+    import torch
+
+    model, _ = llama
+    ids = tuple(int(i) for i in torch.randint(3, 200, (700,), generator=torch.manual_seed(0)))
+    pair = (Tokens(ids, 1), Tokens(ids[:300], 200))
+    with Decoder(model) as decoder:
+        layout = Layout(pack([pair]), decoder.device)
+        hidden = decoder.run(layout, [decoder.depth])[decoder.depth].detach().requires_grad_()
+        found = decoder.log_probs(hidden, layout)
+        (found @ torch.tensor([2.0, -3.0], dtype=torch.float64)).backward()
+    slope, hidden.grad = hidden.grad, None
+    logits = model.lm_head(model.model.norm(hidden))[0].log_softmax(-1)
+    targets = torch.tensor(ids[1:])
+    each = logits[: len(targets)].gather(-1, targets[:, None])[:, 0]
+    expected = torch.stack([each.sum(), each[199:299].sum()])
+    (expected @ torch.tensor([2.0, -3.0])).backward()
+    torch.testing.assert_close(found.float(), expected, rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(slope, hidden.grad, rtol=1e-4, atol=1e-5)
 
 
 # --- the embedded model's tokenizer on real text -------------------------------------------------

@@ -11,12 +11,12 @@ import pytest
 from conftest import made_pairs, write_lines, write_study
 
 from hialign import HialignError, evaluate, load_model, load_study, respond, train
-from hialign.dpo import load_cell
 from hialign.evaluate import _summary
 from hialign.preferences import load_pairs
 from hialign.records import cell_status, read_json, read_jsonl
 from hialign.respond import transcript
 from hialign.study import Cell, Study
+from hialign.training import load_cell
 
 OBJECTIVES = ("grammar", "coherence", "factuality")
 

@@ -1,0 +1,228 @@
+"""Cells in training: what is refused beforehand, and what a run leaves in its folder."""
+
+import shutil
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hialign import blocks, dpo, paths, records
+from hialign.errors import HialignError
+from hialign.logprobs import Reference, token_pairs
+from hialign.models import depth_of, identity, load_model
+from hialign.preferences import load_pairs
+from hialign.study import Cell, TrainingSettings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def train(cell: Cell) -> dict[str, Any]:
+    """Tune the cell's block and leave `adapter/`, `training.jsonl` and `manifest.json` in its folder.
+
+    Base is not tuned: its cell gets a manifest alone, and the reference's log-probabilities are
+    computed for the others. A run that was killed resumes from its last checkpoint. Returns the
+    manifest; raises HialignError before any training for settings that cannot work.
+    """
+    return train_together([cell])[0]
+
+
+def train_together(cells: Sequence[Cell]) -> list[dict[str, Any]]:
+    """`train` for cells of one study and model in one pass over one base model: the same adapters
+    as one by one, for a fraction of the time. The manifests, in the order of the cells."""
+    cell = cells[0]
+    settings = cell.study.training
+    _check_choices(settings)
+    depth = depth_of(cell.model)
+    layers = {c.block: blocks.layers_of(c.block, depth) for c in cells}  # refuses before loading
+    pairs = load_pairs(cell.study.preferences)
+    model, tokenizer = load_model(cell.model)
+    weights = identity(cell.model)
+    _check_space(cell.folder)
+    common: dict[str, Any] = {
+        "study": cell.study.name,
+        "model": cell.model.name,
+        "source": cell.model.source,
+        **weights,
+        "depth": depth,
+        "effective_batch": settings.effective_batch,
+        "preferences": {**pairs.report, "fingerprint": pairs.fingerprint},
+        "pairs": len(pairs.train),
+        "seed": settings.seed,
+        "precision": str(model.dtype).removeprefix("torch."),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        **records.environment(),
+    }
+    tuned = {block: chosen for block, chosen in layers.items() if chosen}
+    passes = [tuned] if tuned else []
+    if len(tuned) > 1 and (why := dpo.why_stock(model, tokenizer, pairs.train, settings)):
+        print(f"The blocks are trained one after the other by stock TRL: {why}")
+        passes = [{block: chosen} for block, chosen in tuned.items()]
+    manifests: dict[str, dict[str, Any]] = {}
+    for c in cells:
+        if not layers[c.block]:
+            started = time.perf_counter()
+            if not tuned:  # for the cells that are trained by themselves
+                _, tokens = token_pairs(
+                    tokenizer, pairs.train, settings.max_length, settings.truncation
+                )
+                dpo.fill_reference(Reference(model, weights, tokens), model, tokenizer)
+            manifest = _of_cell(common, c, [])
+            manifest |= {"status": "untrained", "steps": 0, "tokens": 0, "trainable_parameters": 0}
+            manifest |= {"seconds": time.perf_counter() - started, "shared_seconds": 0.0}
+            manifest |= {"peak_memory_bytes": records.peak_memory_bytes()}
+            _publish(c, manifest, None, [])
+            manifests[c.block] = manifest
+    for number, together in enumerate(passes):
+        if number:
+            model, tokenizer = load_model(cell.model)  # the one before has its adapter in it
+        members = [c for c in cells if c.block in together]
+        manifests |= _train_pass(members, model, tokenizer, pairs.train, together, common)
+    return [manifests[c.block] for c in cells]
+
+
+def _train_pass(
+    cells: Sequence[Cell],
+    model: Any,
+    tokenizer: "PreTrainedTokenizerBase",
+    pairs: Any,
+    layers: dict[str, list[int]],
+    common: dict[str, Any],
+) -> dict[str, dict[str, Any]]:
+    """Train some cells in one pass and publish each; their manifests."""
+    import torch
+
+    settings, weights = cells[0].study.training, identity(cells[0].model)
+    checkpoints = _checkpoints(cells)
+    trainer = dpo.train_blocks(model, tokenizer, pairs, layers, settings, weights, work=checkpoints)
+    adapted = trainer.accelerator.unwrap_model(trainer.model)
+    manifests = {}
+    with tempfile.TemporaryDirectory(prefix="hialign-") as scratch:
+        for cell, strategy in zip(cells, trainer.strategies, strict=True):
+            steps = dpo.steps_of(trainer, strategy)
+            manifest = _of_cell(common, cell, strategy.layers) | {
+                "status": "trained",
+                "pairs": len(trainer.reference.values),
+                "pairs_too_long": len(pairs) - len(trainer.reference.values),
+                "steps": len(steps),
+                "tokens": steps[-1]["tokens"],
+                "seconds": sum(s["seconds"] for s in steps),
+                "shared_seconds": sum(s["shared_seconds"] for s in steps),
+                "trained_with": [c.block for c in cells if c is not cell],
+                "engine": "stock TRL" if trainer.is_stock else "packed",
+                "trainable_parameters": sum(
+                    p.numel()
+                    for n, p in adapted.named_parameters()
+                    if dpo.is_of(n, strategy.adapter)
+                ),
+                "peak_memory_bytes": records.peak_memory_bytes(),
+                "confinement": trainer.confinement[cell.block],
+                "final_loss": steps[-1]["loss"],
+            }
+            adapted.peft_config[strategy.adapter].base_model_name_or_path = cell.model.source
+            # PEFT would ask the hub whether the vocabulary was changed; attention is all we adapt
+            folder = Path(scratch) / strategy.adapter
+            adapted.save_pretrained(
+                folder,
+                selected_adapters=[strategy.adapter],
+                safe_serialization=True,
+                save_embedding_layers=False,
+            )
+            below = folder / strategy.adapter  # where PEFT puts all but the first
+            if below.is_dir():
+                for file in below.iterdir():
+                    file.rename(folder / file.name)
+                below.rmdir()
+            _publish(cell, manifest, folder, steps)
+            manifests[cell.block] = manifest
+    shutil.rmtree(checkpoints, ignore_errors=True)
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return manifests
+
+
+def _of_cell(common: dict[str, Any], cell: Cell, layers: list[int]) -> dict[str, Any]:
+    return common | {
+        "block": cell.block,
+        "strategy": cell.strategy,
+        "layers": layers,
+        "settings": cell.settings("train"),
+        "fingerprint": cell.fingerprint("train"),
+    }
+
+
+def _checkpoints(cells: Sequence[Cell]) -> Path:
+    """Where checkpoints of exactly this pass lie; those of other settings are thrown away."""
+    study, model = cells[0].study, cells[0].model
+    place = paths.study_dir(study.name) / ".checkpoints" / f"{paths.slug(model.name)}"
+    blocks_ = "+".join(paths.slug(c.block) for c in cells)
+    here = place / f"{blocks_}-{cells[0].fingerprint('train')}"
+    for other in place.glob("*"):
+        if other != here and other.name.rpartition("-")[0] == blocks_:
+            shutil.rmtree(other, ignore_errors=True)
+    return here
+
+
+def _check_choices(settings: TrainingSettings) -> None:
+    """Refuse names that transformers does not know, before anything is loaded."""
+    from transformers.trainer_utils import SchedulerType
+    from transformers.training_args import OptimizerNames
+
+    known = {"optimizer": OptimizerNames, "scheduler": SchedulerType}
+    for key, kinds in known.items():
+        names = [kind.value for kind in kinds]
+        if getattr(settings, key) not in names:
+            raise HialignError(
+                f"training.{key} {getattr(settings, key)!r} is not one of {', '.join(names)}"
+            )
+
+
+def _check_space(folder: Path, needed: int = 1 << 28) -> None:
+    """Refuse before training if the disk could not hold an adapter and a checkpoint (256 MiB)."""
+    existing = next(p for p in (folder, *folder.parents) if p.exists())
+    free = shutil.disk_usage(existing).free
+    if free < needed:
+        raise HialignError(
+            f"only {free >> 20} MiB are free under {existing}, {needed >> 20} are needed: "
+            "free some space, or point HIALIGN_OUTPUTS at another disk"
+        )
+
+
+def _publish(
+    cell: Cell, manifest: dict[str, Any], adapter: Path | None, steps: list[dict[str, Any]]
+) -> None:
+    """Put a finished run into its folder; the manifest goes first and comes last."""
+    folder = cell.folder
+    (folder / "manifest.json").unlink(missing_ok=True)
+    if adapter is not None:
+        staged = folder / ".adapter"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(staged, ignore_errors=True)
+            shutil.copytree(adapter, staged)
+            shutil.rmtree(folder / "adapter", ignore_errors=True)
+            staged.rename(folder / "adapter")
+        except OSError as error:
+            reason = error.strerror or error
+            raise HialignError(f"cannot write {folder / 'adapter'}: {reason}") from None
+        finally:
+            shutil.rmtree(staged, ignore_errors=True)
+        records.write_jsonl(folder / "training.jsonl", steps)
+    records.write_json(folder / "manifest.json", manifest)
+
+
+def load_cell(cell: Cell) -> "tuple[Any, PreTrainedTokenizerBase]":
+    """The cell's model, its adapter active (Base: the model alone), and its tokenizer."""
+    manifest = cell.folder / "manifest.json"
+    if not manifest.is_file():
+        raise HialignError(
+            f"{cell.model.name} {cell.block} of study {cell.study.name} has not been trained: "
+            f"run `hialign run train -p study {cell.study.name} -p block {cell.block}` first"
+        )
+    model, tokenizer = load_model(cell.model)
+    if cell.block == "base":
+        return model, tokenizer
+    from peft import PeftModel
+
+    return PeftModel.from_pretrained(model, cell.folder / "adapter").eval(), tokenizer
