@@ -115,7 +115,7 @@ class Decoder:
         values = _TokenLogProbs.apply(rows, layout.targets, self._logits)
         # in double precision: rewards are small differences of sums of hundreds of nats
         sums = torch.zeros(2 * layout.pack.pairs, dtype=torch.float64, device=hidden.device)
-        return sums.index_add(0, layout.sequence, values.double())
+        return sums.index_add(0, layout.sequence, values.double()[layout.prediction])
 
     def _logits(self, rows: torch.Tensor) -> torch.Tensor:
         """Final norm, LM head and whatever the family does to logits: n x width -> n x vocabulary."""
@@ -161,6 +161,7 @@ class Layout:
         self.positions = torch.tensor([[*pack.positions, *[0] * self.padding]], device=device)
         self.scored = torch.tensor(pack.scored, dtype=torch.long, device=device)
         self.targets = torch.tensor(pack.targets, dtype=torch.long, device=device)
+        self.prediction = torch.tensor(pack.prediction, dtype=torch.long, device=device)
         self.sequence = torch.tensor(pack.sequence, dtype=torch.long, device=device)
         self._masks: dict[Any, Any] = {}
 

@@ -26,11 +26,12 @@ class Node:
 
 @dataclass(frozen=True)
 class Pack:
-    """Some pairs in one row of T tokens, with the S positions that are scored.
+    """Some pairs in one row of T tokens, and what is scored in it.
 
-    `ids`, `positions`: T. `scored`, `targets`, `sequence`: S; the hidden state at `scored[i]`
-    predicts `targets[i]`, which belongs to sequence `sequence[i]` (2 p is the chosen one of the
-    p-th pair, 2 p + 1 the rejected one). A shared position may be scored for several.
+    `ids`, `positions`: T. `scored`, `targets`: U; the hidden state at `scored[i]` predicts
+    `targets[i]`. `prediction`, `sequence`: S, one for each token of each response: it is that
+    prediction, and belongs to that sequence (2 p is the chosen one of the p-th pair, 2 p + 1 the
+    rejected one). What responses begin with alike is predicted once and counts for each.
     """
 
     pairs: int
@@ -39,6 +40,7 @@ class Pack:
     positions: tuple[int, ...]
     scored: tuple[int, ...]
     targets: tuple[int, ...]
+    prediction: tuple[int, ...]
     sequence: tuple[int, ...]
 
     def __len__(self) -> int:
@@ -71,17 +73,18 @@ def pack(pairs: Sequence[TokenPair]) -> Pack:
             grow(list(child), end, path)
 
     grow(sorted(range(len(inputs)), key=lambda i: inputs[i]), 0, ())
-    scored: list[int] = []
-    targets: list[int] = []
+    predictions: dict[tuple[int, int], int] = {}  # (place, target) -> its number
+    prediction: list[int] = []
     sequence: list[int] = []
     for number, tokens in enumerate(sequences):
-        at = range(max(tokens.start, 1), len(tokens.ids))
-        scored += places[number][at.start - 1 : len(tokens.ids) - 1]
-        targets += tokens.ids[at.start :]
-        sequence += [number] * len(at)
+        for at in range(max(tokens.start, 1), len(tokens.ids)):
+            key = (places[number][at - 1], tokens.ids[at])
+            prediction.append(predictions.setdefault(key, len(predictions)))
+            sequence.append(number)
+    scored, targets = zip(*predictions, strict=True) if predictions else ((), ())
     return Pack(
         *(len(pairs), tuple(nodes), tuple(ids), tuple(positions)),
-        *(tuple(scored), tuple(targets), tuple(sequence)),
+        *(scored, targets, tuple(prediction), tuple(sequence)),
     )
 
 

@@ -359,7 +359,7 @@ def test_a_family_that_cannot_be_packed_is_trained_by_stock_trl(
 
     cells = [cell(block, lora_dropout=0.0) for block in ("mid", "global")]
     packed = [adapter_of(c) for c in cells if train(c)]
-    monkeypatch.setattr(decoder.Layout, "_by_pair", lambda self, q, *_, **__: q.transpose(1, 2))
+    monkeypatch.setattr(decoder.Layout, "_by_node", lambda self, q, *_, **__: q.transpose(1, 2))
     found = training.train_together(cells)
     assert (
         "one after the other by stock TRL: LlamaForCausalLM gives packed" in capsys.readouterr().out

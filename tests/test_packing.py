@@ -40,7 +40,12 @@ def test_each_scored_position_predicts_its_own_sequences_token(
         q, k = torch.meshgrid(torch.arange(n), torch.arange(n), indexing="ij")
         seen = layout.rule(None, torch.device("cpu"))(0, 0, q, k).numpy()
     flat = [tokens for pair in given_pairs for tokens in pair]
-    scored = list(zip(packed.scored, packed.targets, packed.sequence, strict=True))
+    scored = [
+        (packed.scored[p], packed.targets[p], s)
+        for p, s in zip(packed.prediction, packed.sequence, strict=True)
+    ]
+    assert set(packed.prediction) == set(range(len(packed.scored)))
+    assert len(set(zip(packed.scored, packed.targets, strict=True))) == len(packed.scored)
     wanted = {
         (number, at): tokens.ids[at]
         for number, tokens in enumerate(flat)
