@@ -121,7 +121,6 @@ def child(args: argparse.Namespace) -> dict[str, Any]:
     from transformers import TrainerCallback
 
     from hialign import dpo, layers_of
-    from hialign.blocks import target_modules
 
     transformers.utils.logging.set_verbosity_error()
     model, tokenizer = model_of(args)
@@ -188,21 +187,10 @@ def child(args: argparse.Namespace) -> dict[str, Any]:
             losses = {args.block: [e["loss"] for e in trainer.state.log_history if "loss" in e]}
         else:
             settings = settings_of(args, gradient_checkpointing=args.checkpointing)
-            original = dpo._trainer_class
-
-            def clocked(stock: bool = False) -> Any:
-                class Clocked(original(stock)):  # type: ignore[misc]
-                    def __init__(self, *a: Any, **kwargs: Any) -> None:
-                        super().__init__(*a, **kwargs)
-                        self.add_callback(Clock())
-
-                return Clocked
-
-            dpo._trainer_class = clocked
             layers = {block: layers_of(block, depth) for block in blocks}
-            target_modules(model, [0], settings.target_modules)
             trainer = dpo.train_blocks(
-                model, tokenizer, pairs, layers, settings, {"bench": "mark"}, work
+                *(model, tokenizer, pairs, layers, settings, {"bench": "mark"}, work),
+                callbacks=[Clock()],
             )
             losses = {
                 s.block: [row["loss"] for row in dpo.steps_of(trainer, s)]
@@ -231,7 +219,7 @@ def floor(model: Any, tokenizer: Any, pairs: Any, args: argparse.Namespace) -> d
     from hialign.packing import pack, plan
 
     settings = settings_of(args)
-    _, tokens = token_pairs(tokenizer, pairs, args.max_length, "keep_start")
+    tokens = token_pairs(tokenizer, pairs, args.max_length, "keep_start").tokens
     tokens = tokens[: args.batch * args.accumulation]
     model.eval()
     limit = args.tokens_per_pass or default_tokens(model.device.type, settings)

@@ -32,7 +32,7 @@ from hialign.study import TrainingSettings
 if TYPE_CHECKING:
     import torch
     from datasets import Dataset
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
     from trl import DPOConfig, DPOTrainer
 
     from hialign.decoder import Layout
@@ -76,12 +76,13 @@ def train_blocks(
     settings: TrainingSettings,
     weights: dict[str, str],
     work: Path,
+    callbacks: Sequence["TrainerCallback"] = (),
 ) -> "DPOTrainer":
     """Minimise Eq. 1 over LoRA matrices in the layers of each block (Eq. 2); the trainer, after it.
 
     `layers` maps each block to its layers: all are trained in one pass, each as if it were alone.
     `weights` is the base model's identity, for the reference's cache; `work` holds checkpoints, from
-    which an interrupted run goes on. The trainer's `strategies` name the adapters in its model and
+    which an interrupted run goes on; `callbacks` are transformers' own. The trainer's `strategies` name the adapters in its model and
     its `confinement` the proof, for each block. Raises HialignError where a loss or gradient is not
     finite, memory or disk space runs out, or a parameter outside a block changed.
     """
@@ -93,7 +94,8 @@ def train_blocks(
         block: blocks.target_modules(model, inside, settings.target_modules)
         for block, inside in layers.items()
     }
-    kept, tokens = token_pairs(tokenizer, pairs, settings.max_length, settings.truncation)
+    kept = token_pairs(tokenizer, pairs, settings.max_length, settings.truncation)
+    tokens = kept.tokens
     why = _why_stock(model, tokens, settings)
     if why and len(layers) > 1:
         raise HialignError(f"these blocks cannot be trained in one pass: {why}")
@@ -120,6 +122,7 @@ def train_blocks(
         train_dataset=pairs.select_columns(["prompt", "chosen", "rejected"]),
         processing_class=tokenizer,
         peft_config=lora(first),
+        callbacks=list(callbacks),
     )
     if len(trainer.train_dataset) != len(tokens):
         raise HialignError(
@@ -132,6 +135,7 @@ def train_blocks(
         trainer.model.add_adapter(f"strategy{number}", lora(block))
         trainer.strategies.append(Strategy(block, sorted(layers[block]), f"strategy{number}"))
     trainer.reference = reference
+    trainer.truncated = kept.truncated
     if why:
         for side, name in enumerate(("ref_chosen_logps", "ref_rejected_logps")):
             column = [both[side] for both in reference.values if both]
@@ -139,7 +143,7 @@ def train_blocks(
         trainer.precompute_ref_logps = True  # TRL then reads them instead of a second forward
     else:
         ids = pairs["id"] if "id" in pairs.column_names else range(len(pairs))
-        trainer.prepare(model, tokens, [str(ids[i]) for i in kept], settings)
+        trainer.prepare(model, tokens, [str(ids[i]) for i in kept.places], settings)
     before = _bits(trainer.model, adapters=False)
     initial = _bits(trainer.model, adapters=True)
     try:
@@ -164,8 +168,8 @@ def why_stock(
 ) -> str:
     """Why blocks of this model cannot share a pass and stock TRL trains them; empty if they can."""
     few = pairs.select(range(min(8, len(pairs))))
-    _, tokens = token_pairs(tokenizer, few, settings.max_length, settings.truncation)
-    return _why_stock(model, tokens, settings)
+    kept = token_pairs(tokenizer, few, settings.max_length, settings.truncation)
+    return _why_stock(model, kept.tokens, settings)
 
 
 def _why_stock(
@@ -223,7 +227,7 @@ def _config(
         save_strategy="steps",
         save_steps=settings.save_steps,
         save_total_limit=1,
-        report_to="none",
+        report_to=settings.report_to or "none",
         disable_tqdm=True,
         dataloader_pin_memory=model.device.type == "cuda",
         remove_unused_columns=not packed,
@@ -256,6 +260,7 @@ def _trainer_class(stock: bool = False) -> type["DPOTrainer"]:
         is_stock = True
         strategies: list[Strategy]
         reference: Reference
+        truncated: int
         confinement: dict[str, dict[str, Any]]
 
         def __init__(self, *args: Any, **kwargs: Any) -> None:

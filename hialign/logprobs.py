@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from filelock import FileLock
 
@@ -82,26 +82,36 @@ def _cut(tokens: Tokens, max_length: int | None, truncation: str) -> Tokens:
     return Tokens(tokens.ids[dropped:], max(tokens.start - dropped, 0))
 
 
+class KeptPairs(NamedTuple):
+    """The pairs that training takes: their places in the data set, their tokens, how many are cut."""
+
+    places: list[int]
+    tokens: list[TokenPair]
+    truncated: int
+
+
 def token_pairs(
     tokenizer: "PreTrainedTokenizerBase", pairs: Any, max_length: int, truncation: str
-) -> tuple[list[int], list[TokenPair]]:
-    """The pairs that TRL keeps: their places in `pairs`, and their tokens.
+) -> KeptPairs:
+    """The pairs that TRL keeps.
 
     TRL drops pairs whose prompt alone fills `max_length` when it cuts at the end; so do we. Raises
     HialignError if none is left.
     """
-    places, found = [], []
+    places, found, truncated = [], [], 0
     for place, pair in enumerate(pairs):
-        both = tokenize_pair(tokenizer, pair, max_length, truncation)
-        if truncation == "keep_end" or both[0].start < max_length:
+        whole = tokenize_pair(tokenizer, pair)
+        chosen, rejected = (_cut(tokens, max_length, truncation) for tokens in whole)
+        if truncation == "keep_end" or chosen.start < max_length:
             places.append(place)
-            found.append(both)
+            found.append((chosen, rejected))
+            truncated += any(len(tokens.ids) > max_length for tokens in whole)
     if not found:
         raise HialignError(
             f"training.max_length {max_length}: every prompt alone is longer, "
             "so no response would be left to train on; raise it"
         )
-    return places, found
+    return KeptPairs(places, found, truncated)
 
 
 def response_logits(

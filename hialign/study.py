@@ -64,7 +64,10 @@ class PreferenceSettings(Settings):
 
 
 # Of the training settings: these change time and memory, and no number beyond rounding
-COSTS_ONLY = ("gradient_checkpointing", "save_steps", "engine", "tokens_per_pass", "one_pass")
+COSTS_ONLY = (
+    *("gradient_checkpointing", "save_steps", "engine", "tokens_per_pass"),
+    *("one_pass", "report_to"),
+)
 
 
 class TrainingSettings(Settings):
@@ -103,6 +106,7 @@ class TrainingSettings(Settings):
     engine: Literal["packed", "stock"] = "packed"
     tokens_per_pass: int | None = Field(None, ge=1)
     one_pass: bool = True
+    report_to: list[str] = []  # trackers of transformers' Trainer: tensorboard, wandb, …
 
     @property
     def effective_batch(self) -> int:

@@ -64,9 +64,8 @@ def train_together(cells: Sequence[Cell]) -> list[dict[str, Any]]:
         if not layers[c.block]:
             started = time.perf_counter()
             if not tuned:  # for the cells that are trained by themselves
-                _, tokens = token_pairs(
-                    tokenizer, pairs.train, settings.max_length, settings.truncation
-                )
+                limits = settings.max_length, settings.truncation
+                tokens = token_pairs(tokenizer, pairs.train, *limits).tokens
                 dpo.fill_reference(Reference(model, weights, tokens), model, tokenizer)
             manifest = _of_cell(common, c, [])
             manifest |= {"status": "untrained", "steps": 0, "tokens": 0, "trainable_parameters": 0}
@@ -105,6 +104,7 @@ def _train_pass(
                 "status": "trained",
                 "pairs": len(trainer.reference.values),
                 "pairs_too_long": len(pairs) - len(trainer.reference.values),
+                "pairs_truncated": trainer.truncated,
                 "steps": len(steps),
                 "tokens": steps[-1]["tokens"],
                 "seconds": sum(s["seconds"] for s in steps),

@@ -1,6 +1,7 @@
 """Training: equal to stock TRL, confined to the block, repeatable, resumable, whole or not at all."""
 
 import errno
+import inspect
 import json
 import os
 import shutil
@@ -561,6 +562,8 @@ def test_precision_of_a_gpu(cell: Callable[..., Cell]) -> None:
 def test_pairs_that_are_too_long_are_counted(cell: Callable[..., Cell]) -> None:
     mid = cell("mid", max_length=80)
     manifest = train(mid)
+    assert 0 < manifest["pairs_truncated"] <= manifest["pairs"]
+    assert train(cell("mid"))["pairs_truncated"] == 0
     assert manifest["pairs"] < 24
     assert manifest["pairs"] + manifest["pairs_too_long"] == 24
 
@@ -956,4 +959,36 @@ def test_an_untrained_cell_is_not_loaded(cell: Callable[..., Cell]) -> None:
     assert one_line(caught) == (
         "random-llama mid of study tiny has not been trained: "
         "run `hialign run train -p study tiny -p block mid` first"
+    )
+
+
+# --- what the packed step takes from TRL, transformers and PEFT beyond their documented interface --
+
+
+def test_what_the_engine_relies_on_is_still_there(tmp_path: Path) -> None:
+    """One line for each, so that an upgrade that breaks the engine says what broke."""
+    from transformers import GradientCheckpointingLayer, PreTrainedModel, Trainer
+
+    broken = "the packed engine relies on it: see hialign/dpo.py and hialign/decoder.py"
+    step = inspect.signature(Trainer.training_step).parameters
+    assert list(step) == ["self", "model", "inputs", "num_items_in_batch"], (
+        f"Trainer.training_step takes {list(step)}: {broken}"
+    )
+    assert hasattr(Trainer, "_save_checkpoint"), f"Trainer._save_checkpoint is gone: {broken}"
+    assert hasattr(PreTrainedModel, "set_attn_implementation"), broken
+    model, tokenizer = load_model("random:llama")
+    trainer = stock_trainer(
+        model, tokenizer, pairs_of(4), ["q_proj"], TrainingSettings(**BASE), tmp_path
+    )
+    assert trainer._total_train_tokens == 0, f"TRL counts tokens elsewhere: {broken}"
+    assert trainer._metrics["train"] == {}, f"TRL keeps what it logs elsewhere: {broken}"
+    trainer._metrics["train"]["probe"] += [1.0, 3.0]
+    trainer.model.train()
+    logs = {"loss": 0.0}
+    trainer.log(logs)
+    assert logs["probe"] == 2.0, f"TRL no longer logs the means of its metrics: {broken}"
+    named = [n for n, _ in trainer.model.named_parameters() if "lora_" in n]
+    assert all(dpo.is_of(n, "default") for n in named), f"PEFT names adapters otherwise: {broken}"
+    assert isinstance(model.model.layers[0], GradientCheckpointingLayer), (
+        f"transformers' layers checkpoint themselves otherwise: {broken}"
     )

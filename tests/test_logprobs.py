@@ -137,7 +137,7 @@ def test_pairs_and_their_reference_are_those_that_trl_keeps(
 ) -> None:
     trainer = stock(limit, truncation)
     chosen, rejected = trainer.compute_ref_log_probs(trainer.model, collated(trainer))
-    _, tokens = token_pairs(llama[1], unequal_pairs(), limit, truncation)
+    tokens = token_pairs(llama[1], unequal_pairs(), limit, truncation).tokens
     found = pair_log_probs(llama[0], tokens, 0)
     np.testing.assert_allclose([both[0] for both in found], chosen.tolist(), rtol=1e-5)
     np.testing.assert_allclose([both[1] for both in found], rejected.tolist(), rtol=1e-5)
@@ -286,7 +286,7 @@ def test_the_template_and_the_limit_reach_the_key(
     llama: tuple[Any, Any], empty_cache: Path
 ) -> None:
     for limit in (2048, 64, 64):
-        reference_of(llama[0], token_pairs(llama[1], unequal_pairs(), limit, "keep_start")[1])
+        reference_of(llama[0], token_pairs(llama[1], unequal_pairs(), limit, "keep_start").tokens)
     assert len(list((empty_cache / "reference").glob("*.json"))) == 2
 
 
@@ -299,7 +299,7 @@ def test_packed_pairs_have_the_log_probabilities_of_each_sequence_alone(
     family: str, limit: int
 ) -> None:
     model, tokenizer = load_model(f"random:{family}")
-    _, pairs = token_pairs(tokenizer, unequal_pairs(), 100, "keep_end")
+    pairs = token_pairs(tokenizer, unequal_pairs(), 100, "keep_end").tokens
     attention = model.config._attn_implementation
     found = pair_log_probs(model, pairs, 0, limit=limit)
     expected = [[naive(model, t) for t in both] for both in pairs]
@@ -311,7 +311,7 @@ def test_packed_pairs_have_the_log_probabilities_of_each_sequence_alone(
 @pytest.mark.parametrize("family", RANDOM_FAMILIES)
 def test_every_family_is_packed(family: str) -> None:
     model, tokenizer = load_model(f"random:{family}")
-    _, pairs = token_pairs(tokenizer, unequal_pairs(), 200, "keep_start")
+    pairs = token_pairs(tokenizer, unequal_pairs(), 200, "keep_start").tokens
     assert unpackable(model, pairs) == ""
 
 
@@ -321,7 +321,7 @@ def test_what_cannot_be_packed_is_found(
     import torch
 
     model, tokenizer = load_model("random:llama")
-    _, pairs = token_pairs(tokenizer, unequal_pairs(), 200, "keep_start")
+    pairs = token_pairs(tokenizer, unequal_pairs(), 200, "keep_start").tokens
     with monkeypatch.context() as patched:  # layers that look at all positions of the row
         own = model.model.layers[3].mlp.forward
         leaks = lambda x: own(x) + x.mean(dim=1, keepdim=True)  # noqa: E731
