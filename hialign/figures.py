@@ -216,10 +216,11 @@ def figure5(study: Study) -> "Figure":
                 hatch="////",
                 linewidth=0.8,
             )
-        write(axes, x, value + common, f"{value:,.{digits}f}", va="bottom", fontsize=7.5)
+        text = f"{value:,.{digits}f}" + (f" + {common:,.{digits}f}" if common else "")
+        write(axes, x, value + common, text, va="bottom", fontsize=7.5)
     note = "wall-clock time of one run each"
     if shared.any():
-        note = "solid and in figures: a strategy's own work; hatched: done once for all in one pass"
+        note = "solid: a strategy's own work; hatched: work done once for all strategies in one pass"
     legend(figure, study, trained, note)
     return figure
 
