@@ -323,6 +323,8 @@ def main() -> None:
     result |= growth(args) if args.growth else grid(args)
     if args.out:
         Path(args.out).write_text(json.dumps(result, indent=2) + "\n")
+        if args.growth:
+            plot(result["points"], Path(args.out).with_suffix(".png"))
 
 
 def grid(args: argparse.Namespace) -> dict[str, Any]:
@@ -384,6 +386,29 @@ def growth(args: argparse.Namespace) -> dict[str, Any]:
                 }
             )
     return {"points": points}
+
+
+def plot(points: list[dict[str, Any]], path: Path) -> None:
+    """Processor seconds a pair of the grid, and how many times less one pass takes."""
+    import matplotlib.pyplot as plt
+
+    from hialign.plots import style
+
+    style()
+    figure, panels = plt.subplots(1, 2, figsize=(8, 3.4), layout="constrained")
+    labels = {"length": "tokens of a sequence (30 layers)", "depth": "layers (256 tokens)"}
+    for panel, (axis, label) in zip(panels, labels.items(), strict=True):
+        ways = {}
+        for way, marker in (("stock", "o"), ("one-pass", "s")):
+            line = [p for p in points if p["axis"] == axis and p["way"] == way]
+            ways[way] = [p["processor_seconds"] for p in line]
+            panel.plot([p[axis] for p in line], ways[way], marker=marker, label=way)
+        for p, a, b in zip(line, ways["stock"], ways["one-pass"], strict=True):
+            panel.annotate(f"{a / b:.1f}x", (p[axis], a), xytext=(0, 5), textcoords="offset points")
+        panel.set(xlabel=label, ylabel="processor seconds a pair, four strategies", yscale="log")
+        panel.legend(frameon=False)
+    panels[0].set_xscale("log", base=2)
+    figure.savefig(path, dpi=110)
 
 
 if __name__ == "__main__":

@@ -220,7 +220,9 @@ def figure5(study: Study) -> "Figure":
         write(axes, x, value + common, text, va="bottom", fontsize=7.5)
     note = "wall-clock time of one run each"
     if shared.any():
-        note = "solid: a strategy's own work; hatched: work done once for all strategies in one pass"
+        note = (
+            "solid: a strategy's own work; hatched: work done once for all strategies in one pass"
+        )
     legend(figure, study, trained, note)
     return figure
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from hialign import book, paths, records
+from hialign import book, notebook, paths, records
 from hialign.errors import HialignError
 from hialign.study import load_study
 
@@ -45,7 +45,11 @@ def test_the_book_has_every_page_and_the_runs(smoke: Path) -> None:
     html = smoke / "html"
     for name in ("index", "introduction", "experiments", "appendix-d", "choices"):
         assert (html / f"{name}.html").is_file()
-    assert len(list((html / "runs").glob("*.html"))) == 12
+    pages = {p.stem for p in (html / "runs").glob("*.html")}
+    stages, blocks = ("respond", "evaluate", "judge"), ("base", "full", "mid")
+    assert pages == {"train-random-llama-all"} | {
+        f"{stage}-random-llama-{block}" for stage in stages for block in blocks
+    }
     text = (html / "experiments.html").read_text()
     assert "3.067" in text, "the paper's value stands beside ours"
     everything = "".join(p.read_text() for p in html.rglob("*.html"))
@@ -71,6 +75,21 @@ def test_a_figure_rebuilds_the_book_and_no_training(smoke: Path) -> None:
         file.write_text(text)
         os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
     assert planned(done.stdout + done.stderr) == {"book"}
+
+
+def test_a_manifest_that_was_deleted_is_made_again(smoke: Path) -> None:
+    """By a pass over the cells that are not done, and no others."""
+    file = smoke / "random-llama" / "mid" / "manifest.json"
+    aside = file.with_name("manifest.aside")
+    file.rename(aside)
+    try:
+        assert "train_all" in planned(reproduce("smoke", "--dry-run").stdout)
+        cells = notebook.begin_pass({"study": "smoke", "model": None, "block": "all"}, "train")
+        assert [c.block for c in cells] == ["mid"]
+    finally:
+        aside.rename(file)
+    cells = notebook.begin_pass({"study": "smoke", "model": None, "block": "all"}, "train")
+    assert [c.block for c in cells] == ["base", "full", "mid"]
 
 
 def test_a_judges_setting_redoes_judge_and_book_only(smoke: Path, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 PAGES = ["index", "methodology", "experiments", "appendix-c", "appendix-d", "choices"]
-PAGES += ["runs/train-random-llama-mid", "runs/judge-random-llama-base"]
+PAGES += ["runs/train-random-llama-all", "runs/judge-random-llama-base"]
 # sphinx-thebe declares its constants once more on each page; upstream's, and without effect
 KNOWN = "THEBE_JS_URL"
 
@@ -27,7 +27,7 @@ def test_a_page_loads_whole(smoke: Path, chromium: Any, name: str) -> None:
     page.close()
 
 
-@pytest.mark.parametrize("name", ["index", "experiments", "runs/train-random-llama-mid"])
+@pytest.mark.parametrize("name", ["index", "experiments", "runs/train-random-llama-all"])
 def test_a_narrow_screen_does_not_scroll_sideways(smoke: Path, chromium: Any, name: str) -> None:
     page = chromium.new_page(viewport={"width": 390, "height": 844})
     page.goto(f"file://{smoke}/html/{name}.html")
