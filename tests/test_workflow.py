@@ -83,7 +83,8 @@ def test_a_manifest_that_was_deleted_is_made_again(smoke: Path) -> None:
     aside = file.with_name("manifest.aside")
     file.rename(aside)
     try:
-        assert "train_all" in planned(reproduce("smoke", "--dry-run").stdout)
+        done = reproduce("smoke", "--dry-run")
+        assert "train_all" in planned(done.stdout + done.stderr)
         cells = notebook.begin_pass({"study": "smoke", "model": None, "block": "all"}, "train")
         assert [c.block for c in cells] == ["mid"]
     finally:
