@@ -346,13 +346,15 @@ def grid(args: argparse.Namespace) -> dict[str, Any]:
         print(f"\n{unit}: medians of {args.rounds} rounds, one optimizer step")
         print(f"{'':24}" + "".join(f"{b:>10}" for b in (*STRATEGIES, "all")))
         for way, each in totals.items():
-            print(f"{way:24}" + "".join(f"{each.get(b, float('nan')):10.1f}" for b in base))
+            print(
+                f"{way:24}" + "".join(f"{each[b]:10.1f}" if b in each else f"{'':10}" for b in base)
+            )
         print(f"{'floor':24}" + "".join(f"{v:10.1f}" for v in base.values()))
         for way, each in totals.items():
             for name in (w for w in WAYS[:2] if w in totals and w != way):
                 ratios = {b: totals[name][b] / each[b] for b in each if b in totals[name]}
-                text = "".join(f"{ratios.get(b, float('nan')):9.1f}x" for b in base)
-                print(f"{name + ' / ' + way:34}" + text)
+                text = "".join(f"{ratios[b]:9.1f}x" if b in ratios else f"{'':10}" for b in base)
+                print(f"{name + ' / ' + way:24}" + text)
         over = {w: {b: v / base[b] for b, v in each.items()} for w, each in totals.items()}
         table.append({"unit": unit, "medians": totals, "floor": base, "over_floor": over})
     peaks = {
