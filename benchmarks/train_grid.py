@@ -214,9 +214,9 @@ def floor(model: Any, tokenizer: Any, pairs: Any, args: argparse.Namespace) -> d
 
     from hialign import layers_of
     from hialign.decoder import Decoder, Layout
-    from hialign.dpo import default_tokens
     from hialign.logprobs import token_pairs
     from hialign.packing import pack, plan
+    from hialign.trainer import default_tokens
 
     settings = settings_of(args)
     tokens = token_pairs(tokenizer, pairs, args.max_length, "keep_start").tokens

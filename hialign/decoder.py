@@ -16,7 +16,7 @@ from transformers import AttentionInterface, PreTrainedModel
 
 from hialign.blocks import decoder_layers
 from hialign.errors import HialignError
-from hialign.logprobs import TokenPair, log_probs
+from hialign.logprobs import TokenPair, Tokens, log_probs
 from hialign.packing import Pack, pack, plan
 from hialign.progress import Progress
 
@@ -322,7 +322,8 @@ def unpackable(
     if any(own) and not disable_dropout:
         return f"{family} has dropout in frozen layers"
     sample = sorted(pairs, key=lambda pair: len(pair[0].ids) + len(pair[1].ids))[:2]
-    sample = [(t.first(256), u.first(256)) for t, u in sample]
+    # every position is scored: a prompt of 256 tokens would leave nothing to compare
+    sample = [(Tokens(t.ids[:256], 1), Tokens(u.ids[:256], 1)) for t, u in sample]
     flat = [tokens for pair in sample for tokens in pair]
     training = model.training
     model.eval()

@@ -31,10 +31,6 @@ class Tokens:
     ids: tuple[int, ...]
     start: int
 
-    def first(self, length: int) -> "Tokens":
-        """Its first `length` tokens."""
-        return Tokens(self.ids[:length], min(self.start, length))
-
 
 TokenPair = tuple[Tokens, Tokens]  # chosen, rejected
 
@@ -77,7 +73,7 @@ def _cut(tokens: Tokens, max_length: int | None, truncation: str) -> Tokens:
     if max_length is None or len(tokens.ids) <= max_length:
         return tokens
     if truncation == "keep_start":
-        return tokens.first(max_length)
+        return Tokens(tokens.ids[:max_length], min(tokens.start, max_length))
     dropped = len(tokens.ids) - max_length
     return Tokens(tokens.ids[dropped:], max(tokens.start - dropped, 0))
 

@@ -13,6 +13,7 @@ from hialign.logprobs import Reference, token_pairs
 from hialign.models import depth_of, identity, load_model
 from hialign.preferences import load_pairs
 from hialign.study import Cell, TrainingSettings
+from hialign.trainer import is_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -112,9 +113,7 @@ def _train_pass(
                 "trained_with": [c.block for c in cells if c is not cell],
                 "engine": "stock TRL" if trainer.is_stock else "packed",
                 "trainable_parameters": sum(
-                    p.numel()
-                    for n, p in adapted.named_parameters()
-                    if dpo.is_of(n, strategy.adapter)
+                    p.numel() for n, p in adapted.named_parameters() if is_of(n, strategy.adapter)
                 ),
                 "peak_memory_bytes": records.peak_memory_bytes(),
                 "confinement": trainer.confinement[cell.block],

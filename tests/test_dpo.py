@@ -23,6 +23,7 @@ from hialign import HialignError, blocks, dpo, layers_of, load_model, load_study
 from hialign.models import identity, random_folder
 from hialign.records import STEP_COLUMNS, read_json, read_jsonl
 from hialign.study import Cell, ModelSettings, TrainingSettings
+from hialign.trainer import LOGGED, is_of
 
 BASE = {
     "batch_size": 2,
@@ -106,7 +107,7 @@ def stock_and_ours(case: Case, work: Path) -> tuple[Trained, Trained]:
         theirs,
         [
             {"step": e["step"], "epoch": e["epoch"]}
-            | {ours: e[name] for name, ours in dpo.LOGGED.items() if "seconds" not in name}
+            | {ours: e[name] for name, ours in LOGGED.items() if "seconds" not in name}
             for e in logged
         ],
     )
@@ -192,7 +193,7 @@ def adapter_in(trainer: Any, adapter: str) -> dict[str, np.ndarray]:
     return {
         n.replace(f".{adapter}.", "."): p.detach().numpy().copy()
         for n, p in model.named_parameters()
-        if dpo.is_of(n, adapter)
+        if is_of(n, adapter)
     }
 
 
@@ -522,6 +523,20 @@ def interrupted(monkeypatch: pytest.MonkeyPatch, cell: Cell, step: int) -> None:
             train(cell)
 
 
+def steps_run(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A list that grows by the number of each step that training runs from here on."""
+    seen: list[int] = []
+    original = dpo._trainer_class()
+
+    class Counted(original):  # type: ignore[misc,valid-type]
+        def training_step(self, *args: Any, **kwargs: Any) -> Any:
+            seen.append(self.state.global_step)
+            return super().training_step(*args, **kwargs)
+
+    monkeypatch.setattr(dpo, "_trainer_class", lambda stock=False: Counted)
+    return seen
+
+
 @pytest.fixture
 def uninterrupted(cell: Callable[..., Cell]) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
     whole = cell("mid", lora_dropout=0.05)
@@ -552,15 +567,7 @@ def test_an_interrupted_run_goes_on_where_it_was(
         (torn / "adapter_model.safetensors").write_bytes(b"torn")
         if half_written == "state":  # the last file, as it was opened
             (torn / "trainer_state.json").write_text("")
-    seen: list[int] = []
-    original = dpo._trainer_class()
-
-    class Counted(original):  # type: ignore[misc,valid-type]
-        def training_step(self, *args: Any, **kwargs: Any) -> Any:
-            seen.append(self.state.global_step)
-            return super().training_step(*args, **kwargs)
-
-    monkeypatch.setattr(dpo, "_trainer_class", lambda stock=False: Counted)
+    seen = steps_run(monkeypatch)
     manifest = train(mid)
     assert set(seen) == {4, 5}  # only the last two of the six steps were run
     assert timeless(read_jsonl(mid.folder / "training.jsonl")) == timeless(steps)
@@ -640,14 +647,7 @@ def test_out_of_memory_keeps_the_steps_that_are_done(
     assert "the 3 steps before it are kept" in one_line(e)
     # with what it says changed, it goes on: these settings change no number
     smaller = cell("mid", lora_dropout=0.05, gradient_checkpointing=True)
-    seen: list[int] = []
-
-    class Counted(original):  # type: ignore[misc,valid-type]
-        def training_step(self, *args: Any, **kwargs: Any) -> Any:
-            seen.append(self.state.global_step)
-            return super().training_step(*args, **kwargs)
-
-    monkeypatch.setattr(dpo, "_trainer_class", lambda stock=False: Counted)
+    seen = steps_run(monkeypatch)
     train(smaller)
     assert seen == [3, 4, 5]
     steps, adapter = uninterrupted
@@ -889,7 +889,7 @@ def test_what_the_engine_relies_on_is_still_there(tmp_path: Path) -> None:
     """One line for each, so that an upgrade that breaks the engine says what broke."""
     from transformers import GradientCheckpointingLayer, PreTrainedModel, Trainer
 
-    broken = "the packed engine relies on it: see hialign/dpo.py and hialign/decoder.py"
+    broken = "the packed engine relies on it: see hialign/trainer.py and hialign/decoder.py"
     step = inspect.signature(Trainer.training_step).parameters
     assert list(step) == ["self", "model", "inputs", "num_items_in_batch"], (
         f"Trainer.training_step takes {list(step)}: {broken}"
@@ -908,7 +908,7 @@ def test_what_the_engine_relies_on_is_still_there(tmp_path: Path) -> None:
     trainer.log(logs)
     assert logs["probe"] == 2.0, f"TRL no longer logs the means of its metrics: {broken}"
     named = [n for n, _ in trainer.model.named_parameters() if "lora_" in n]
-    assert all(dpo.is_of(n, "default") for n in named), f"PEFT names adapters otherwise: {broken}"
+    assert all(is_of(n, "default") for n in named), f"PEFT names adapters otherwise: {broken}"
     assert isinstance(model.model.layers[0], GradientCheckpointingLayer), (
         f"transformers' layers checkpoint themselves otherwise: {broken}"
     )

@@ -11,6 +11,7 @@ from test_dpo import BASE, BLOCKS, adapter_in, relative, stay_together
 from hialign import blocks, dpo, layers_of, load_model
 from hialign.models import identity
 from hialign.study import ModelSettings, TrainingSettings
+from hialign.trainer import LOGGED
 
 FAMILIES = ("llama", "qwen2", "qwen3", "mistral", "gemma3_text", "phi3", "olmo2")
 
@@ -66,7 +67,7 @@ def test_one_pass_is_stock_trl_block_by_block(
     stock.train()
     expected = [
         {"step": e["step"], "epoch": e["epoch"]}
-        | {ours: e[name] for name, ours in dpo.LOGGED.items() if "seconds" not in name}
+        | {ours: e[name] for name, ours in LOGGED.items() if "seconds" not in name}
         for e in stock.state.log_history
         if "loss" in e
     ]
