@@ -61,6 +61,8 @@ def run(notebook: str, parameters: Mapping[str, Any]) -> Path:
     import papermill
     from papermill.exceptions import PapermillExecutionError
 
+    from hialign.kernels import Kernel
+
     template = _template(notebook)
     known = {
         name: spec["default"] for name, spec in papermill.inspect_notebook(str(template)).items()
@@ -89,7 +91,7 @@ def run(notebook: str, parameters: Mapping[str, Any]) -> Path:
             log_output=False,
             request_save_on_cell_execute=False,
             kernel_name="python3",
-            extra_arguments=["--log-level=50"],  # ipykernel warns of its own transport
+            kernel_manager_class=Kernel,
         )
         tidy(temporary)
         os.replace(temporary, output)

@@ -1,0 +1,64 @@
+"""Kernels do not share a port space: each has sockets of its own, gone when it is."""
+
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+from hialign.kernels import Kernel
+
+WHERE = (
+    "from ipykernel.kernelapp import IPKernelApp as A; k = A.instance(); print(k.transport, k.ip)"
+)
+
+
+def place_of_kernel(_: object = None) -> tuple[str, Path]:
+    """The transport and the address of a kernel, as the kernel itself sees them."""
+    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(WHERE)])
+    NotebookClient(book, kernel_name="python3", kernel_manager_class=Kernel).execute()
+    (output,) = book.cells[0].outputs  # no warning beside it
+    transport, place = output.text.split()
+    return transport, Path(place)
+
+
+def test_kernels_that_start_together_have_sockets_of_their_own() -> None:
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(place_of_kernel, range(4)))
+    assert {transport for transport, _ in found} == {"ipc"}
+    assert len({place for _, place in found}) == 4
+    assert not any(place.parent.exists() for _, place in found)
+
+
+def test_where_the_path_is_too_long_for_a_socket_a_kernel_has_ports(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deep = tmp_path / ("x" * 90)
+    deep.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(deep))
+    assert place_of_kernel() == ("tcp", Path("127.0.0.1"))
+
+
+def test_the_books_pages_run_in_them(tmp_path: Path) -> None:
+    """jupyter-cache has no setting for the kernel's class: what we replace there has to be used."""
+    script = f"""
+import nbformat
+from hialign.kernels import build_book
+from jupyter_book.cli import main as cli
+from jupyter_cache.executors.utils import single_nb_execution
+
+def run():
+    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell({WHERE!r})])
+    single_nb_execution(book, cwd=".", timeout=60, allow_errors=False)
+    print(book.cells[0].outputs[0].text)
+
+cli.main = run
+build_book()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True
+    )
+    assert done.stdout.startswith("ipc "), done.stderr
