@@ -14,6 +14,7 @@ measured speed of this machine's own forward pass.
 """
 
 import argparse
+import functools
 import json
 import os
 import resource
@@ -22,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -317,25 +319,64 @@ def main() -> None:
         return
     if args.quick:
         args.rounds, args.accumulation = 1, 1
+    if not (args.growth or args.synthetic or Path(args.data).is_dir()):
+        parser.error(f"--data {args.data}: no such folder; it names one of hh-rlhf's layout")
     from hialign.records import environment
 
-    result: dict[str, Any] = {"arguments": vars(args), **environment()}
-    result |= growth(args) if args.growth else grid(args)
-    if args.out:
-        Path(args.out).write_text(json.dumps(result, indent=2) + "\n")
-        if args.growth:
-            plot(result["points"], Path(args.out).with_suffix(".png"))
+    kept = Kept(args, environment())
+    if args.growth:
+        growth(args, kept)
+    else:
+        grid(args, kept)
+    if args.growth and args.out:
+        plot(kept.content["points"], Path(args.out).with_suffix(".png"))
 
 
-def grid(args: argparse.Namespace) -> dict[str, Any]:
+class Kept:
+    """What has been measured, in `--out` after each measurement: a run that was stopped goes on."""
+
+    def __init__(self, args: argparse.Namespace, environment: dict[str, Any]) -> None:
+        self.path = Path(args.out) if args.out else None
+        free = ("out", "rounds", "ways")  # more rounds or ways may follow
+        asked = {k: v for k, v in vars(args).items() if k not in free}
+        self.content: dict[str, Any] = {"arguments": asked, **environment}
+        if self.path and self.path.is_file():
+            found = json.loads(self.path.read_text())
+            for key, value in self.content.items():
+                if key != "hialign_commit" and found.get(key) != value:
+                    raise SystemExit(f"{self.path} has another {key}: take another --out")
+            self.content = found
+
+    def measured(self, name: str, take: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """The measurement called `name`: the one that is kept, or `take()`."""
+        known = self.content.setdefault("measurements", {})
+        if "failed" in known.get(name, {"failed": "not tried"}):
+            known[name] = take()
+            self.save()
+        return dict(known[name])
+
+    def save(self, **more: Any) -> None:
+        """Write everything, whole or not at all."""
+        from hialign.records import write_json
+
+        self.content |= more
+        if self.path:
+            write_json(self.path, self.content)
+
+
+def grid(args: argparse.Namespace, kept: "Kept") -> None:
     """All ways and strategies, round by round; medians and ratios."""
     runs: dict[str, dict[str, list[Any]]] = {}
     floors = []
-    for _ in range(args.rounds):
-        floors.append(measure(args, "floor", "all"))
+
+    def get(number: int, way: str, block: str) -> dict[str, Any]:
+        return kept.measured(f"round {number}, {way}, {block}", lambda: measure(args, way, block))
+
+    for number in range(1, args.rounds + 1):
+        floors.append(get(number, "floor", "all"))
         for way in args.ways.split(","):
             for block in ("all",) if way == "one-pass" else STRATEGIES:
-                runs.setdefault(way, {}).setdefault(block, []).append(measure(args, way, block))
+                runs.setdefault(way, {}).setdefault(block, []).append(get(number, way, block))
     table = []
     for unit in ("seconds", "processor_seconds"):
         totals = {}
@@ -355,6 +396,7 @@ def grid(args: argparse.Namespace) -> dict[str, Any]:
                 ratios = {b: totals[name][b] / each[b] for b in each if b in totals[name]}
                 text = "".join(f"{ratios[b]:9.1f}x" if b in ratios else f"{'':10}" for b in base)
                 print(f"{name + ' / ' + way:24}" + text)
+        totals = {w: {b: v for b, v in t.items() if v == v} for w, t in totals.items()}  # no NaN
         over = {w: {b: v / base[b] for b, v in each.items()} for w, each in totals.items()}
         table.append({"unit": unit, "medians": totals, "floor": base, "over_floor": over})
     peaks = {
@@ -363,20 +405,26 @@ def grid(args: argparse.Namespace) -> dict[str, Any]:
         if any("losses" in r for f in by.values() for r in f)
     }
     print("\npeak memory (GiB):", {w: round(p / 2**30, 2) for w, p in peaks.items()})
-    return {"tables": table, "peak_memory_bytes": peaks, "rounds": runs, "floors": floors}
+    kept.save(rounds=args.rounds, tables=table, peak_memory_bytes=peaks)
 
 
-def growth(args: argparse.Namespace) -> dict[str, Any]:
+def growth(args: argparse.Namespace, kept: "Kept") -> None:
     """Time per pair of the grid, stock's default and one pass, against length and depth."""
     points = []
-    args.batch, args.accumulation, args.synthetic = 2, 1, True
+    args.batch, args.accumulation, args.synthetic = 1, 1, True
     cases = [("length", n, 0) for n in (128, 256, 512, 1024, 2048)]
-    cases += [("depth", 256, n) for n in (6, 12, 24, 30)]
+    cases += [("depth", 256, n) for n in (6, 12, 24, 48)]
     for axis, length, depth in cases:
         args.max_length, args.depth = length, depth
         for way in ("stock", "one-pass"):
             blocks = ("all",) if way == "one-pass" else STRATEGIES
-            found = [measure(args, way, block) for block in blocks]
+            found = [
+                kept.measured(
+                    f"{axis}, {length} tokens, {depth or 30} layers, {way}, {block}",
+                    functools.partial(measure, args, way, block),
+                )
+                for block in blocks
+            ]
             points.append(
                 {
                     **{"axis": axis, "length": length, "depth": depth or 30, "way": way},
@@ -387,7 +435,7 @@ def growth(args: argparse.Namespace) -> dict[str, Any]:
                     "peak_memory_bytes": max(f["peak_memory_bytes"] for f in found),
                 }
             )
-    return {"points": points}
+    kept.save(points=points)
 
 
 def plot(points: list[dict[str, Any]], path: Path) -> None:
