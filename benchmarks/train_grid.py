@@ -307,7 +307,7 @@ def main() -> None:
     parser.add_argument("--shape", choices=SHAPES, default=None, help="random weights, bf16")
     parser.add_argument("--depth", type=int, default=0, help="random weights, this many layers")
     parser.add_argument("--synthetic", action="store_true", help="random words, exact lengths")
-    parser.add_argument("--quick", action="store_true", help="one round, a quarter of the batch")
+    parser.add_argument("--quick", action="store_true", help="one round, a sixth of the batch")
     parser.add_argument("--growth", action="store_true", help="against length and depth")
     parser.add_argument("--ways", default=",".join(WAYS))
     parser.add_argument("--out", default="")
@@ -318,7 +318,7 @@ def main() -> None:
         print(json.dumps(child(args)))
         return
     if args.quick:
-        args.rounds, args.accumulation = 1, 1
+        args.rounds, args.batch, args.accumulation = 1, 4, 1
     if not (args.growth or args.synthetic or Path(args.data).is_dir()):
         parser.error(f"--data {args.data}: no such folder; it names one of hh-rlhf's layout")
     from hialign.records import environment
