@@ -339,6 +339,7 @@ class Kept:
         self.path = Path(args.out) if args.out else None
         free = ("out", "rounds", "ways")  # more rounds or ways may follow
         asked = {k: v for k, v in vars(args).items() if k not in free}
+        asked["data"] = Path(args.data).name  # where it lies is this machine's affair
         self.content: dict[str, Any] = {"arguments": asked, **environment}
         if self.path and self.path.is_file():
             found = json.loads(self.path.read_text())
