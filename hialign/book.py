@@ -15,6 +15,8 @@ from hialign.errors import HialignError
 from hialign.facts import facts
 from hialign.study import STAGES, Study, load_study
 
+# What kernels log of themselves as they start and stop; it says nothing of a page
+KERNEL = re.compile(r"IPKernelApp|^(WARNING|ERROR):(tornado|asyncio|traitlets)\b")
 STUDY_VARIABLE = "HIALIGN_STUDY"  # tells the pages, which run in kernels, which study they show
 
 
@@ -66,7 +68,11 @@ def build(study: Study) -> Path:
             [*command, str(work)], stdout=stream, stderr=subprocess.STDOUT, env=environment
         ).returncode
     text = re.sub(r"\x1b\[[0-9;]*m", "", log.read_text())
-    problems = [line for line in text.splitlines() if re.search(r"\b(WARNING|ERROR)\b", line)]
+    problems = [
+        line
+        for line in text.splitlines()
+        if re.search(r"\b(WARNING|ERROR)\b", line) and not KERNEL.search(line)
+    ]
     html = work / "_build" / "html"
     unbuilt = [p for p in pages if not (html / f"{p}.html").is_file()]
     if done or problems or unbuilt:

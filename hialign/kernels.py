@@ -26,6 +26,10 @@ class Kernel(AsyncKernelManager):
         if len(path) < LONGEST:  # else TCP, as ever
             self.transport, self.ip = "ipc", path
 
+    def format_kernel_cmd(self, extra_arguments: list[str] | None = None) -> list[str]:
+        # an interrupt while it stops is an error in its log, and none of the notebook's
+        return super().format_kernel_cmd([*(extra_arguments or []), "--log-level=50"])
+
     def cleanup_connection_file(self) -> None:  # called once, when the kernel is gone
         super().cleanup_connection_file()
         self._sockets.cleanup()

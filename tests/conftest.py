@@ -15,6 +15,9 @@ from typing import Any
 # Read by libraries when they are imported, so they stand before any of them is.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# Of this process and those that tests start: two threads on a tiny model only wait for each other,
+# above all while other tests run beside it.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
 import yaml
@@ -44,21 +47,13 @@ def fresh_cache() -> Iterator[Path]:
             os.environ["HIALIGN_CACHE"] = before
 
 
-@pytest.fixture(scope="session", autouse=True)
-def one_thread() -> None:
-    """One thread for tiny models: more only wait for each other, above all on a busy machine."""
-    import torch
-
-    torch.set_num_threads(1)
-
-
 @pytest.fixture(autouse=True)
 def all_threads(request: pytest.FixtureRequest) -> Iterator[None]:
-    """All of them for slow tests, which run a real model."""
+    """All of them for tests that run the real model in this process."""
     import torch
 
-    if request.node.get_closest_marker("slow"):
-        torch.set_num_threads(os.cpu_count() or 1)
+    real = "embedded_model_dir" in request.fixturenames
+    torch.set_num_threads((os.cpu_count() or 1) if real else 1)
     yield
     torch.set_num_threads(1)
 
