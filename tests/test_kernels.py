@@ -12,7 +12,8 @@ from nbclient import NotebookClient
 from hialign.kernels import Kernel
 
 WHERE = (
-    "from ipykernel.kernelapp import IPKernelApp as A; k = A.instance(); print(k.transport, k.ip)"
+    "from ipykernel.kernelapp import IPKernelApp; k = IPKernelApp.instance(); "
+    "print(k.transport, k.ip, k.log_level)"
 )
 
 
