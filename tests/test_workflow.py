@@ -85,7 +85,7 @@ def test_a_manifest_that_was_deleted_is_made_again(smoke: Path) -> None:
     file.rename(aside)
     try:
         done = reproduce("smoke", "--dry-run")
-        once = ("train_all_random_llama", "respond", "evaluate", "judge", "book")
+        once = ("train_all_1_random_llama", "respond", "evaluate", "judge", "book")
         assert planned(done.stdout + done.stderr) == dict.fromkeys(once, 1)
         cells = notebook.begin_pass({"study": "smoke", "model": None, "block": "all"}, "train")
         assert [c.block for c in cells] == ["mid"]
