@@ -96,18 +96,28 @@ def partition(
 def judge(
     study: StudyName,
     model: Annotated[str | None, typer.Option(help="One model of the study only.")] = None,
+    estimate: Annotated[
+        bool, typer.Option("--estimate", help="Only say what it would take: calls, tokens, USD.")
+    ] = False,
+    batch: Annotated[
+        bool, typer.Option("--batch", help="Through the provider's Batch API: cheaper, in a day.")
+    ] = False,
+    wait: Annotated[bool, typer.Option(help="With --batch: stay until all is fetched.")] = True,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Only what was asked and got no valid answer.")
+    ] = False,
 ) -> None:
-    """Judge every response of STUDY that has no judgment yet."""
-    from hialign import notebook
+    """Judge every response of STUDY that has no valid judgment yet."""
+    from hialign.judge import commands
     from hialign.study import load_study
 
     loaded = load_study(study)
-    if loaded.judge is None:
-        raise HialignError(f"study {loaded.name} names no judge: add a `judge:` section to it")
-    for cell in loaded.cells():
-        if model is None or cell.model == loaded.model(model):
-            values = {"study": study, "model": cell.model.name, "block": cell.block}
-            typer.echo(notebook.run("judge", values))
+    if estimate:
+        commands.show_estimate(loaded, model)
+    elif batch:
+        commands.in_batches(loaded, study, model, wait)
+    else:
+        commands.run(loaded, study, model, retry_failed)
 
 
 def main() -> None:

@@ -63,11 +63,17 @@ class PreferenceSettings(Settings):
     seed: int = 42  # Table 5 (seed for data)
 
 
-# Of the training settings: these change time and memory, and no number beyond rounding
-COSTS_ONLY = (
-    *("gradient_checkpointing", "save_steps", "engine", "tokens_per_pass"),
-    *("one_pass", "report_to"),
-)
+# These change time, memory or money, and no number beyond rounding.
+COSTS_ONLY = {
+    "training": (
+        *("gradient_checkpointing", "save_steps", "engine", "tokens_per_pass"),
+        *("one_pass", "report_to"),
+    ),
+    "judge": (
+        *("attempts", "concurrency", "requests_per_minute", "tokens_per_minute", "timeout"),
+        *("prices", "max_cost", "api_key_env"),
+    ),
+}
 
 
 class TrainingSettings(Settings):
@@ -139,6 +145,15 @@ class EvaluationSettings(Settings):
     resamples: int = Field(10_000, ge=100)  # bootstrap
 
 
+class Prices(Settings):
+    """What a judge's tokens cost, in USD per million."""
+
+    input: float = Field(ge=0)
+    output: float = Field(ge=0)
+    cached_input: float | None = Field(None, ge=0)  # null: as much as any other input
+    batch_discount: float = Field(0.5, ge=0, le=1)  # what a batch saves of it
+
+
 class JudgeSettings(Settings):
     """Who scores the responses (section 4.1, Appendix D)."""
 
@@ -152,16 +167,35 @@ class JudgeSettings(Settings):
     name: str = ""  # judgments-<name>.jsonl
     temperature: float = Field(0.0, ge=0)  # not in the paper: the least noise there is
     max_tokens: int = Field(4096, ge=16)
-    concurrency: int = Field(16, ge=1)
-    attempts: int = Field(3, ge=1)  # asks per response before its scores are missing
     seed: int = 42
+    # More fields of a request, as the endpoint names them (`enable_thinking: false`, …).
+    extra_body: dict[str, Any] = {}
     rubric: str | None = None  # a file of your own instead of Table 6
+    # `random`: the dimensions in another order for each prompt (drawn from `seed`; the same for all
+    # strategies), so that none always comes first. It ends a provider's caching of the prompt.
+    dimension_order: Literal["fixed", "random"] = "fixed"  # fixed: Table 6
+    # What a run costs, and not what it finds.
+    attempts: int = Field(3, ge=1)  # asks per response before its scores are missing
+    concurrency: int = Field(16, ge=1)  # requests in flight
+    requests_per_minute: int | None = Field(None, ge=1)
+    tokens_per_minute: int | None = Field(None, ge=1)
+    timeout: float = Field(300.0, gt=0)  # seconds for one answer
+    prices: Prices | None = None
+    max_cost: float | None = Field(None, gt=0)  # USD for all of the study's judgments
 
     @model_validator(mode="after")
     def _named(self) -> Self:
         bare = self.model.split(":", 1)[-1].rstrip("/")
         prefix = "local-" if self.backend == "local" else ""
         object.__setattr__(self, "name", self.name or prefix + paths.slug(bare).lstrip(".-"))
+        return self
+
+    @model_validator(mode="after")
+    def _sensible(self) -> Self:
+        if self.max_cost is not None and self.prices is None:
+            raise ValueError("max_cost needs prices: input and output, USD per million tokens")
+        if self.backend == "local" and self.dimension_order == "random":
+            raise ValueError("dimension_order: a local judge is asked for each dimension apart")
         return self
 
 
@@ -260,10 +294,9 @@ class Cell:
         Settings that change what a run costs and not what it finds are left out.
         """
         settings = self.settings(stage)
-        if "training" in settings:
-            settings["training"] = {
-                k: v for k, v in settings["training"].items() if k not in COSTS_ONLY
-            }
+        for part, names in COSTS_ONLY.items():
+            if settings.get(part):
+                settings[part] = {k: v for k, v in settings[part].items() if k not in names}
         text = json.dumps(settings, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 

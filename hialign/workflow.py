@@ -39,6 +39,8 @@ def reproduce(study: str, cores: int, profile: str = "", dry_run: bool = False) 
         *("--cores", str(cores)),
         *("--config", f"study={_absolute(study)}"),
         *("--keep-going", "--rerun-incomplete"),
+        # One cell at a time asks a judge behind an API, as often and for as much as the settings let.
+        *("--resources", "judge_api=1"),
         *("--quiet", "rules", "host"),
         *(["--profile", str(paths.workflow() / profile)] if profile else []),
         *(["--dry-run"] if dry_run else []),

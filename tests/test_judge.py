@@ -111,7 +111,7 @@ def test_a_rubric_that_is_not_there() -> None:
 
 def test_fixed_part_comes_first_and_is_the_same_each_time(rubric: Rubric) -> None:
     one, two = messages(rubric, "a", "b"), messages(rubric, "c", "d", "missing: Tone")
-    assert one[0] == two[0] == {"role": "system", "content": system_prompt(rubric)}
+    assert one[0] == two[0] == {"role": "system", "content": system_prompt(rubric, DIMENSIONS)}
     assert "JSON" in one[0]["content"]
     assert [m["role"] for m in two] == ["system", "user"]
     assert "missing: Tone" in two[1]["content"]
@@ -352,6 +352,9 @@ def test_judgments_are_written_in_order(server: Server, path: Path, rubric: Rubr
         "failed": 0,
         "reused": 0,
         "usage": {"prompt_tokens": 70, "completion_tokens": 14},
+        "cost": None,
+        "total_usage": {"prompt_tokens": 70, "completion_tokens": 14},
+        "total_cost": None,
     }
     records = read_jsonl(path)
     assert [r["prompt_id"] for r in records] == [f"p{i}" for i in range(7)]
@@ -438,9 +441,8 @@ def test_too_many_requests_are_retried_by_the_client(server: Server, path: Path)
         (failure(401, f"Incorrect API key provided: {KEY}"), "refused the key in MY_JUDGE_KEY"),
         (failure(403, "not for you"), "refused the key in MY_JUDGE_KEY"),
         (failure(404, "The model `judge` does not exist"), "no such model"),
-        (Response("<html>Welcome</html>", content_type="text/html"), "web page"),
     ],
-    ids=["quota", "arrears", "balance", "401", "403", "404", "html"],
+    ids=["quota", "arrears", "balance", "401", "403", "404"],
 )
 def test_what_would_meet_every_item_stops_the_run(
     server: Server, path: Path, reply: Response, told: str
@@ -458,6 +460,22 @@ def test_what_would_meet_every_item_stops_the_run(
     server.reply = lambda body: answer()
     assert run(server, path, 9)["reused"] == 2
     assert len(read_jsonl(path)) == 9
+
+
+def test_a_web_page_is_no_answer(server: Server, path: Path) -> None:
+    page = Response("<html>Bad gateway</html>", content_type="text/html")
+    replies = iter([completion(answer()), page, completion(answer())])
+    server.reply = lambda body: next(replies)
+    assert run(server, path, 2, concurrency=1)["done"] == 2
+    assert read_jsonl(path)[1]["attempts"] == 2
+    server.reply = lambda body: page
+    with pytest.raises(HialignError, match="web page"):  # soon, if nothing else ever came
+        run(server, path.with_name("other.jsonl"), 1)
+    server.bodies.clear()
+    server.reply = lambda body: page if len(server.bodies) > 1 else answer()
+    with pytest.raises(HialignError, match="web page"):
+        run(server, path.with_name("third.jsonl"), 9, concurrency=1)
+    assert len(server.bodies) == 1 + 10
 
 
 def test_no_server_stops_the_run(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

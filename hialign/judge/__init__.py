@@ -1,16 +1,17 @@
 """A judge scores every response on the sixteen dimensions of Table 6 (section 4.1, Appendix D)."""
 
-import json
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hialign import models, records
+from hialign import models
 from hialign.errors import HialignError
-from hialign.judge.rubric import Rubric, load_rubric, sha256_of
+from hialign.judge.cost import cost_of
+from hialign.judge.ledger import Ledger, Record, identity_of, key_of, source_of
+from hialign.judge.rubric import Rubric, load_rubric
 from hialign.progress import Progress
-from hialign.study import JudgeSettings, ModelSettings
+from hialign.study import JudgeSettings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -23,114 +24,132 @@ def judge(
     *,
     model: "PreTrainedModel | None" = None,
     tokenizer: "PreTrainedTokenizerBase | None" = None,
+    retry_failed: bool = True,
+    spent: float = 0.0,
+    also: Iterable[Path] = (),
     progress: bool = True,
 ) -> dict[str, Any]:
     """Judge `items` ({"prompt_id", "prompt", "response"}) and write a line each, in order, to `path`.
 
-    Judgments are kept one by one in `<path>.partial.jsonl` and moved to `path` when all are there,
-    so that a run that was stopped or killed goes on where it was. What `path` already holds for the
-    same judge, rubric, settings, prompt and response is reused. A response that got no valid answer
-    has empty scores and an "error": a missing value, asked for again the next time.
+    Each judgment is on disk before the next is counted (see `ledger`), so that a run that was
+    stopped or killed goes on where it was; what is there for the same judge, rubric, settings,
+    prompt and response, in `path` or the files `also`, is not asked for again. A response that got
+    no valid answer has empty scores and an "error": a missing value, asked for again the next time,
+    unless `retry_failed` is False.
 
-    A local judge is loaded from the settings unless `model` and `tokenizer` are given. Returns n =
-    done + failed + reused, and of this run alone the seconds and the usage (tokens).
+    `spent` (USD) counts towards `max_cost`. A local judge is loaded from the settings unless `model`
+    and `tokenizer` are given. Returns n = done + failed + reused; of this run alone, its seconds,
+    usage (tokens) and cost (USD, None without prices); and total_usage and total_cost of the file.
     """
     start = time.monotonic()
     rows = _checked(items)
     rubric = load_rubric(settings.rubric)
     common = {"judge": settings.name, "rubric_sha256": rubric.sha256}
+    identity = identity_of(settings, model)
     if settings.backend == "local":
-        common |= {"model": settings.model} | _identity(settings, model)
-    keys = {row["prompt_id"]: _key(settings, common, row) for row in rows}
-    partial = path.with_suffix(".partial.jsonl")
-    before = [r for r in _lines(path) if r.get("scores")]
-    known = {
-        record.get("prompt_id"): record
-        for record in before + _lines(partial)
-        if record.get("scores") and keys.get(record.get("prompt_id")) == record.get("key")
-    }
-    todo = [row for row in rows if row["prompt_id"] not in known]
-    fresh: dict[Any, dict[str, Any]] = {}
-    if todo:
-        backend = _backend(settings, rubric, model, tokenizer)
-        if any(r.get("key") != keys.get(r.get("prompt_id")) for r in before):
-            # It judges other responses, or by other settings, and must not stand for these.
-            records.write_jsonl(partial, known.values())
-            path.unlink()
-        _keep(backend, todo, keys, common, partial, fresh, progress)
-    records.write_jsonl(path, [(known | fresh)[row["prompt_id"]] for row in rows])
-    partial.unlink(missing_ok=True)
+        common |= {"model": settings.model} | identity
+    keys = {row["prompt_id"]: key_of(settings, rubric.sha256, row, identity) for row in rows}
+    fresh: dict[Any, Record] = {}
+    with Ledger(path) as ledger:
+        known = ledger.start(keys, also)
+        failed_before = {i for i, r in known.items() if not r.get("scores")}
+        todo = [
+            row
+            for row in rows
+            if row["prompt_id"] not in known or (retry_failed and row["prompt_id"] in failed_before)
+        ]
+        if todo:
+            backend = _backend(settings, rubric, model, tokenizer, spent)
+            with Progress(
+                total=len(todo),
+                desc=f"judge {settings.name}",
+                unit="response",
+                mininterval=5,  # seconds: logs of batch jobs keep every line
+                disable=not progress,
+            ) as bar:
+                so_far = {"cost": spent, "failed": 0}
+
+                def keep(item: Mapping[str, Any], result: dict[str, Any]) -> None:
+                    name = item["prompt_id"]
+                    before = known.get(name, {}) if name in failed_before else {}
+                    record = {"prompt_id": name, **result, **common, "key": keys[name]}
+                    record = paid(record, settings, before)
+                    ledger.add(record)
+                    fresh[name] = record
+                    so_far["failed"] += not record["scores"]
+                    so_far["cost"] += record.get("cost", 0.0) - before.get("cost", 0.0)
+                    bar.set_postfix_str(_told(so_far, settings), refresh=False)
+                    bar.update()
+
+                backend.judge(todo, keep)
+        everything = known | fresh
+        ledger.finish(everything[row["prompt_id"]] for row in rows)
+    failed = sum(not record["scores"] for record in everything.values())
     done = sum(bool(record["scores"]) for record in fresh.values())
-    counts = {"n": len(rows), "done": done, "failed": len(fresh) - done, "reused": len(known)}
-    usage: dict[str, int] = {}
-    for record in fresh.values():
-        for name, count in record["usage"].items():
-            usage[name] = usage.get(name, 0) + count
-    return counts | {"seconds": round(time.monotonic() - start, 3), "usage": usage}
+    counts: dict[str, Any] = {"n": len(rows), "done": done, "failed": failed}
+    counts["reused"] = len(rows) - done - failed
+    counts["seconds"] = round(time.monotonic() - start, 3)
+    # A record of a response that had failed before carries what that had cost.
+    earlier = [known[name] for name in fresh if name in failed_before]
+    counts["usage"] = _usage(fresh.values(), earlier)
+    counts["cost"] = _cost(fresh.values(), earlier, settings)
+    counts["total_usage"] = _usage(everything.values())
+    return counts | {"total_cost": _cost(everything.values(), (), settings)}
 
 
-def _keep(
-    backend: Any,
-    todo: list[Mapping[str, Any]],
-    keys: Mapping[Any, str],
-    common: Mapping[str, Any],
-    partial: Path,
-    fresh: dict[Any, dict[str, Any]],
-    progress: bool,
-) -> None:
-    """Judge `todo`; each judgment goes to `fresh` and, at once, to the end of the file `partial`."""
-    partial.parent.mkdir(parents=True, exist_ok=True)
-    torn = partial.is_file() and not partial.read_bytes().endswith(b"\n")
-    with (
-        partial.open("a", encoding="utf-8") as stream,
-        Progress(
-            total=len(todo),
-            desc=f"judge {common['judge']}",
-            unit="response",
-            mininterval=5,  # seconds: logs of batch jobs keep every line
-            disable=not progress,
-        ) as bar,
-    ):
-        stream.write("\n" if torn else "")
-
-        def keep(item: Mapping[str, Any], result: dict[str, Any]) -> None:
-            identifier = item["prompt_id"]
-            record = {"prompt_id": identifier, **result, **common, "key": keys[identifier]}
-            stream.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
-            stream.flush()
-            fresh[identifier] = record
-            bar.update()
-
-        backend.judge(todo, keep)
+def paid(
+    record: Record, settings: JudgeSettings, before: Mapping[str, Any], batch: bool = False
+) -> Record:
+    """`record` with its cost, and with what a failed one `before` it had used and cost."""
+    cost = cost_of(record["usage"], settings.prices, batch)
+    usage = _usage([record, before])
+    if cost is not None or before.get("cost") is not None:
+        record = record | {"cost": round((cost or 0.0) + (before.get("cost") or 0.0), 8)}
+    return record | {"usage": usage}
 
 
-def _backend(settings: JudgeSettings, rubric: Rubric, model: Any, tokenizer: Any) -> Any:
+def _usage(
+    rows: Iterable[Mapping[str, Any]], less: Iterable[Mapping[str, Any]] = ()
+) -> dict[str, int]:
+    total: dict[str, int] = {}
+    for sign, group in ((1, rows), (-1, less)):
+        for record in group:
+            for name, count in record.get("usage", {}).items():
+                total[name] = total.get(name, 0) + sign * count
+    return total
+
+
+def _cost(rows: Iterable[Record], less: Iterable[Record], settings: JudgeSettings) -> float | None:
+    """USD; None if neither the records nor the settings know of prices."""
+    costs = [record.get("cost") for record in rows]
+    if settings.prices is None and not any(costs):
+        return None
+    return round(sum(c or 0.0 for c in costs) - sum(r.get("cost") or 0.0 for r in less), 6)
+
+
+def _told(so_far: Mapping[str, float], settings: JudgeSettings) -> str:
+    """What a progress bar says besides its rate and the time left."""
+    parts = [f"{so_far['failed']:.0f} failed"] if so_far["failed"] else []
+    if settings.prices:
+        of = f" of {settings.max_cost:g}" if settings.max_cost else ""
+        parts.append(f"{so_far['cost']:.2f}{of} USD")
+    return ", ".join(parts)
+
+
+def _backend(
+    settings: JudgeSettings, rubric: Rubric, model: Any, tokenizer: Any, spent: float
+) -> Any:
     if settings.backend == "openai":
         from hialign.judge.api import OpenAIJudge
 
-        return OpenAIJudge(settings, rubric)
+        return OpenAIJudge(settings, rubric, spent)
     from hialign.judge.local import LocalJudge
 
     if model is None:
-        model, tokenizer = models.load_model(_source(settings))
+        model, tokenizer = models.load_model(source_of(settings))
     elif tokenizer is None:
         raise HialignError("judge() was given a model without its tokenizer: give both or neither")
     return LocalJudge(model, tokenizer, rubric, settings.name)
-
-
-def _source(settings: JudgeSettings) -> ModelSettings:
-    return ModelSettings(source=settings.model, revision=settings.revision)
-
-
-def _identity(settings: JudgeSettings, model: Any) -> dict[str, str]:
-    """What tells a local judge's weights from any others; {} for a model that only memory holds."""
-    if model is None:
-        return models.identity(_source(settings))
-    place = str(getattr(model, "name_or_path", "") or "")
-    if place and Path(place).is_dir():
-        return {"weights_sha256": models.weights_sha256(place)}
-    commit = getattr(model.config, "_commit_hash", None)
-    return {"revision": str(commit)} if commit else {}
 
 
 def _checked(items: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
@@ -149,23 +168,3 @@ def _checked(items: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
             raise HialignError(f"two items to judge have the prompt_id {row['prompt_id']!r}")
         seen.add(row["prompt_id"])
     return rows
-
-
-def _key(settings: JudgeSettings, common: Mapping[str, Any], row: Mapping[str, Any]) -> str:
-    """What a judgment depends on, in 16 hex digits."""
-    sampling = [settings.temperature, settings.max_tokens, settings.seed]
-    asked = [settings.backend, settings.model, *([] if settings.backend == "local" else sampling)]
-    return sha256_of(sorted(common.items()), asked, row["prompt"], row["response"])[:16]
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    """The records in `path`, without lines that a killed run left half written."""
-    found = []
-    for line in path.read_bytes().splitlines() if path.is_file() else []:
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(record, dict):
-            found.append(record)
-    return found

@@ -1,46 +1,91 @@
 """The judge's stage of a cell: its responses in, judgments and a manifest out."""
 
+from contextlib import ExitStack
 from typing import Any
 
-from hialign import records
+from hialign import paths, records
 from hialign.errors import HialignError
 from hialign.judge import judge as judge_items
-from hialign.study import Cell
+from hialign.judge.cost import judgments_file, spent
+from hialign.judge.ledger import exclusive
+from hialign.study import Cell, JudgeSettings, Study
 
 
-def judge(cell: Cell) -> dict[str, Any]:
+def judge(cell: Cell, *, retry_failed: bool = True) -> dict[str, Any]:
     """Score the cell's responses and leave `judgments-<judge>.jsonl` in its folder.
 
-    Judgments that are on disk for the same response are not asked for again. Returns the stage's
-    manifest, which is written last; a response without a valid answer is counted in `failed` and
-    its scores are missing.
+    Judgments that are on disk for the same response, in this cell or another of the study, are not
+    asked for again. Returns the stage's manifest, which is written last; a response without a valid
+    answer is counted in `failed` and its scores are missing: it is asked for again the next time,
+    unless `retry_failed` is False.
     """
-    settings = cell.study.judge
-    if settings is None:
-        raise HialignError(f"study {cell.study.name} names no judge: add a `judge:` section to it")
+    settings = judge_of(cell.study)
+    items = items_of(cell)
+    place = judgments_file(cell)
+    with one_at_a_time(cell.study):
+        manifest_path = records.stage_manifest(cell, "judge")
+        manifest_path.unlink(missing_ok=True)
+        counts = judge_items(
+            *(items, settings, place),
+            retry_failed=retry_failed,
+            spent=spent(cell.study) if settings.max_cost else 0.0,
+            also=[judgments_file(c) for c in cell.study.cells() if c != cell],
+        )
+        rows = records.read_jsonl(place)
+        manifest: dict[str, Any] = {
+            "stage": "judge",
+            "fingerprint": cell.fingerprint("judge"),
+            "settings": cell.settings("judge"),
+            "judge": settings.name,
+            **{k: rows[0][k] for k in _SAME if rows and k in rows[0]},
+            # More than one: the provider changed the model behind the name while this ran.
+            "answered_by": answered_by(rows),
+            **counts,
+            "peak_memory_bytes": records.peak_memory_bytes(),
+            **records.environment(),
+        }
+        records.write_json(manifest_path, manifest)
+    return manifest
+
+
+_SAME = ("rubric_sha256", "weights_sha256", "revision")  # in all records of a cell
+
+
+def judge_of(study: Study) -> JudgeSettings:
+    """The study's judge, or HialignError where it names none."""
+    if study.judge is None:
+        raise HialignError(f"study {study.name} names no judge: add a `judge:` section to it")
+    return study.judge
+
+
+def items_of(cell: Cell) -> list[dict[str, Any]]:
+    """What there is to judge: prompt_id, prompt and response of each of the cell's responses."""
     source = cell.folder / "responses.jsonl"
     if not source.is_file():
         raise HialignError(
             f"{cell.model.name} {cell.block} of study {cell.study.name} has no responses: "
             f"run `hialign run respond -p study {cell.study.name} -p block {cell.block}` first"
         )
-    items = [
-        {key: row[key] for key in ("prompt_id", "prompt", "response")}
-        for row in records.read_jsonl(source)
-    ]
-    place = cell.folder / f"judgments-{settings.name}.jsonl"
-    records.stage_manifest(cell, "judge").unlink(missing_ok=True)
-    counts = judge_items(items, settings, place)
-    first = next(iter(records.read_jsonl(place)), {})
-    manifest: dict[str, Any] = {
-        "stage": "judge",
-        "fingerprint": cell.fingerprint("judge"),
-        "settings": cell.settings("judge"),
-        "judge": settings.name,
-        **{k: first[k] for k in ("rubric_sha256", "weights_sha256", "revision") if k in first},
-        **counts,
-        "peak_memory_bytes": records.peak_memory_bytes(),
-        **records.environment(),
-    }
-    records.write_json(records.stage_manifest(cell, "judge"), manifest)
-    return manifest
+    names = ("prompt_id", "prompt", "response")
+    return [{key: row[key] for key in names} for row in records.read_jsonl(source)]
+
+
+def one_at_a_time(study: Study) -> ExitStack:
+    """Hold the study while a judge behind an API works on it: two processes would pass its limits
+    of requests and money together. A local judge has none."""
+    stack = ExitStack()
+    if study.judge and study.judge.backend == "openai":
+        place = paths.study_dir(study.name)
+        place.mkdir(parents=True, exist_ok=True)
+        exclusive(stack, place / ".judge.lock", f"judging the study {study.name}")
+    return stack
+
+
+def answered_by(rows: list[dict[str, Any]]) -> dict[str, int]:
+    """How many judgments each model gave, by the name (and fingerprint) that the server told."""
+    counts: dict[str, int] = {}
+    for row in rows:
+        parts = (row.get("model"), row.get("system_fingerprint"))
+        name = " ".join(str(part) for part in parts if part)
+        counts[name] = counts.get(name, 0) + 1
+    return counts

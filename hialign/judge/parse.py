@@ -8,6 +8,7 @@ or remains of a broken or cut-off one, make the judgment invalid (it is asked ag
 import json
 import re
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 from hialign.judge.rubric import SCORES, Rubric
@@ -183,6 +184,7 @@ def _mended(text: str, rubric: Rubric) -> Parsed:
     return parsed
 
 
+@lru_cache(maxsize=1024)  # an answer names each dimension several times over
 def _plain(name: str) -> str:
     """`Grammar fluency` and `grammar_fluency` are GrammarFluency."""
     return re.sub(r"[\W_]", "", name).casefold()

@@ -8,6 +8,8 @@ contain. The paper asks for a bare JSON array; JSON mode needs an object, so the
 import hashlib
 import json
 import re
+from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -98,11 +100,16 @@ class Rubric(BaseModel):
         object.__setattr__(self, "short", short)
         return self
 
-    @property
+    @cached_property
     def sha256(self) -> str:
         """Of the content and the prompt's fixed words; comments and layout of the file do not count."""
         content = [self.model_dump(mode="json"), TEMPLATE]
         return hashlib.sha256(json.dumps(content, ensure_ascii=True).encode()).hexdigest()
+
+    @cached_property
+    def system(self) -> str:
+        """The system prompt with the dimensions in the rubric's order."""
+        return system_prompt(self, list(self.dimensions))
 
 
 def load_rubric(path: "str | Path | None" = None) -> Rubric:
@@ -141,27 +148,34 @@ def _explain(error: ValidationError) -> str:
     return "; ".join(problems)
 
 
-def messages(rubric: Rubric, prompt: str, response: str, problem: str = "") -> list[dict[str, Any]]:
+def messages(
+    rubric: Rubric,
+    prompt: str,
+    response: str,
+    problem: str = "",
+    order: Sequence[str] | None = None,
+) -> list[dict[str, Any]]:
     """The chat messages for one judgment: all that is fixed first, the untrusted texts last.
 
     `prompt` may be a conversation of several turns. `problem` says what was wrong with the answer
     before, when a judge is asked again (inside the one user message: some chat templates refuse two
-    in a row).
+    in a row). `order` names all dimensions in the order to ask for them (default: the rubric's).
     """
     request = f"{REQUEST}\nYour answer before could not be used: {problem}." if problem else REQUEST
     return [
-        {"role": "system", "content": system_prompt(rubric)},
+        {"role": "system", "content": system_prompt(rubric, order) if order else rubric.system},
         {"role": "user", "content": f"{material(prompt, response)}\n\n{request}"},
     ]
 
 
-def system_prompt(rubric: Rubric) -> str:
-    """The same text in each call of a run."""
+def system_prompt(rubric: Rubric, order: Sequence[str]) -> str:
+    """The same text in each call of a run, but for the `order` of the dimensions."""
+    dimensions = {name: rubric.dimensions[name] for name in order}
     return SYSTEM.format(
         role=rubric.role.strip(),
         baseline_prompt=rubric.baseline_prompt.strip(),
         baseline_response=rubric.baseline_response.strip(),
-        dimensions=json.dumps(rubric.dimensions, ensure_ascii=False, indent=0),
+        dimensions=json.dumps(dimensions, ensure_ascii=False, indent=0),
         criteria="\n".join(f"{score}: {rubric.criteria[score]}" for score in SCORES),
         n=len(rubric.dimensions),
     )
