@@ -23,6 +23,7 @@ PARAMETERS: Mapping[str, tuple[type, ...]] = {
     "model": (str, type(None)),
     "block": (str,),
 }
+MORE: Mapping[str, Mapping[str, tuple[type, ...]]] = {"judge": {"retry_failed": (bool,)}}
 
 
 def begin(namespace: Mapping[str, Any], stage: str) -> Cell:
@@ -36,7 +37,7 @@ def begin(namespace: Mapping[str, Any], stage: str) -> Cell:
         for name, value in namespace.items()
         if not name.startswith("_") and name not in SHELL_NAMES and not _is_module(value)
     }
-    _check(given, f"notebook {stage}")
+    _check(given, stage)
     _quiet()
     return _cell(given)
 
@@ -72,7 +73,8 @@ def run(notebook: str, parameters: Mapping[str, Any]) -> Path:
     if set(PARAMETERS) <= set(known):
         values = {name: ast.literal_eval(default) for name, default in known.items()}
         values |= parameters
-        _check({k: v for k, v in values.items() if k in PARAMETERS}, f"notebook {template.stem}")
+        ours = PARAMETERS.keys() | MORE.get(template.stem, {}).keys()
+        _check({k: v for k, v in values.items() if k in ours}, template.stem)
         together = values["block"] == "all" and template.stem == "train"
         cell = _cell(values | {"block": "base"} if together else values)
         block = "all" if together else cell.block
@@ -153,12 +155,13 @@ def _template(notebook: str) -> Path:
     return path
 
 
-def _check(values: Mapping[str, Any], where: str) -> None:
+def _check(values: Mapping[str, Any], stage: str) -> None:
+    where, known = f"notebook {stage}", {**PARAMETERS, **MORE.get(stage, {})}
     for name, value in values.items():
-        if name not in PARAMETERS:
-            raise HialignError(_unknown(name, list(PARAMETERS), where))
-        if not isinstance(value, PARAMETERS[name]):
-            wanted = " or ".join(t.__name__.replace("NoneType", "None") for t in PARAMETERS[name])
+        if name not in known:
+            raise HialignError(_unknown(name, list(known), where))
+        if not isinstance(value, known[name]):
+            wanted = " or ".join(t.__name__.replace("NoneType", "None") for t in known[name])
             raise HialignError(f"{where}: parameter {name} must be {wanted}, it is {value!r}")
 
 

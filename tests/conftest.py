@@ -25,6 +25,7 @@ from filelock import FileLock
 
 from hialign import models, paths
 
+CANARY = "sk-canary-6f1f0c1e4b7a4f7d"  # a key that must turn up nowhere
 SUBJECTS = ("rain", "bread", "a compass", "the moon", "chess", "iron", "an orchard", "tea")
 
 
@@ -219,6 +220,22 @@ def stock_trainer(
     )
 
 
+@pytest.fixture
+def start() -> Iterator[Callable[..., Any]]:
+    """Starts a `JudgeServer` with the given options; it ends with the test."""
+    from judge_server import JudgeServer, Running
+
+    running: list[Running] = []
+
+    def run(**options: Any) -> Running:
+        running.append(Running(JudgeServer(**options)))
+        return running[-1]
+
+    yield run
+    for one in running:
+        one.stop()
+
+
 @pytest.fixture(scope="session")
 def smoke(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The smoke study, run to its end by `hialign reproduce`, once for all processes; its folder."""
@@ -230,7 +247,11 @@ def smoke(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with FileLock(shared / "smoke.lock"):
         if not (place / "smoke" / "html").is_dir():
             command = [sys.executable, "-m", "hialign.cli", "reproduce", "smoke", "--cores", "2"]
-            done = subprocess.run(command, capture_output=True, text=True, timeout=900)
+            secrets = dict.fromkeys(("OPENAI_API_KEY", "HF_TOKEN", "WANDB_API_KEY"), CANARY)
+            done = subprocess.run(
+                command, capture_output=True, text=True, timeout=900, env=os.environ | secrets
+            )
+            (place / "printed.log").write_text(done.stdout + done.stderr)
             assert done.returncode == 0, done.stdout + done.stderr
     yield place / "smoke"
     del os.environ["HIALIGN_OUTPUTS"]

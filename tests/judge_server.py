@@ -14,6 +14,7 @@ import json
 import random
 import re
 import signal
+import threading
 from collections import Counter
 from typing import Any
 
@@ -175,6 +176,29 @@ def _response(status: int, text: str, more: bytes = b"") -> bytes:
     body = text.encode()
     head = f"HTTP/1.1 {status} X\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n"
     return head.encode() + more + b"\r\n" + body
+
+
+class Running:
+    """A JudgeServer in a thread of this process, at `url`."""
+
+    def __init__(self, server: JudgeServer) -> None:
+        self.server = server
+        self.loop = asyncio.new_event_loop()
+        listening = self.loop.run_until_complete(
+            asyncio.start_server(server.serve, "127.0.0.1", 0, limit=2**20)
+        )
+        self.url = f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}/v1"
+        self.thread = threading.Thread(target=self.loop.run_forever, daemon=True)
+        self.thread.start()
+
+    def stop(self) -> None:
+        async def cancel() -> None:
+            for task in asyncio.all_tasks() - {asyncio.current_task()}:
+                task.cancel()
+
+        asyncio.run_coroutine_threadsafe(cancel(), self.loop).result()
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self.thread.join()
 
 
 async def main(server: JudgeServer) -> None:

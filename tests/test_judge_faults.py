@@ -7,14 +7,12 @@ import signal
 import subprocess
 import sys
 import textwrap
-import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from judge_server import INVALID, KINDS, ODD, TRANSPORT, JudgeServer, meant
+from judge_server import INVALID, KINDS, ODD, TRANSPORT, Running, meant
 from pydantic import ValidationError
 
 from hialign.errors import HialignError
@@ -24,42 +22,6 @@ from hialign.judge.limits import Budget, Pace
 from hialign.judge.rubric import DIMENSIONS
 from hialign.records import read_jsonl
 from hialign.study import JudgeSettings
-
-
-class Running:
-    """A JudgeServer on a loop of its own."""
-
-    def __init__(self, server: JudgeServer) -> None:
-        self.server = server
-        self.loop = asyncio.new_event_loop()
-        listening = self.loop.run_until_complete(
-            asyncio.start_server(server.serve, "127.0.0.1", 0, limit=2**20)
-        )
-        self.url = f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}/v1"
-        self.thread = threading.Thread(target=self.loop.run_forever, daemon=True)
-        self.thread.start()
-
-    def stop(self) -> None:
-        async def cancel() -> None:
-            for task in asyncio.all_tasks() - {asyncio.current_task()}:
-                task.cancel()
-
-        asyncio.run_coroutine_threadsafe(cancel(), self.loop).result()
-        self.loop.call_soon_threadsafe(self.loop.stop)
-        self.thread.join()
-
-
-@pytest.fixture
-def start() -> Iterator[Any]:
-    running: list[Running] = []
-
-    def run(**options: Any) -> Running:
-        running.append(Running(JudgeServer(**options)))
-        return running[-1]
-
-    yield run
-    for one in running:
-        one.stop()
 
 
 def items(n: int) -> list[dict[str, Any]]:

@@ -1,13 +1,17 @@
 """The smoke study through Snakemake, papermill and the book; then what is redone after a change."""
 
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
+from conftest import CANARY
 
 from hialign import book, notebook, paths, records
 from hialign.errors import HialignError
@@ -36,7 +40,8 @@ def test_every_file_of_every_cell_is_there(smoke: Path) -> None:
         wanted |= {f"judgments-{study.judge.name}.jsonl"} if study.judge else set()
         wanted |= set() if cell.block == "base" else {"adapter", "training.jsonl"}
         assert wanted <= names, cell.block
-        assert not [n for n in names if n.startswith(".") or "partial" in n]
+        odd = {n for n in names if n.startswith(".") or "partial" in n}
+        assert odd <= {f".judgments-{study.judge.name}.jsonl.lock" if study.judge else ""}
     assert set(records.manifests(study)["status"]) == {"done"}
     assert not list(smoke.rglob("*.failed.ipynb"))
     assert not list((smoke / ".checkpoints").rglob("checkpoint-*"))
@@ -56,6 +61,67 @@ def test_the_book_has_every_page_and_the_runs(smoke: Path) -> None:
     everything = "".join(p.read_text() for p in html.rglob("*.html"))
     assert str(paths.root()) not in everything
     assert str(Path.home()) + "/" not in everything
+
+
+def holding(folder: Path, text: str) -> list[Path]:
+    """The files below `folder` that hold `text`."""
+    return [p for p in folder.rglob("*") if p.is_file() and text.encode() in p.read_bytes()]
+
+
+def test_keys_in_the_environment_are_in_no_file_and_no_log(smoke: Path) -> None:
+    """The study ran with canaries for keys (see `smoke`); its output is among what is searched."""
+    assert (smoke.parent / "printed.log").is_file()
+    assert holding(smoke.parent, CANARY) == []
+
+
+def test_a_judge_behind_an_api_from_estimate_to_book(
+    smoke: Path, start: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command line against a server that fails, and repeats the key that it was sent."""
+    server = start()
+    reply = server.server.reply
+
+    async def leaky(body: dict[str, Any]) -> tuple[int, str]:
+        status, text = await reply(body)
+        if server.server.counts["requests"] == 2:  # the first finds out the format
+            return 400, json.dumps({"error": {"message": f"cannot read {CANARY}"}})
+        return status, text.replace("It is 1 for", f"With {CANARY} I say 1 for")
+
+    server.server.reply = leaky
+    outputs = tmp_path / "outputs"
+    shutil.copytree(smoke, outputs / "asked")
+    content = yaml.safe_load((paths.studies() / "smoke.yml").read_text())
+    content |= {"name": "asked", "title": "Asked"}
+    content["judge"] = {"model": "judge", "base_url": server.url, "concurrency": 1}
+    content["judge"]["prices"] = {"input": 1, "output": 10}
+    file = tmp_path / "asked.yml"
+    file.write_text(yaml.safe_dump(content))
+    for name in ("OPENAI_API_KEY", "HF_TOKEN"):
+        monkeypatch.setenv(name, CANARY)
+    monkeypatch.setenv("HIALIGN_OUTPUTS", str(outputs))
+    printed = ""
+
+    def run(*arguments: str) -> str:
+        nonlocal printed
+        command = [sys.executable, "-m", "hialign.cli", *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+        printed += done.stdout + done.stderr
+        assert done.returncode == 0, done.stdout + done.stderr
+        return " ".join(done.stdout.split())
+
+    assert "6" in run("judge", str(file), "--estimate")
+    assert server.server.counts["requests"] == 0
+    said = run("judge", str(file))
+    assert "the request failed: cannot read [key]" in said
+    assert "6 judgments, 1 of them failed, 0.04 USD" in said
+    before = server.server.counts["requests"]
+    assert "6 judgments, 0 of them failed" in run("judge", str(file), "--retry-failed")
+    assert server.server.counts["requests"] == before + 1
+    run("book", str(file))
+    assert "judge-2025" in (outputs / "asked/random-llama/mid/judgments-judge.jsonl").read_text()
+    assert holding(outputs, "[key]")
+    assert holding(outputs, CANARY) == []
+    assert CANARY not in printed
 
 
 def test_a_second_time_nothing_runs(smoke: Path) -> None:
