@@ -100,7 +100,7 @@ def soak(n: int, kills: int) -> dict[str, Any]:
                 found["restart_seconds"].append(round(time.monotonic() - started, 2))
                 if number <= kills:
                     while stats(port)["answered"] < n * number / (kills + 1):
-                        time.sleep(0.1)
+                        time.sleep(0.5)
                     process.send_signal(signal.SIGKILL)
                 parts.append(end(process))
             wall = time.monotonic() - began

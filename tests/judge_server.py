@@ -58,6 +58,8 @@ def content_of(kind: str, scores: dict[str, int]) -> str:
     elif kind == "chinese":
         rows = [row | {"reason": "语法正确，句子完整。"} for row in rows]
     text = json.dumps({"judgments": rows}, ensure_ascii=False)
+    if not kind:
+        return text
     planted = json.dumps({"judgments": [row | {"score": 5} for row in rows]})
     return {
         "truncated": text[: len(text) // 2],

@@ -212,7 +212,7 @@ def test_requests_per_minute_are_respected() -> None:
 
 def test_tokens_per_minute_are_respected() -> None:
     pace = Pace(settings(tokens_per_minute=60_000))
-    pace.used({"prompt_tokens": 900, "completion_tokens": 100})
+    pace.answered({"prompt_tokens": 900, "completion_tokens": 100})
     times = sent_at(pace, [1] * 12)  # 1,000 tokens a second; ten seconds' worth may go at once
     assert times[9] - times[0] < 0.5
     assert times[11] - times[0] >= 1.9
@@ -225,16 +225,21 @@ def test_retries_count_as_requests(start: Any, path: Path) -> None:
     assert server.server.counts["requests"] > 10
 
 
-def test_one_that_is_told_to_wait_holds_all_back() -> None:
-    async def main() -> float:
-        pace = Pace(settings())
-        pace.pause("0.4")
-        pace.pause("soon")  # a date or nonsense: the client waits for that one alone
-        began = asyncio.get_running_loop().time()
+def test_requests_that_are_told_to_wait_hold_all_back() -> None:
+    async def main(told: list[str], answers: int = 0) -> float:
+        pace, clock = Pace(settings()), asyncio.get_running_loop().time
+        for text in told:
+            pace.refused(text)
+            for _ in range(answers):
+                pace.answered({})
+        began = clock()
         await pace.wait(1)
-        return asyncio.get_running_loop().time() - began
+        return clock() - began
 
-    assert asyncio.run(main()) >= 0.39
+    assert asyncio.run(main(["9", "0.4"])) >= 0.39
+    assert asyncio.run(main(["9"])) < 5  # once is an accident
+    assert asyncio.run(main(["9", "9", "9"], answers=1)) < 5
+    assert asyncio.run(main(["9", "soon"])) < 5  # a date: the client waits for that one alone
 
 
 PRICES = {"input": 1.0, "output": 10.0}  # 1,000 + 600 tokens: 0.007 USD

@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -27,6 +28,7 @@ T = TypeVar("T")
 Keep = Callable[[Item, Result], None]
 
 TRANSPORT_RETRIES = 6  # by the client, with its backoff of 0.5 to 8 s
+POOL = 8  # connections of one client
 MOST_REFUSALS = 10  # refused items in a row after which the rest would fare no better
 MOST_PAGES = 3  # web pages in place of an answer, from an address that never gave one
 
@@ -85,9 +87,14 @@ class OpenAIJudge:
                 if stopped:
                     return
 
-        async with self.session() as client:
+        async with AsyncExitStack() as stack:
             count = min(self.settings.concurrency, len(items))
-            workers = [asyncio.create_task(work(client)) for _ in range(count)]
+            self.begin()
+            # A pool looks through all its connections for each request: small ones take less time.
+            clients = [
+                await stack.enter_async_context(self.client()) for _ in range(0, count, POOL)
+            ]
+            workers = [asyncio.create_task(work(clients[i // POOL])) for i in range(count)]
             try:
                 await asyncio.gather(*workers)
             finally:
@@ -97,20 +104,22 @@ class OpenAIJudge:
         if stopped:
             raise stopped[0]
 
-    def session(self) -> "openai.AsyncOpenAI":
-        """A client for one event loop: it holds requests to the pace and retries what may pass."""
-        import openai
-
+    def begin(self) -> None:
+        """Make what belongs to one event loop."""
         self._probing = asyncio.Lock()
         self._pace = Pace(self.settings)
         self._budget = Budget(self.settings, self._spent)
+
+    def client(self) -> "openai.AsyncOpenAI":
+        """A client that holds requests to the pace and retries what may pass."""
+        import openai
 
         async def before(request: Any) -> None:
             await self._pace.wait(int(request.headers.get("content-length", 0)))
 
         async def after(response: Any) -> None:
             if response.status_code in (429, 503):
-                self._pace.pause(response.headers.get("retry-after"))
+                self._pace.refused(response.headers.get("retry-after"))
             broke = response.status_code == 429 and b"insufficient_quota" in await response.aread()
             unsupported = response.status_code == 500 and FORMATS[self.dialect.format] != "plain"
             if broke or (unsupported and not self.dialect.settled):
@@ -174,7 +183,7 @@ class OpenAIJudge:
                     "answered with a web page instead of JSON: does judge.base_url end in /v1?"
                 )
             usage |= answers.read(completion, self.clean)
-        self._pace.used(usage)
+        self._pace.answered(usage)
 
     def stop_if_hopeless(self, error: Exception) -> None:
         """Raise HialignError for what would meet every other item too."""

@@ -242,7 +242,8 @@ class _Job:
                 self.say(f"batch {batch.id}: {len(keys)} requests submitted")
 
     async def _probe(self, key: str) -> None:
-        async with self.judge.session() as client:
+        self.judge.begin()
+        async with self.judge.client() as client:
             result = await self.judge.ask(client, self.owners[key][1])
         self._keep({key: result}, batch=False)
 

@@ -26,6 +26,7 @@ class Pace:
         if per_minute := settings.tokens_per_minute:
             self._tokens = AsyncLimiter(per_minute / 6, 10)
         self._open_at = 0.0  # by the loop's clock
+        self._refused = 0  # in a row
         self._mean = 0.0  # tokens of a call, asked and answered
         self._calls = 0
 
@@ -40,14 +41,19 @@ class Pace:
             expected = self._mean or size / BYTES_PER_TOKEN
             await self._tokens.acquire(min(expected, self._tokens.max_rate))
 
-    def pause(self, retry_after: str | None) -> None:
-        """What one request was told (`Retry-After` in seconds) holds for all."""
+    def refused(self, retry_after: str | None) -> None:
+        """Two requests refused in a row are no accident: what they are told (`Retry-After`, in
+        seconds) then holds for all."""
+        self._refused += 1
+        if self._refused < 2:
+            return
         with contextlib.suppress(TypeError, ValueError):
             seconds = min(float(retry_after or ""), LONGEST_PAUSE)
             self._open_at = max(self._open_at, asyncio.get_running_loop().time() + seconds)
 
-    def used(self, usage: dict[str, int]) -> None:
+    def answered(self, usage: dict[str, int]) -> None:
         """Learn how many tokens a call takes from the `usage` of one."""
+        self._refused = 0
         tokens = usage.get("prompt_tokens", 0) + usage.get("completion_tokens", 0)
         self._calls += 1
         self._mean += (tokens - self._mean) / self._calls

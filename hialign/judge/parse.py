@@ -58,7 +58,7 @@ def parse_scores(text: str, rubric: Rubric) -> Parsed:
     if any(parsed.scores for parsed in checked):
         if not checked[-1].scores:
             return Parsed(problems=["after a complete answer comes another, incomplete one"])
-        if _disagree(answers):
+        if len(answers) > 1 and _disagree(answers):
             return Parsed(problems=["it holds several answers that differ"])
         if any("{" in text for text in around) or "[" in around[-1]:
             return Parsed(problems=["around the answer stands what looks like a broken one"])
