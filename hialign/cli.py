@@ -96,12 +96,21 @@ def partition(
 def judge(
     study: StudyName,
     model: Annotated[str | None, typer.Option(help="One model of the study only.")] = None,
+    validate: Annotated[bool, typer.Option("--validate", help="Measure the judge itself.")] = False,
+    llmbar: Annotated[str, typer.Option(help="LLMBar's folder; none leaves it out.")] = "",
+    pairs: Annotated[str, typer.Option(help="Preference pairs; none leaves them out.")] = "",
+    limit: Annotated[int | None, typer.Option(min=1, help="Most of each part, to look.")] = None,
 ) -> None:
-    """Judge every response of STUDY that has no judgment yet."""
+    """Judge every response of STUDY that has no judgment yet, or measure how good the judge is."""
     from hialign import notebook
     from hialign.study import load_study
 
     loaded = load_study(study)
+    if validate:
+        from hialign.judge.validate import validate_study
+
+        typer.echo(validate_study(loaded, llmbar, pairs, limit))
+        return
     if loaded.judge is None:
         raise HialignError(f"study {loaded.name} names no judge: add a `judge:` section to it")
     for cell in loaded.cells():

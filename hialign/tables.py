@@ -227,10 +227,12 @@ def judge_agreement(study: Study) -> Table:
     `attrs["text"]` has it in a phrase, unless it was not measured for these weights (or this
     snapshot) and this rubric: a judge is only known to be as good as it was found to be.
     """
-    record = _agreement(study)
+    from hialign.judge.agreement import measured
+
+    record = measured(study) or {}
     titles = {"subset": "LLMBar subset", "score": "Score", "accuracy": "Accuracy"}
     titles |= {"interval": "95% interval", "n": "Pairs", "ties": "Ties", "missing": "Missing"}
-    rows = [dict(row) for row in record["rows"]] if record else []
+    rows = [dict(row) for row in record.get("rows", [])]
     for row in rows:
         row["interval"] = interval_text(row["low"], row["high"])
     frame = _table(rows or [{"subset": "not measured"}], list(titles))
@@ -248,24 +250,6 @@ def judge_agreement(study: Study) -> Table:
     if parts:
         table.attrs["text"] = " and ".join(parts)
     return table
-
-
-def _agreement(study: Study) -> dict[str, Any] | None:
-    """The measurement of the judge that the judgments name; before there are any, of the study's."""
-    from hialign.judge.agreement import agreement_of
-    from hialign.judge.rubric import load_rubric
-
-    if study.judge is None:
-        return None
-    names = ("weights_sha256", "revision", "rubric_sha256")
-    files = [records.stage_manifest(cell, "judge") for cell in study.cells()]
-    used = [records.read_json(file) for file in files if file.is_file()]
-    found = {tuple(manifest.get(name) for name in names) for manifest in used}
-    if len(found) > 1:
-        return None
-    weights, revision, rubric = next(iter(found), (None, None, None))
-    asked = rubric or load_rubric(study.judge.rubric).sha256
-    return agreement_of(str(weights or revision or study.judge.model), asked)
 
 
 # --- shared with the figures ---------------------------------------------------------------------
