@@ -6,6 +6,7 @@ shown as "–". Intervals are 95% and stand in a column after the figure that th
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
+from html import escape
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -59,6 +60,8 @@ def show(frame: pd.DataFrame) -> "Styler":
     style = pd.DataFrame(frame).style.set_table_attributes('class="dataframe"').set_uuid(key)
     style.format(formats, na_rep=DASH, escape="html")  # type: ignore[arg-type]
     style.format_index(escape="html", axis="columns").hide(axis="index")
+    if "caption" in frame.attrs:
+        style.set_caption(escape(frame.attrs["caption"]))
     return style.set_table_styles(css)  # type: ignore[arg-type]
 
 
@@ -250,6 +253,13 @@ def judge_agreement(study: Study) -> Table:
     if parts:
         table.attrs["text"] = " and ".join(parts)
     return table
+
+
+def judge_line(study: Study) -> str:
+    """The judge's name and its agreement with people, which stand wherever its scores do."""
+    known = judge_agreement(study).attrs.get("text", "not measured")
+    name = study.judge.name if study.judge else "none"
+    return f"Judge: {name}; agreement with human labels (LLMBar): {known}"
 
 
 # --- shared with the figures ---------------------------------------------------------------------

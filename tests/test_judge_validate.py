@@ -514,6 +514,25 @@ def test_other_judgments_of_the_same_responses_are_compared(
     assert same_responses(stale) == {}  # its own judgments are not of these settings
 
 
+def test_a_cells_scores_carry_the_judge_and_its_agreement(
+    fake: Fake, outputs: Path, tiny_study: Callable[..., Path]
+) -> None:
+    from hialign import notebook
+    from hialign.judge.cells import judge as judge_cell
+
+    named = judge_of(fake, name="<fake>").model_dump(exclude={"revision", "rubric"})
+    study = load_study(tiny_study(judge=named))
+    cell = study.cell(None, "mid")
+    item = {"prompt_id": "p", "prompt": "?", "response": "x"}
+    records.write_jsonl(cell.folder / "responses.jsonl", [item])
+    judge_cell(cell)
+    shown = notebook.scores(cell)._repr_html_()
+    caption = re.search("<caption>(.*?)</caption>", shown)
+    assert caption
+    assert caption[1].startswith("Judge: &lt;fake&gt;; agreement with human labels")
+    assert caption[1].endswith("not measured")
+
+
 # --- what is known of a judge ------------------------------------------------------------------
 
 

@@ -8,7 +8,7 @@ What is asked of the judge, by default (`Sizes`), in calls of one response each:
 | 100 held-out preference pairs: the same | 200 |
 | 50 of these responses again, with another seed: does it say the same twice? | 50 |
 | the 50 to each further judge: do judges agree? | 50 |
-| 20 of the responses that people did not prefer, with each attack and control: can it be talked into a 5? | 620 |
+| 20 responses that people did not prefer, with each of 15 attacks and 6 controls | 420 |
 
 The correlation with length takes no calls. Judgments stay in `outputs/<study>/judge-validation/`:
 a validation that was stopped, or made longer, pays only for what is missing.
