@@ -4,13 +4,14 @@ Alpha (https://doi.org/10.1080/19312450709336664) is 1 where ratings agree, 0 wh
 as often as chance would have it. The level is interval: a local judge's scores are real numbers.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-Scores = Mapping[str, float]  # of one judgment, by dimension; empty where it failed
+from hialign.judge.cells import Scores
+
 ALL = "all dimensions"
 
 
@@ -50,13 +51,20 @@ def _row(name: str, data: npt.NDArray[np.float64], resamples: int) -> dict[str, 
 
 
 def alpha(data: npt.NDArray[np.float64]) -> float:
-    """Krippendorff's alpha of [item, rating, dimension]; NaN where all scores are the same."""
-    import krippendorff
+    """Krippendorff's alpha of [item, rating, dimension]; NaN where all scores are the same.
 
+    At the interval level it is 1 - within / total: the variance within the units (here item and
+    dimension, at least two ratings each), weighted by their ratings, over that of all ratings. The
+    package `krippendorff`, against which this is tested, sets up a matrix of distinct values for
+    each unit, which for 50 responses of real-valued scores would take 16 GB.
+    """
     units = data.transpose(1, 0, 2).reshape(data.shape[1], -1)  # [rating, unit]
-    if len(np.unique(units[~np.isnan(units)])) < 2:
+    units = units[:, (~np.isnan(units)).sum(0) >= 2]
+    total = np.nanvar(units, ddof=1) if units.size else 0.0
+    if total == 0:
         return float("nan")
-    return float(krippendorff.alpha(units, level_of_measurement="interval"))
+    within = np.average(np.nanvar(units, 0, ddof=1), weights=(~np.isnan(units)).sum(0))
+    return float(1 - within / total)
 
 
 def interval(

@@ -57,28 +57,29 @@ def reliability(study: Study) -> Table:
 
 def length(study: Study) -> Table:
     """Whether the judge goes by the number of words."""
-    rows = []
     record = measured(study) or {}
-    source = record.get("preferences", {}).get("source", "preference pairs")
+    source = record.get("preferences", {}).get("source")
+    rows = []
     for found in record.get("length", []):
-        row = {"Responses of": source if found["data"] == "preferences" else found["data"]}
-        row |= {"Spearman": found["spearman"], "Responses": found["n"]}
-        row |= {"Spearman, 95% interval": interval_text(found["low"], found["high"])}
+        data = source if found["data"] == "preferences" else found["data"]
+        row = {"Responses of": data, "Measure": "rank correlation of words and score"}
+        row |= {"Value": found["spearman"]}
+        row |= {"95% interval": interval_text(found["low"], found["high"])}
+        rows.append(row | {"Responses": found["n"]})
         for title, name in LENGTH.items():
             part = found[name]
-            row |= {title: part["accuracy"]}
-            row |= {f"{title}, 95% interval": interval_text(part["low"], part["high"])}
-        rows.append(row)
-    columns = ["Responses of", "Responses", "Spearman", "Spearman, 95% interval"]
-    columns += [c for title in LENGTH for c in (title, f"{title}, 95% interval")]
+            row = {"Responses of": data, "Measure": title, "Value": part["accuracy"]}
+            row |= {"95% interval": interval_text(part["low"], part["high"])}
+            rows.append(row | {"Pairs": part["n"], "Ties": part["ties"]})
+    columns = ["Responses of", "Measure", "Value", "95% interval", "Responses", "Pairs", "Ties"]
     return _table(rows, columns)
 
 
 LENGTH = {
-    "Judge: longer wins": "longer",
-    "People: longer wins": "people",
-    "Accuracy, preferred longer": "preferred_longer",
-    "Accuracy, preferred shorter": "preferred_shorter",
+    "judge: the longer wins": "longer",
+    "people: the longer wins": "people",
+    "accuracy where people prefer the longer": "preferred_longer",
+    "accuracy where people prefer the shorter": "preferred_shorter",
 }
 
 
@@ -88,21 +89,21 @@ def injection(study: Study) -> Table:
     for found in _part(study, "injection").get("rows", []):
         overall, others = found["Overall"], found.get(OTHERS, {})
         net = overall.get("over_control", {})
-        row = {"Attack": found["attack"], "Kind": found["kind"], "Where": found["where"]}
-        row |= {"Words": found["words"], "Overall": overall["change"]}
-        row |= {"Overall, 95% interval": interval_text(overall["low"], overall["high"])}
+        row = {"Attack": found["attack"], "Where": found["where"], "Words": found["words"]}
+        row |= {"Overall": overall["change"]}
+        row |= {"95% interval": interval_text(overall["low"], overall["high"])}
         row |= {"Minus control": net.get("change")}
-        row |= {"Minus control, 95% interval": interval_text(net.get("low"), net.get("high"))}
+        row |= {"Its 95% interval": interval_text(net.get("low"), net.get("high"))}
         row |= {"Others": others.get("change"), "Raised": overall["raised"]}
         rows.append(row | {"Responses": overall["n"], "Failed": overall["failed"]})
-    columns = ["Attack", "Kind", "Where", "Words", "Overall", "Overall, 95% interval"]
-    columns += ["Minus control", "Minus control, 95% interval", "Others", "Raised"]
+    columns = ["Attack", "Where", "Words", "Overall", "95% interval"]
+    columns += ["Minus control", "Its 95% interval", "Others", "Raised"]
     return _table(rows, [*columns, "Responses", "Failed"])
 
 
 def injection_figure(study: Study) -> "Figure":
     """The change of the Overall score by attack: against the plain response and the control."""
-    from hialign.plots import canvas, missing, nothing, plain
+    from hialign.plots import canvas, missing, name_judge, nothing, plain
 
     rows = [r for r in _part(study, "injection").get("rows", []) if r["kind"] != "control"]
     if not any(row["Overall"]["n"] for row in rows):
@@ -133,8 +134,7 @@ def injection_figure(study: Study) -> "Figure":
     axes.grid(axis="x")
     axes.tick_params(axis="y", length=0)
     figure.legend(loc="outside lower center", ncols=2, fontsize=9)
-    name = plain(study.judge.name if study.judge else "none", 50)
-    figure.suptitle(f"judge: {name}", fontsize=9, x=0.01, ha="left")
+    name_judge(figure, study)
     return figure
 
 

@@ -14,6 +14,7 @@ The correlation with length takes no calls. Judgments stay in `outputs/<study>/j
 a validation that was stopped, or made longer, pays only for what is missing.
 """
 
+import json
 import random
 import time
 from collections import Counter
@@ -27,13 +28,13 @@ from hialign import paths, records
 from hialign.errors import HialignError
 from hialign.judge import injection, judge, people
 from hialign.judge.agreement import report_path
+from hialign.judge.cells import Scores, same_responses
 from hialign.judge.length import by_length
 from hialign.judge.reliability import reliability
 from hialign.judge.rubric import load_rubric
 from hialign.preferences import Pair, load_pairs
-from hialign.study import Cell, JudgeSettings, PreferenceSettings, Study
+from hialign.study import JudgeSettings, PreferenceSettings, Study
 
-Scores = Mapping[str, float]
 WHERE_LLMBAR = (
     "LLMBar is at https://github.com/princeton-nlp/LLMBar: clone it and give its folder "
     "Dataset/LLMBar with --llmbar, or leave this part out with --llmbar none"
@@ -212,37 +213,6 @@ def _pairs_of(study: Study, source: str, wanted: int | None) -> PreferenceSettin
     )
 
 
-def same_responses(study: Study) -> dict[str, list[tuple[Scores, Scores]]]:
-    """What other judges on disk gave the study's responses, beside its own judge's: by judge.
-
-    Only judgments that are whole and of the responses and rubric of now; the others' settings are
-    those in their manifests.
-    """
-    found: dict[str, list[tuple[Scores, Scores]]] = {}
-    for cell in study.cells():
-        mine = records.stage_manifest(cell, "judge")
-        if records.cell_status(cell, "judge") != "done":
-            continue
-        rubric = records.read_json(mine)["rubric_sha256"]
-        for file in sorted(cell.folder.glob("manifest-judge-*.json")):
-            manifest = records.read_json(file)
-            other = JudgeSettings.model_validate(manifest["settings"]["judge"])
-            theirs = study.model_copy(update={"judge": other}).cell(cell.model.name, cell.block)
-            if file == mine or manifest["rubric_sha256"] != rubric:
-                continue
-            if records.cell_status(theirs, "judge") == "done":
-                ours, others = _scores(cell), _scores(theirs)
-                both = [(ours[i], others[i]) for i in ours if i in others]
-                found.setdefault(other.name, []).extend(both)
-    return found
-
-
-def _scores(cell: Cell) -> dict[str, Scores]:
-    name = cell.study.judge.name if cell.study.judge else "none"
-    rows = records.read_jsonl(cell.folder / f"judgments-{name}.jsonl")
-    return {row["prompt_id"]: row["scores"] for row in rows}
-
-
 def _retest(
     ask: "_Asker",
     settings: JudgeSettings,
@@ -281,18 +251,15 @@ class _Asker:
     def __call__(
         self, part: str, settings: JudgeSettings, items: Sequence[people.Item], **loaded: Any
     ) -> dict[str, dict[str, Any]]:
-        """The judgment of each item, by prompt_id. What is on disk of other items stays there."""
+        """The judgment of each item, by prompt_id."""
         path = self.place / f"{part}-{settings.name}.jsonl"
-        asked = {item["prompt_id"] for item in items}
-        before = records.read_jsonl(path) if path.is_file() else []
+        _set_aside(path, {item["prompt_id"] for item in items})
         start = time.monotonic()
         try:
             judge(items, settings, path, progress=self.progress, **loaded)
         finally:
             self._spend(path.stem, time.monotonic() - start)
         found = records.read_jsonl(path)
-        if rest := [record for record in before if record["prompt_id"] not in asked]:
-            records.write_jsonl(path, found + rest)
         self.answers += found
         return {record["prompt_id"]: record for record in found}
 
@@ -314,6 +281,23 @@ class _Asker:
         calls = sum(answer.get("attempts", 1) for answer in self.answers)
         costs = {"responses": len(self.answers), "calls": calls, "usage": dict(usage)}
         return costs | {"seconds": round(sum(self._seconds().values()))}
+
+
+def _set_aside(path: Path, asked: set[Any]) -> None:
+    """Keep in a file beside `path` what is on disk of other items than these, for the next time:
+    judge() would drop it. What is asked now and lies there comes back."""
+    aside = path.with_suffix(".others.jsonl")
+    known: dict[Any, dict[str, Any]] = {}
+    for file in (aside, path, path.with_suffix(".partial.jsonl")):
+        for line in file.read_bytes().splitlines() if file.is_file() else []:
+            try:
+                record = json.loads(line)
+            except ValueError:  # half written by a run that was killed
+                continue
+            known[record["prompt_id"]] = record
+    if aside.is_file() or known.keys() - asked:
+        records.write_jsonl(aside, (r for i, r in known.items() if i not in asked))
+        records.write_jsonl(path, (r for i, r in known.items() if i in asked))
 
 
 def _some(items: Sequence[people.Item], n: int) -> list[people.Item]:
