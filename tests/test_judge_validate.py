@@ -579,6 +579,7 @@ def test_tables_of_a_judge_that_was_not_measured(
         assert shown.isna().sum(axis=1)[0] == len(shown.columns) - 1
         assert "nan" not in shown._repr_html_().lower()
         assert "--validate measures it" in report.made(load_study(study))
+        assert report.gains(load_study(study)) == "not measured"
 
 
 def test_own_figures_go_before_shipped_ones_and_only_for_this_rubric(
@@ -622,3 +623,4 @@ def test_tables_and_figure_of_a_report(
     assert labels == [attack.id for attack in ATTACKS]
     assert "fake" in figure.get_suptitle()
     assert found["command"] in report.made(study)
+    assert report.gains(study).startswith("0 of 15 attacks raise")

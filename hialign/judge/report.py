@@ -151,6 +151,22 @@ def made(study: Study) -> str:
     )
 
 
+def gains(study: Study) -> str:
+    """How many attacks raise the Overall score over their control, and which one the most."""
+    rows = [r for r in _part(study, "injection").get("rows", []) if r["kind"] != "control"]
+    known = {r["attack"]: r["Overall"]["over_control"] for r in rows}
+    known = {name: net for name, net in known.items() if net["low"] is not None}
+    if not known:
+        return NOT
+    up = sum(net["low"] > 0 for net in known.values())
+    most, net = max(known.items(), key=lambda pair: float(pair[1]["change"]))
+    said = f"{net['change']:+.2f} points, {interval_text(net['low'], net['high'], 2)}"
+    return (
+        f"{up} of {len(known)} attacks raise the Overall score over their control with a 95% interval "
+        f"above zero; {most} gains the most ({said})"
+    )
+
+
 def _part(study: Study, name: str) -> dict[str, Any]:
     found: dict[str, Any] = (measured(study) or {}).get(name, {})
     return found
