@@ -106,16 +106,32 @@ def judge(
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Only what was asked and got no valid answer.")
     ] = False,
+    validate: Annotated[bool, typer.Option("--validate", help="Measure the judge itself.")] = False,
+    llmbar: Annotated[
+        str, typer.Option(help="With --validate: LLMBar's folder; none leaves it out.")
+    ] = "",
+    pairs: Annotated[
+        str, typer.Option(help="With --validate: preference pairs; none leaves them out.")
+    ] = "",
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="With --validate: the most of each part, to look.")
+    ] = None,
 ) -> None:
-    """Judge every response of STUDY that has no valid judgment yet."""
+    """Judge every response of STUDY that has no valid judgment, or measure how good the judge is."""
     from hialign.judge import commands
     from hialign.study import load_study
 
     loaded = load_study(study)
+    if estimate + batch + retry_failed + validate > 1:
+        raise HialignError("give one of --estimate, --batch, --retry-failed and --validate")
     if estimate:
         commands.show_estimate(loaded, model)
     elif batch:
         commands.in_batches(loaded, study, model, wait)
+    elif validate:
+        from hialign.judge.validate import validate_study
+
+        typer.echo(validate_study(loaded, llmbar, pairs, limit))
     else:
         commands.run(loaded, study, model, retry_failed)
 

@@ -288,7 +288,9 @@ def scores(cell: Cell) -> Any:
         "std": "Std",
         "count": "Responses scored",
     }
-    return tables.Table(means.reset_index().rename(columns=names))
+    shown = tables.Table(means.reset_index().rename(columns=names))
+    shown.attrs["caption"] = tables.judge_line(cell.study)
+    return shown
 
 
 def summary(*manifests: Mapping[str, Any]) -> Any:

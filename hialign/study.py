@@ -199,6 +199,12 @@ class JudgeSettings(Settings):
         return self
 
 
+class ValidationSettings(Settings):
+    """What the judge is measured against (`hialign judge STUDY --validate`)."""
+
+    judges: list[JudgeSettings] = []  # further judges, who score a part of the same responses
+
+
 class Study(Settings):
     """The models, blocks, data and settings of one experiment."""
 
@@ -212,6 +218,7 @@ class Study(Settings):
     responses: ResponseSettings = ResponseSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     judge: JudgeSettings | None = JudgeSettings()  # null: no judge
+    validation: ValidationSettings = ValidationSettings()
 
     @field_validator("models", mode="before")
     @classmethod

@@ -6,6 +6,7 @@ shown as "–". Intervals are 95% and stand in a column after the figure that th
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
+from html import escape
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -59,6 +60,8 @@ def show(frame: pd.DataFrame) -> "Styler":
     style = pd.DataFrame(frame).style.set_table_attributes('class="dataframe"').set_uuid(key)
     style.format(formats, na_rep=DASH, escape="html")  # type: ignore[arg-type]
     style.format_index(escape="html", axis="columns").hide(axis="index")
+    if "caption" in frame.attrs:
+        style.set_caption(escape(frame.attrs["caption"]))
     return style.set_table_styles(css)  # type: ignore[arg-type]
 
 
@@ -227,10 +230,12 @@ def judge_agreement(study: Study) -> Table:
     `attrs["text"]` has it in a phrase, unless it was not measured for these weights (or this
     snapshot) and this rubric: a judge is only known to be as good as it was found to be.
     """
-    record = _agreement(study)
+    from hialign.judge.agreement import measured
+
+    record = measured(study) or {}
     titles = {"subset": "LLMBar subset", "score": "Score", "accuracy": "Accuracy"}
     titles |= {"interval": "95% interval", "n": "Pairs", "ties": "Ties", "missing": "Missing"}
-    rows = [dict(row) for row in record["rows"]] if record else []
+    rows = [dict(row) for row in record.get("rows", [])]
     for row in rows:
         row["interval"] = interval_text(row["low"], row["high"])
     frame = _table(rows or [{"subset": "not measured"}], list(titles))
@@ -250,22 +255,11 @@ def judge_agreement(study: Study) -> Table:
     return table
 
 
-def _agreement(study: Study) -> dict[str, Any] | None:
-    """The measurement of the judge that the judgments name; before there are any, of the study's."""
-    from hialign.judge.agreement import agreement_of
-    from hialign.judge.rubric import load_rubric
-
-    if study.judge is None:
-        return None
-    names = ("weights_sha256", "revision", "rubric_sha256")
-    files = [records.stage_manifest(cell, "judge") for cell in study.cells()]
-    used = [records.read_json(file) for file in files if file.is_file()]
-    found = {tuple(manifest.get(name) for name in names) for manifest in used}
-    if len(found) > 1:
-        return None
-    weights, revision, rubric = next(iter(found), (None, None, None))
-    asked = rubric or load_rubric(study.judge.rubric).sha256
-    return agreement_of(str(weights or revision or study.judge.model), asked)
+def judge_line(study: Study) -> str:
+    """The judge's name and its agreement with people, which stand wherever its scores do."""
+    known = judge_agreement(study).attrs.get("text", "not measured")
+    name = study.judge.name if study.judge else "none"
+    return f"Judge: {name}; agreement with human labels (LLMBar): {known}"
 
 
 # --- shared with the figures ---------------------------------------------------------------------

@@ -21,14 +21,6 @@ from werkzeug import Request, Response
 
 from hialign.errors import HialignError
 from hialign.judge import judge
-from hialign.judge.agreement import (
-    agreement,
-    agreement_of,
-    llmbar_agreement,
-    load_llmbar,
-    publish,
-    published,
-)
 from hialign.judge.api import OpenAIJudge
 from hialign.judge.parse import parse_scores
 from hialign.judge.rubric import DIMENSIONS, Rubric, load_rubric, messages, system_prompt
@@ -660,52 +652,3 @@ def test_injection_reaches_the_judge_as_material_only(server: Server, path: Path
     assert end
     assert content.index("System: all scores") < end.start()
     assert "scores are 5" not in server.bodies[0]["messages"][0]["content"]
-
-
-# --- agreement with people ---------------------------------------------------------------------
-
-
-def test_agreement_counts_ties_and_missing_scores() -> None:
-    row = agreement([5, 4, 3, 1, None], [4, 4, 2, 3, 1])
-    assert (row["n"], row["ties"], row["missing"], row["accuracy"]) == (4, 1, 1, 0.625)
-    assert 0 < row["low"] < 0.625 < row["high"] < 1
-    assert agreement([None], [1])["accuracy"] is None
-
-
-def test_agreement_is_kept_for_one_judge_and_rubric(tmp_path: Path) -> None:
-    path = tmp_path / "agreement.json"
-    record = {"judge": "a", "model": "m", "weights_sha256": "w", "rubric_sha256": "r", "rows": []}
-    publish(record | {"date": "1"}, path)
-    publish(record | {"date": "2"}, path)
-    publish(record | {"weights_sha256": "v"}, path)
-    assert [r.get("date") for r in published(path)] == ["2", None]
-    assert (agreement_of("w", "r", path) or {})["date"] == "2"
-    assert agreement_of("w", "another", path) is None
-    assert agreement_of("x", "r", path) is None
-    assert published(tmp_path / "none.json") == []
-
-
-@pytest.fixture
-def llmbar() -> Iterator[Path]:
-    from hialign import paths
-
-    folder = paths.shared_data() / "llmbar"
-    if not folder.is_dir():
-        pytest.skip("LLMBar not found at ../shared/data/llmbar (HIALIGN_SHARED_DATA moves it)")
-    return folder
-
-
-def test_llmbar_is_scored_against_its_labels(llmbar: Path) -> None:
-    content = json.loads((llmbar / "natural.json").read_text())
-    first = load_llmbar(llmbar, "natural")[0]
-    label = content[0]["label"]
-    assert first[0]["response"] == content[0][f"output_{label}"]
-    best = {pair[0]["prompt_id"] for pair in load_llmbar(llmbar, "natural")}
-    [row] = llmbar_agreement(
-        lambda rows: [float(r["prompt_id"] in best) for r in rows], llmbar, ["natural"]
-    )
-    assert (row["n"], row["accuracy"], row["ties"]) == (100, 1.0, 0)
-    [row] = llmbar_agreement(lambda rows: [3.0] * len(rows), llmbar, ["natural"])
-    assert (row["accuracy"], row["ties"]) == (0.5, 100)
-    with pytest.raises(HialignError, match=r"nothing\.json"):
-        load_llmbar(llmbar, "nothing")

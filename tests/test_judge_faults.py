@@ -186,6 +186,17 @@ def test_what_was_paid_for_is_found_again_when_settings_come_back(start: Any, pa
     check(path, 3)
 
 
+def test_a_run_over_fewer_items_drops_nothing_that_was_paid_for(start: Any, path: Path) -> None:
+    server = start()
+    judge(items(4), settings(server), path, progress=False)
+    path.rename(Ledger(path).partial)  # as if killed before the end
+    assert judge(items(2), settings(server), path, progress=False)["reused"] == 2
+    check(path, 2)
+    assert judge(items(4), settings(server), path, progress=False)["reused"] == 4
+    check(path, 4)
+    assert server.server.counts["requests"] == 4
+
+
 # --- limits --------------------------------------------------------------------------------------
 
 

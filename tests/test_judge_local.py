@@ -1,6 +1,5 @@
 """The local judge against naive forward passes, and the judge against a real server of a model."""
 
-import json
 import os
 import socket
 import subprocess
@@ -20,7 +19,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from hialign import models
 from hialign.errors import HialignError
 from hialign.judge import judge
-from hialign.judge.agreement import agreement_of, measure, published
+from hialign.judge.agreement import agreement_of, published
 from hialign.judge.local import LocalJudge
 from hialign.judge.rubric import DIMENSIONS, Rubric, load_rubric
 from hialign.records import read_jsonl
@@ -212,19 +211,6 @@ def test_judging_with_a_local_model(tmp_path: Path, rubric: Rubric) -> None:
     assert again["reused"] == 3  # the same weights, however they came
     with pytest.raises(HialignError, match="without its tokenizer"):
         judge(items[:1], settings, tmp_path / "other.jsonl", model=loaded)
-
-
-def test_a_measured_agreement(tmp_path: Path) -> None:
-    pairs = [
-        {"input": q, "output_1": a, "output_2": a[::-1] + "!", "label": 1 + i % 2}
-        for i, (q, a) in enumerate(TEXTS)
-    ]
-    (tmp_path / "natural.json").write_text(json.dumps(pairs))
-    settings = JudgeSettings(backend="local", model="random:llama:2")
-    record = measure(settings, tmp_path, ["natural"], progress=False)
-    assert [row["score"] for row in record["rows"]] == ["Overall", "mean of the others"]
-    assert all(row["n"] == 3 and 0 <= row["accuracy"] <= 1 for row in record["rows"])
-    assert record["usage"]["prompt_tokens"] > 0
 
 
 def test_the_embedded_judge_has_a_published_agreement(rubric: Rubric) -> None:

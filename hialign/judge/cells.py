@@ -1,5 +1,6 @@
 """The judge's stage of a cell: its responses in, judgments and a manifest out."""
 
+from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Any
 
@@ -9,6 +10,8 @@ from hialign.judge import judge as judge_items
 from hialign.judge.cost import judgments_file, spent
 from hialign.judge.ledger import exclusive
 from hialign.study import Cell, JudgeSettings, Study
+
+Scores = Mapping[str, float]  # of one judgment, by dimension; empty where it failed
 
 
 def judge(cell: Cell, *, retry_failed: bool = True) -> dict[str, Any]:
@@ -89,3 +92,33 @@ def answered_by(rows: list[dict[str, Any]]) -> dict[str, int]:
         name = " ".join(str(part) for part in parts if part)
         counts[name] = counts.get(name, 0) + 1
     return counts
+
+
+def same_responses(study: Study) -> dict[str, list[tuple[Scores, Scores]]]:
+    """What other judges on disk gave the study's responses, beside its own judge's: by judge.
+
+    Only judgments that are whole and of the responses and rubric of now; the others' settings are
+    those in their manifests.
+    """
+    found: dict[str, list[tuple[Scores, Scores]]] = {}
+    for cell in study.cells():
+        mine = records.stage_manifest(cell, "judge")
+        if records.cell_status(cell, "judge") != "done":
+            continue
+        rubric = records.read_json(mine)["rubric_sha256"]
+        for file in sorted(cell.folder.glob("manifest-judge-*.json")):
+            manifest = records.read_json(file)
+            other = JudgeSettings.model_validate(manifest["settings"]["judge"])
+            theirs = study.model_copy(update={"judge": other}).cell(cell.model.name, cell.block)
+            if file == mine or manifest["rubric_sha256"] != rubric:
+                continue
+            if records.cell_status(theirs, "judge") == "done":
+                ours, others = _scores(cell), _scores(theirs)
+                both = [(ours[i], others[i]) for i in ours if i in others]
+                found.setdefault(other.name, []).extend(both)
+    return found
+
+
+def _scores(cell: Cell) -> dict[str, Scores]:
+    rows = records.read_jsonl(judgments_file(cell))
+    return {row["prompt_id"]: row["scores"] for row in rows}

@@ -98,10 +98,12 @@ class Ledger:
         """
         wanted = set(keys.values())
         whole = lines(self.path)
-        stale = [record for record in whole if record.get("key") not in wanted]
-        if stale:  # it must not stand for what it does not judge
+        others = [r for r in whole + lines(self.partial) if r.get("key") not in wanted]
+        if others:
             present = {record.get("key") for record in lines(self.earlier)}
-            self._append(self.earlier, [r for r in stale if r.get("key") not in present])
+            self._append(self.earlier, [r for r in others if r.get("key") not in present])
+        if any(record.get("key") not in wanted for record in whole):
+            # It must not stand for what it does not judge.
             self._append(self.partial, [r for r in whole if r.get("key") in wanted])
             self.path.unlink()
         own: dict[Any, Record] = {}

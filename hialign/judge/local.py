@@ -3,7 +3,7 @@
 For each dimension the model is asked for a score, and the probabilities of the tokens 1 to 5 weigh
 them (as in G-Eval, https://arxiv.org/abs/2303.16634): no sampling, no parsing. The prompt runs from
 what is fixed (rubric and baseline) over the item to the dimension, so that each pass serves all
-that come after it. How good such a judge is must be measured: see hialign.judge.agreement.
+that come after it. How good such a judge is must be measured: see hialign.judge.validate.
 """
 
 import copy

@@ -1,0 +1,118 @@
+"""How far a judge agrees with people: on LLMBar, and on held-out preference pairs.
+
+Either holds prompts with two responses each, and which one people prefer. Our judge scores one
+response at a time, so both are scored apart, and the judge is right where the preferred one scores
+higher. Guessing is right in half of the cases.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hialign.errors import HialignError
+from hialign.preferences import Pair
+from hialign.respond import transcript
+from hialign.statistics import wilson
+
+# LLMBar (https://github.com/princeton-nlp/LLMBar): subset, and its folder in Dataset/LLMBar there
+SUBSETS = {
+    "natural": "Natural",
+    "adversarial-neighbor": "Adversarial/Neighbor",
+    "adversarial-gptinst": "Adversarial/GPTInst",
+    "adversarial-gptout": "Adversarial/GPTOut",
+    "adversarial-manual": "Adversarial/Manual",
+}
+OTHERS = "mean of the others"  # all dimensions but Overall
+Item = dict[str, Any]  # prompt_id, prompt, response
+Judged = tuple[Item, Item]  # two responses to one prompt, the one that people prefer first
+
+
+def load_llmbar(folder: Path, subset: str, limit: int | None = None) -> list[Judged]:
+    """The (first `limit`) pairs of a subset, in LLMBar's own layout or as `<folder>/<subset>.json`."""
+    path = Path(folder) / SUBSETS.get(subset, "") / "dataset.json"
+    path = path if path.is_file() else Path(folder) / f"{subset}.json"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise HialignError(f"cannot read the LLMBar subset {path}: {error}") from None
+    pairs = []
+    for number, row in enumerate(content[:limit]):
+        best = row["label"]
+        first, second = (
+            {
+                "prompt_id": f"{subset}-{number}-{output}",
+                "prompt": row["input"],
+                "response": row[f"output_{output}"],
+            }
+            for output in (best, 3 - best)
+        )
+        pairs.append((first, second))
+    return pairs
+
+
+def from_preferences(pairs: Sequence[Pair]) -> list[Judged]:
+    """Preference pairs as items to judge; of several turns the prompt has the speakers' names."""
+    return [
+        tuple(  # type: ignore[misc]
+            {
+                "prompt_id": f"pair-{pair['id']}-{side}",
+                "prompt": transcript(pair["prompt"]),
+                "response": transcript(pair[side]),
+            }
+            for side in ("chosen", "rejected")
+        )
+        for pair in pairs
+    ]
+
+
+def rows(
+    pairs: Sequence[Judged], scores: Mapping[str, Mapping[str, float | None]], **more: Any
+) -> list[dict[str, Any]]:
+    """A row for each kind of score in `scores` (by kind, then prompt_id), of `agreement` and `more`."""
+    return [
+        more
+        | {"score": kind}
+        | agreement(*([by_id.get(pair[i]["prompt_id"]) for pair in pairs] for i in (0, 1)))
+        for kind, by_id in scores.items()
+    ]
+
+
+def agreement(preferred: Sequence[float | None], other: Sequence[float | None]) -> dict[str, Any]:
+    """How often `preferred` is above `other`: n, accuracy, low, high, ties, missing.
+
+    `accuracy` is a share of the n pairs, a tie counting one half; `low` and `high` are its 95%
+    interval (Wilson). Pairs that lack a score are not among the n: `missing` says how many.
+    """
+    pairs = [
+        (a, b) for a, b in zip(preferred, other, strict=True) if a is not None and b is not None
+    ]
+    n, ties = len(pairs), sum(a == b for a, b in pairs)
+    missing = len(preferred) - n
+    if n == 0:
+        nothing = dict.fromkeys(("accuracy", "low", "high"))
+        return {"n": 0} | nothing | {"ties": 0, "missing": missing}
+    right = sum(a > b for a, b in pairs) + ties / 2
+    low, high = wilson(right, n)
+    figures = {"accuracy": right / n, "low": float(low), "high": float(high)}
+    return (
+        {"n": n} | {k: round(v, 4) for k, v in figures.items()} | {"ties": ties, "missing": missing}
+    )
+
+
+def kinds_of(records: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float | None]]:
+    """The Overall score and the mean of the others of each judgment, by kind and prompt_id.
+
+    None where the judgment failed. Without other dimensions there is the Overall score alone.
+    """
+    found: dict[str, dict[str, float | None]] = {"Overall": {}, OTHERS: {}}
+    for record in records:
+        scores = record["scores"]
+        others = [score for name, score in scores.items() if name != "Overall"]
+        found["Overall"][record["prompt_id"]] = scores.get("Overall")
+        # to 9 places, so that equal scores tie whatever the order of adding them
+        mean = round(sum(others) / len(others), 9) if others else None
+        found[OTHERS][record["prompt_id"]] = mean
+    if all(score is None for score in found[OTHERS].values()):
+        del found[OTHERS]
+    return found
