@@ -1,9 +1,12 @@
-"""Intervals around what was measured."""
+"""Intervals around what was measured, and the power to see what was not."""
 
 from collections.abc import Hashable, Sequence
+from typing import Literal
 
 import numpy as np
 import pandas as pd
+
+ALPHA = 0.05  # two-sided; of all tests of a family together, once Holm has adjusted them
 
 
 def wilson(successes: float, n: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -29,25 +32,11 @@ def mean_interval(
     not independent: the interval is of the mean of the groups' means. NaN where there are fewer
     than two groups; of no width where all are equal.
     """
-    from scipy.stats import bootstrap
-
     data = np.asarray(values, dtype=float)
     if groups is not None:
         _, index = np.unique([str(g) for g in groups], return_inverse=True)
         data = np.bincount(index, weights=data) / np.bincount(index)
-    if len(data) < 2:
-        return float("nan"), float("nan")
-    if np.ptp(data) == 0:
-        return float(data[0]), float(data[0])
-    found = bootstrap(
-        (data,),
-        np.mean,
-        n_resamples=resamples,
-        confidence_level=confidence,
-        method="BCa",
-        rng=np.random.default_rng(seed),
-    ).confidence_interval
-    return float(found.low), float(found.high)
+    return pooled_interval(list(data), range(len(data)), resamples, confidence, seed)
 
 
 def pooled_interval(
@@ -56,25 +45,32 @@ def pooled_interval(
     resamples: int = 10_000,
     confidence: float = 0.95,
     seed: int = 42,
+    of: Literal["mean", "std"] = "mean",
 ) -> tuple[float, float]:
-    """Bootstrap interval (BCa) of the plain mean of `values`, drawing whole groups.
+    """Bootstrap interval (BCa) of the plain mean (or `std`) of `values`, drawing whole groups.
 
     Unlike `mean_interval` with groups, a value counts the same whichever group it is in, so the
     interval belongs to `mean(values)` also where groups differ in size, as prompts do when some of
-    their judgments failed. NaN for fewer than two groups; of no width where all values are equal.
+    their judgments failed. NaN for fewer than two groups; of no width where all groups are alike.
+    With few groups it is too narrow: see benchmarks/null_studies.py.
     """
     from scipy.stats import bootstrap
 
     data = np.asarray(values, dtype=float)
     _, index = np.unique([str(g) for g in groups], return_inverse=True)
-    sums, counts = np.bincount(index, weights=data), np.bincount(index)
+    counts = np.bincount(index)
     if len(counts) < 2:
         return float("nan"), float("nan")
-    if np.ptp(sums / counts) == 0:
-        return float(sums[0] / counts[0]), float(sums[0] / counts[0])
+    columns = [counts, np.bincount(index, weights=data)]
+    if of == "std":
+        columns.append(np.bincount(index, weights=data**2))
+    statistic = _pooled_mean if of == "mean" else _pooled_std
+    if all(np.ptp(column / counts) < 1e-12 for column in columns):
+        same = float(statistic(*columns, axis=0))
+        return same, same
     found = bootstrap(
-        (sums, counts),
-        lambda s, n, axis: s.sum(axis) / n.sum(axis),
+        columns,
+        statistic,
         paired=True,
         batch=1_000,  # 8 MB at a time for 1,000 groups
         n_resamples=resamples,
@@ -85,17 +81,68 @@ def pooled_interval(
     return float(found.low), float(found.high)
 
 
+def _pooled_mean(counts: np.ndarray, sums: np.ndarray, axis: int) -> np.ndarray:
+    return np.asarray(sums.sum(axis) / counts.sum(axis))
+
+
+def _pooled_std(counts: np.ndarray, sums: np.ndarray, squares: np.ndarray, axis: int) -> np.ndarray:
+    n = counts.sum(axis)
+    return np.sqrt(np.maximum(squares.sum(axis) - sums.sum(axis) ** 2 / n, 0) / (n - 1))
+
+
+def interval_of_difference(
+    a: float, ends_a: tuple[float, float], b: float, ends_b: tuple[float, float]
+) -> tuple[float, float]:
+    """Interval of `a - b` from the intervals of two independent estimates.
+
+    MOVER (Zou and Donner, 2008): for two normal means it is the usual interval, and it keeps the
+    skew of bootstrap intervals. NaN where an end is.
+    """
+    low = (a - b) - np.hypot(a - ends_a[0], ends_b[1] - b)
+    high = (a - b) + np.hypot(ends_a[1] - a, b - ends_b[0])
+    return float(low), float(high)
+
+
+def prompts_needed(difference: float, std: float, power: float = 0.8) -> float:
+    """Prompts at which one paired test at 5% sees `difference` with probability `power`.
+
+    `std` is that of the prompts' differences. Of the paired t-test (statsmodels); Wilcoxon's needs
+    5% more where differences are normal and never over 16% more (its asymptotic relative
+    efficiency is at least 0.864), often fewer. 6 at least: with fewer, no rank test reaches 5%.
+    NaN without a spread or a difference.
+    """
+    from scipy.optimize import brentq
+    from scipy.stats import norm
+    from statsmodels.stats.power import TTestPower
+
+    if not (std > 0 and abs(difference) > 0):  # NaN included
+        return float("nan")
+    effect, solver = abs(difference) / std, TTestPower()
+    if solver.power(effect, 6, ALPHA) >= power:
+        return 6.0
+    # Normal theory needs fewer, by less than 3 (statsmodels' own search does not always converge)
+    least = ((norm.ppf(1 - ALPHA / 2) + norm.ppf(power)) / effect) ** 2
+    return float(np.ceil(brentq(lambda n: solver.power(effect, n, ALPHA) - power, 2, least + 9)))
+
+
+def smallest_difference(prompts: float, std: float, power: float = 0.8) -> float:
+    """The difference that one paired t-test at 5% sees with probability `power` on `prompts`."""
+    from statsmodels.stats.power import TTestPower
+
+    if not (std > 0 and prompts >= 2):
+        return float("nan")
+    solved = TTestPower().solve_power(nobs=prompts, alpha=ALPHA, power=power)
+    return float(np.squeeze(solved)) * std
+
+
 def against_base(scores: pd.DataFrame, block: str) -> pd.DataFrame:
     """`score` of `block` minus Base's for the same model and prompt, where both were scored.
 
     Nothing for Base itself.
     """
-    key = ["model", "prompt_id"]
-    both = scores[scores.block == block].merge(
-        scores.loc[scores.block == "base", [*key, "score"]], on=key, suffixes=("", "_base")
-    )
-    both["score"] -= both.score_base
-    return both.dropna(subset="score")[: 0 if block == "base" else None]
+    from hialign.comparisons import paired_differences
+
+    return paired_differences(scores, block)
 
 
 def interval_text(low: float | None, high: float | None, digits: int = 3) -> str | None:
