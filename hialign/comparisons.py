@@ -138,11 +138,11 @@ def compare(
     columns = ["block", "reference", "models", "prompts", "difference", "low", "high", "std"]
     frame = pd.DataFrame(rows, columns=[*columns, "effect", "p", "p_margin"])
     frame["p_holm"], frame["p_margin"] = holm(frame.p.to_list()), holm(frame.p_margin.to_list())
-    frame["verdict"] = [_verdict(row, margin) for row in frame.to_dict("records")]
-    return frame
+    words = [_verdict(row, margin) for _, row in frame.iterrows()]
+    return frame.assign(verdict=pd.Series(words, dtype=object))
 
 
-def _verdict(row: dict[str, float], margin: float | None) -> str | None:
+def _verdict(row: pd.Series, margin: float | None) -> str | None:
     """One-sided 2.5% for the margin, as is usual for non-inferiority (ICH E9)."""
     if np.isnan(row["p_holm"]):
         return None
@@ -187,10 +187,10 @@ def rank_ranges(scores: pd.DataFrame) -> dict[str, tuple[int, int]]:
     told = all_pairs(scores[scores.block.isin(blocks)])
     ahead = {b: 0 for b in blocks}
     behind = {b: 0 for b in blocks}
-    for row in told[told.told != 0].itertuples():
-        winner, loser = (row.block, row.reference)[:: int(row.told)]
-        ahead[loser] += 1
-        behind[winner] += 1
+    for side, winner, loser in (1, "block", "reference"), (-1, "reference", "block"):
+        for row in told[told.told == side].to_dict("records"):
+            ahead[row[loser]] += 1
+            behind[row[winner]] += 1
     return {b: (1 + ahead[b], len(blocks) - behind[b]) for b in blocks}
 
 
@@ -228,10 +228,10 @@ def alignment_tax(
             row[f"tax{end}"] = np.minimum(row[f"gain{end}"], row[f"loss{end}"])
         row |= {"p": np.max(tests), "p_out": np.minimum(1, 2 * np.min(out))}
         rows.append(row)
-    ends = [f"{name}{end}" for name in ("gain", "loss", "tax") for end in ("", "_low", "_high")]
-    frame = pd.DataFrame(rows, columns=["block", "prompts", *ends, "p", "p_out"])
+    names = [f"{name}{end}" for name in ("gain", "loss", "tax") for end in ("", "_low", "_high")]
+    frame = pd.DataFrame(rows, columns=["block", "prompts", *names, "p", "p_out"])
     frame["p_holm"], frame["p_out"] = holm(frame.p.to_list()), holm(frame.p_out.to_list())
     paid = (frame.p_holm < ALPHA) & (frame.tax_low > 0)
     excluded = (frame.p_out < ALPHA) & (frame.tax_high < margin)
-    words = np.select([frame.p.isna(), paid, excluded], [None, PAID, EXCLUDED], UNSURE)
-    return frame.assign(verdict=words)
+    words = pd.Series(np.select([paid, excluded], [PAID, EXCLUDED], UNSURE), dtype=object)
+    return frame.assign(verdict=words.where(frame.p.notna(), None))

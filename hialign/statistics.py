@@ -1,11 +1,12 @@
 """Intervals around what was measured, and the power to see what was not."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Literal
 
 import numpy as np
 import pandas as pd
 
+Statistic = Literal["mean", "std"]
 ALPHA = 0.05  # two-sided; of all tests of a family together, once Holm has adjusted them
 
 
@@ -45,7 +46,7 @@ def pooled_interval(
     resamples: int = 10_000,
     confidence: float = 0.95,
     seed: int = 42,
-    of: Literal["mean", "std"] = "mean",
+    of: Statistic = "mean",
 ) -> tuple[float, float]:
     """Bootstrap interval (BCa) of the plain mean (or `std`) of `values`, drawing whole groups.
 
@@ -64,7 +65,7 @@ def pooled_interval(
     columns = [counts, np.bincount(index, weights=data)]
     if of == "std":
         columns.append(np.bincount(index, weights=data**2))
-    statistic = _pooled_mean if of == "mean" else _pooled_std
+    statistic: Callable[..., np.ndarray] = _pooled_mean if of == "mean" else _pooled_std
     if all(np.ptp(column / counts) < 1e-12 for column in columns):
         same = float(statistic(*columns, axis=0))
         return same, same
@@ -81,13 +82,16 @@ def pooled_interval(
     return float(found.low), float(found.high)
 
 
-def _pooled_mean(counts: np.ndarray, sums: np.ndarray, axis: int) -> np.ndarray:
+def _pooled_mean(counts: np.ndarray, sums: np.ndarray, *, axis: int) -> np.ndarray:
     return np.asarray(sums.sum(axis) / counts.sum(axis))
 
 
-def _pooled_std(counts: np.ndarray, sums: np.ndarray, squares: np.ndarray, axis: int) -> np.ndarray:
+def _pooled_std(
+    counts: np.ndarray, sums: np.ndarray, squares: np.ndarray, *, axis: int
+) -> np.ndarray:
     n = counts.sum(axis)
-    return np.sqrt(np.maximum(squares.sum(axis) - sums.sum(axis) ** 2 / n, 0) / (n - 1))
+    variance = (squares.sum(axis) - sums.sum(axis) ** 2 / n) / np.maximum(n - 1, 1)
+    return np.asarray(np.sqrt(np.maximum(variance, 0)))
 
 
 def interval_of_difference(
@@ -125,6 +129,14 @@ def prompts_needed(difference: float, std: float, power: float = 0.8) -> float:
     return float(np.ceil(brentq(lambda n: solver.power(effect, n, ALPHA) - power, 2, least + 9)))
 
 
+def unpaired_needed(difference: float, stds: tuple[float, float], power: float = 0.8) -> float:
+    """Responses on either side at which an unpaired z-test at 5% sees `difference` (statsmodels)."""
+    from statsmodels.stats.power import normal_sample_size_one_tail
+
+    needed = normal_sample_size_one_tail(difference, power, ALPHA / 2, float(np.hypot(*stds)))
+    return float(np.ceil(needed))
+
+
 def smallest_difference(prompts: float, std: float, power: float = 0.8) -> float:
     """The difference that one paired t-test at 5% sees with probability `power` on `prompts`."""
     from statsmodels.stats.power import TTestPower
@@ -135,18 +147,15 @@ def smallest_difference(prompts: float, std: float, power: float = 0.8) -> float
     return float(np.squeeze(solved)) * std
 
 
-def against_base(scores: pd.DataFrame, block: str) -> pd.DataFrame:
-    """`score` of `block` minus Base's for the same model and prompt, where both were scored.
-
-    Nothing for Base itself.
-    """
-    from hialign.comparisons import paired_differences
-
-    return paired_differences(scores, block)
-
-
 def interval_text(low: float | None, high: float | None, digits: int = 3) -> str | None:
     """`0.512 to 0.634`; None where there is no interval."""
     if pd.isna(low) or pd.isna(high):
         return None
     return f"{low:.{digits}f} to {high:.{digits}f}".replace("-", "−")
+
+
+def p_text(p: float | None) -> str | None:
+    """`0.032`, or `< 0.001`; None where there is none."""
+    if p is None or pd.isna(p):
+        return None
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
