@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from hialign import judged, paper, records
+from hialign import judged, paper, paths, records
 from hialign.blocks import STRATEGIES, strategy_of
 from hialign.contrasts import OBJECTIVES
 from hialign.findings import joined, overall_finding, reward_finding, tax_finding
@@ -29,6 +29,7 @@ def facts(study: Study) -> dict[str, str]:
         "paper_best": _paper_best(),
         "margin": f"{study.analysis.margin:g}",
         "shared_with_paper": _shared(study),
+        "null_studies": _null_studies(),
         "version": records.hialign_version(),
         "commit": records.commit() or "unknown",
         "built_on": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
@@ -164,6 +165,30 @@ def _shared(study: Study) -> str:
     }
     shared = [text for text, has in known.items() if has]
     return joined(shared) if shared else "neither a model, nor the data set, nor the judge"
+
+
+def _null_studies() -> str:
+    """What benchmarks/null_studies.py found, in words; in an installed wheel its results are not."""
+    file = paths.root() / "benchmarks" / "results" / "null_studies.json"
+    if not file.is_file():
+        return f"{NONE} here (`benchmarks/null_studies.py`)."
+    content = records.read_json(file)
+    null, text = content["scenarios"]["null, 100 prompts, 1 models"], []
+    share = {way: f"{100 * found['share']:.1f}%" for way, found in null["ways"].items()}
+    text.append(
+        f"in {null['studies']:,} studies of 100 prompts and one model in which no strategy has any "
+        f"effect, this table reports a difference in {share['hialign: comparisons']} of them and "
+        f"the rank ranges in {share['hialign: ranks']}; the same tests without correction do in "
+        f"{share['paired, no correction']}, and a highest mean to call the best is there in "
+        f"{share['the highest mean is called best']}."
+    )
+    covered = {
+        n: content["coverage"][f"{n} prompts, 1 models"]["ways"]["difference: BCa (hialign)"]
+        for n in (16, 100, 1000)
+    }
+    shares = [f"{100 * covered[n]['share']:.1f}% with {n:,} prompts" for n in covered]
+    text.append(f"95% intervals of a true difference hold it in {joined(shares)}.")
+    return " ".join(text)
 
 
 def _join(values: set[Any]) -> str:

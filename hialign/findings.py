@@ -38,7 +38,8 @@ def overall_finding(study: Study) -> str:
             f"with ({method})."
         )
     found = "; ".join(parts)
-    return f"By the judge's Overall score ({method}): {found}. No other difference is found."
+    other = "" if set(table.verdict) <= {tests.NOT_INFERIOR, tests.UNSURE} else "other "
+    return f"By the judge's Overall score ({method}): {found}. No {other}difference is found."
 
 
 def tax_finding(study: Study) -> str:

@@ -122,11 +122,13 @@ def prompts_needed(difference: float, std: float, power: float = 0.8) -> float:
     if not (std > 0 and abs(difference) > 0):  # NaN included
         return float("nan")
     effect, solver = abs(difference) / std, TTestPower()
-    if solver.power(effect, 6, ALPHA) >= power:
+    if effect > 2 or solver.power(effect, 6, ALPHA) >= power:
         return 6.0
     # Normal theory needs fewer, by less than 3 (statsmodels' own search does not always converge)
     least = ((norm.ppf(1 - ALPHA / 2) + norm.ppf(power)) / effect) ** 2
-    return float(np.ceil(brentq(lambda n: solver.power(effect, n, ALPHA) - power, 2, least + 9)))
+    return float(
+        np.ceil(brentq(lambda n: solver.power(effect, n, ALPHA) - power, max(6, least), least + 9))
+    )
 
 
 def unpaired_needed(difference: float, stds: tuple[float, float], power: float = 0.8) -> float:
