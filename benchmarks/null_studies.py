@@ -203,7 +203,7 @@ SCENARIOS = {  # name: what, prompts, models, share of --studies
     "paper's differences true, 100 prompts, 4 models": (real, 100, 4, 0.03),
     "inferior by the margin, 1000 prompts, 4 models": (inferior, 1000, 4, 0.03),
 }
-COVERAGE = ((16, 1, 0.5), (100, 1, 0.5), (16, 4, 0.5), (1000, 1, 0.1))
+COVERAGE = ((16, 1, 0.5), (100, 1, 0.2), (1000, 1, 0.04), (16, 4, 0.2))
 
 
 def one(task: tuple[str, int, int]) -> dict[str, bool]:
