@@ -171,7 +171,7 @@ def _null_studies() -> str:
     """What benchmarks/null_studies.py found, in words; in an installed wheel its results are not."""
     file = paths.root() / "benchmarks" / "results" / "null_studies.json"
     if not file.is_file():
-        return f"{NONE} here (`benchmarks/null_studies.py`)."
+        return f"{NONE} here (benchmarks/null_studies.py does)."
     content = records.read_json(file)
     null, text = content["scenarios"]["null, 100 prompts, 1 models"], []
     share = {way: f"{100 * found['share']:.1f}%" for way, found in null["ways"].items()}

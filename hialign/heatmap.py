@@ -124,5 +124,6 @@ def _squares(
 
 
 def _signed(value: float, half: float) -> str:
-    """With as many decimals as a scale that ends at `half` needs."""
-    return f"{value:+.{2 if half > 0.2 else 3}f}".replace("-", "−")
+    """With as many decimals as a scale that ends at `half` needs: `+0.25`, or `+.025`."""
+    text = f"{value:+.2f}" if half > 0.2 else f"{value:+.3f}".replace("0.", ".", 1)
+    return text.replace("-", "−")

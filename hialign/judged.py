@@ -104,7 +104,7 @@ def comparisons(study: Study) -> Table:
     for found in compared(study).to_dict("records"):
         row: dict[str, Any] = {"Strategy": strategy_of(found["block"])}
         row |= {"Against": strategy_of(found["reference"])}
-        row |= _difference(found) | {"Verdict": found["verdict"]}
+        row |= {"Verdict": found["verdict"], **_difference(found)}
         row["p, inferior (Holm)"] = p_text(found["p_margin"])
         row["Prompts"] = found["prompts"] or None
         pair = (found["block"], found["reference"])
@@ -134,8 +134,8 @@ def dimensions(study: Study) -> Table:
     rows = []
     for found in dimension_differences(study).to_dict("records"):
         row = {"Dimension": found["dimension"], "Strategy": strategy_of(found["block"])}
-        rows.append(row | _difference(found) | {"Verdict": found["verdict"]})
-    columns = ["Dimension", "Strategy", *_difference({}), "Verdict"]
+        rows.append(row | {"Verdict": found["verdict"], **_difference(found)})
+    columns = ["Dimension", "Strategy", "Verdict", *_difference({})]
     return table_of(rows, columns)
 
 
@@ -151,17 +151,17 @@ def taxed(study: Study) -> pd.DataFrame:
 
 def alignment_tax(study: Study) -> Table:
     """v1's alignment tax: fluency gained and logic lost against Base, and the smaller of the two."""
-    titles = {"gain": f"{FLUENCY} gained", "loss": f"{LOGIC} lost", "tax": "Tax"}
+    titles = {"gain": "Gain", "loss": "Loss", "tax": "Tax"}
     rows = []
     for found in taxed(study).to_dict("records"):
         row: dict[str, Any] = {"Strategy": strategy_of(found["block"])}
+        row["Verdict"] = found["verdict"]
         for name, title in titles.items():
             row[title] = found[name]
             ends = found[f"{name}_low"], found[f"{name}_high"]
-            row[f"{title}, 95% interval"] = interval_text(*ends)
+            row[f"{title}, 95%"] = interval_text(*ends)
         row |= {"p, paid (Holm)": p_text(found["p_holm"])}
         rows.append(row | {"p, over margin (Holm)": p_text(found["p_out"])})
-        rows[-1]["Verdict"] = found["verdict"]
     return table_of(rows)
 
 
@@ -176,7 +176,9 @@ def power(study: Study) -> Table:
         std = float(values.std())
         rows.append(
             {
-                "Difference": _name(row),
+                "Strategy": strategy_of(row["block"]),
+                "Against": strategy_of(row["reference"]),
+                "Model": row["model"] or "all",
                 "Paper": row["difference"],
                 "Paper: responses each": row["n"],
                 "Needed, unpaired": unpaired_needed(row["difference"], row["stds"], share),

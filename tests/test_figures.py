@@ -212,7 +212,7 @@ def test_figure3_frames_what_is_found_and_nothing_else(outputs: Path) -> None:
     framed = {
         (rows[round(p.get_y() + 0.47)], names[round(p.get_x() + 0.47)])
         for p in panel.patches
-        if p.get_height() == 0.94
+        if p.get_linewidth() == 1.8
     }
     told = found[found.verdict.isin(["better", "worse"])]
     expected = {(study.cell(None, r.block).strategy, r.dimension) for r in told.itertuples()}
