@@ -7,13 +7,12 @@ partial study stays true.
 import datetime
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
-from hialign import paper, records
-from hialign.blocks import STRATEGIES
+from hialign import judged, paper, paths, records
+from hialign.blocks import STRATEGIES, strategy_of
 from hialign.contrasts import OBJECTIVES
-from hialign.statistics import mean_interval, pooled_interval
+from hialign.findings import joined, overall_finding, reward_finding, tax_finding
 from hialign.study import Study
 
 NONE = "not measured"
@@ -28,6 +27,9 @@ def facts(study: Study) -> dict[str, str]:
         **_preferences(study),
         **_judge(study),
         "paper_best": _paper_best(),
+        "margin": f"{study.analysis.margin:g}",
+        "shared_with_paper": _shared(study),
+        "null_studies": _null_studies(),
         "version": records.hialign_version(),
         "commit": records.commit() or "unknown",
         "built_on": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
@@ -101,54 +103,17 @@ def _preferences(study: Study) -> dict[str, str]:
     best = str(means.idxmax()) if len(means) else None
     found["best_accuracy_strategy"] = best or NONE
     found["best_accuracy"] = _percent(means.max() if best else float("nan"))
-    found["overall_finding"] = _finding(study, best, found)
+    found["overall_finding"] = reward_finding(study, best, found)
     return found
-
-
-def _finding(study: Study, best: str | None, found: dict[str, str]) -> str:
-    """Which strategy's reward is right most often, and which ones cannot be told from it."""
-    if best is None:
-        return "No tuned cell of this study has been evaluated yet, so there is nothing to report."
-    hits = _reward_hits(study)
-    tied: list[str] = []
-    behind: list[str] = []
-    for strategy in [c for c in hits.columns if c != best]:
-        both = hits[[best, strategy]].dropna()
-        groups = [f"{m} {pair.rsplit('-', 1)[0]}" for m, pair in both.index]
-        low, _ = mean_interval(list(both[best] - both[strategy]), groups)
-        (behind if low > 0 else tied).append(strategy)
-    text = (
-        f"On {found['n_eval_pairs']} held-out pairs the implicit reward of {best} is right most "
-        f"often: {found['best_accuracy']} of the time."
-    )
-    if tied:
-        text += f" These pairs cannot tell {_and(tied)} from it"
-        text += f"; {_and(behind)} did worse." if behind else "."
-    elif behind:
-        text += f" {_and(behind)} did worse, by more than chance over prompts explains."
-    return text
-
-
-def _reward_hits(study: Study) -> pd.DataFrame:
-    """Whether each held-out pair is ranked right by the implicit reward: model, pair x strategy."""
-    rows = []
-    for cell in study.cells():
-        file = records.stage_manifest(cell, "evaluate")
-        if cell.block == "base" or not file.is_file():
-            continue
-        content = records.read_json(file)
-        for p in content["pairs"]:
-            if "all" in p["groups"]:
-                gain = p["chosen"] - p["chosen_base"] - p["rejected"] + p["rejected_base"]
-                hit = 0.5 + 0.5 * float(np.sign(gain))
-                rows.append((cell.model.label, p["id"], cell.strategy, hit))
-    frame = pd.DataFrame(rows, columns=["model", "id", "strategy", "hit"])
-    return frame.pivot_table(index=["model", "id"], columns="strategy", values="hit")
 
 
 def _judge(study: Study) -> dict[str, str]:
     found = dict.fromkeys(
-        ("best_strategy_overall", "best_overall", "base_overall", "judge_failed"), NONE
+        (
+            *("best_strategy_overall", "best_overall", "base_overall", "judge_failed"),
+            *("tax_finding",),
+        ),
+        NONE,
     )
     from hialign.judge import report
 
@@ -159,41 +124,19 @@ def _judge(study: Study) -> dict[str, str]:
     found |= {"judge_name": study.judge.name, "judge_model": study.judge.model}
     found["judge_agreement"] = agreement_text(study)
     found |= {"judge_measured": report.made(study), "judge_injection": report.gains(study)}
-    table = records.judgments(study)
-    overall = table[table["dimension"] == "Overall"]
-    scores = overall.pivot_table(index=["model", "prompt_id"], columns="strategy", values="score")
-    if scores.empty:
+    scores = judged.overall(study)
+    means = scores.groupby("block").score.mean().dropna()
+    if means.empty:
         return found | {"judge_finding": "No response of this study has been judged yet."}
-    means = scores.mean()
     best = str(means.idxmax())
     found |= {
-        "best_strategy_overall": best,
+        "best_strategy_overall": strategy_of(best),
         "best_overall": _number(means[best], 3),
-        "base_overall": _number(means.get("Base", float("nan")), 3),
-        "judge_failed": str(int(overall["score"].isna().sum())),
+        "base_overall": _number(means.get("base", float("nan")), 3),
+        "judge_failed": str(int(scores["score"].isna().sum())),
+        "tax_finding": tax_finding(study),
     }
-    others = [s for s in means.index if s != "Base"]
-    if "Base" not in means or not others:
-        return found | {"judge_finding": "Too few strategies have been judged to compare them."}
-    told = []
-    for strategy in others:
-        both = scores[["Base", strategy]].dropna()
-        gains = both[strategy] - both["Base"]
-        prompts = list(gains.index.get_level_values("prompt_id"))  # models share the prompts
-        low, high = pooled_interval(list(gains), prompts)
-        if low > 0 or high < 0:
-            told.append(f"{strategy} ({both[strategy].mean() - both['Base'].mean():+.3f})")
-    if not told:
-        text = (
-            "The judge tells none of the strategies from Base: every 95% interval of a difference "
-            "in Overall, paired by prompt, holds zero."
-        )
-    else:
-        text = (
-            f"By the judge's Overall score, paired by prompt, {_and(told)} differ"
-            f"{'s' if len(told) == 1 else ''} from Base with a 95% interval that leaves out zero "
-            "(intervals are not corrected for the number of comparisons)."
-        )
+    text = overall_finding(study)
     agreement = found["judge_agreement"]
     if agreement == NONE:
         text += " How far this judge agrees with people has not been measured."
@@ -214,6 +157,44 @@ def _paper_best() -> str:
     return f"{best['strategy']} ({best['mean']:.3f})"
 
 
+def _shared(study: Study) -> str:
+    """What a study has in common with v2's, without which numbers cannot be compared."""
+    design, models = paper.load_paper()["design"], {m["name"] for m in paper.load_paper()["models"]}
+    n = sum(model.label in models for model in study.models)
+    judge = study.judge.model.casefold() if study.judge else ""
+    known = {
+        f"{n} of its {len(models)} models": n > 0,
+        "its data set": study.preferences.source == design["data_set"]["value"],
+        "its judge": judge.startswith(design["judge"]["value"].casefold()),
+    }
+    shared = [text for text, has in known.items() if has]
+    return joined(shared) if shared else "neither a model, nor the data set, nor the judge"
+
+
+def _null_studies() -> str:
+    """What benchmarks/null_studies.py found, in words; in an installed wheel its results are not."""
+    file = paths.root() / "benchmarks" / "results" / "null_studies.json"
+    if not file.is_file():
+        return f"{NONE} here (benchmarks/null_studies.py does)."
+    content = records.read_json(file)
+    null, text = content["scenarios"]["null, 100 prompts, 1 models"], []
+    share = {way: f"{100 * found['share']:.1f}%" for way, found in null["ways"].items()}
+    text.append(
+        f"in {null['studies']:,} studies of 100 prompts and one model in which no strategy has any "
+        f"effect, this table reports a difference in {share['hialign: comparisons']} of them and "
+        f"the rank ranges in {share['hialign: ranks']}; the same tests without correction do in "
+        f"{share['paired, no correction']}, and a highest mean to call the best is there in "
+        f"{share['the highest mean is called best']}."
+    )
+    covered = {
+        n: content["coverage"][f"{n} prompts, 1 models"]["ways"]["difference: BCa (hialign)"]
+        for n in (16, 100, 1000)
+    }
+    shares = [f"{100 * covered[n]['share']:.1f}% with {n:,} prompts" for n in covered]
+    text.append(f"95% intervals of a true difference hold it in {joined(shares)}.")
+    return " ".join(text)
+
+
 def _join(values: set[Any]) -> str:
     return ", ".join(sorted(str(v) for v in values)) or NONE
 
@@ -224,7 +205,3 @@ def _number(value: float, digits: int = 3) -> str:
 
 def _percent(value: float) -> str:
     return NONE if pd.isna(value) else f"{100 * value:.0f}%"
-
-
-def _and(words: list[str]) -> str:
-    return words[0] if len(words) == 1 else ", ".join(words[:-1]) + " and " + words[-1]

@@ -7,11 +7,11 @@ or put at zero; a figure without any data says so. Thick lines are 95% intervals
 import math
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from hialign import records, tables
+from hialign import judged, records, tables
 from hialign.blocks import STRATEGIES, split_layers, strategy_of
+from hialign.heatmap import figure3 as figure3
 from hialign.plots import (
+    ANCHOR,
     LINES,
     PALETTE,
     WIDEST,
@@ -23,7 +23,6 @@ from hialign.plots import (
     lines_of,
     missing,
     name_judge,
-    name_lines,
     nothing,
     plain,
     side_by_side,
@@ -36,7 +35,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 EXPECTED = {"grammar": "local", "coherence": "mid", "factuality": "global"}  # Hypothesis 2
-ANCHOR = 3  # the judge's score of the baseline response (Appendix D)
 
 
 # --- the paper's figures -------------------------------------------------------------------------
@@ -80,7 +78,7 @@ def figure2(study: Study) -> "Figure":
     The paper's error bars are standard deviations (thin lines here); thick ones are intervals of
     the mean over prompts.
     """
-    scores = tables.overall(study).dropna(subset="score")
+    scores = judged.overall(study).dropna(subset="score")
     if scores.empty:
         return nothing("judged responses")
     figure, places = side_by_side(study, study.blocks, 3.4)
@@ -100,52 +98,6 @@ def figure2(study: Study) -> "Figure":
         axes.plot(x, mean, **dot_of(study, block) | {"markersize": 5})
     note = "thick: 95% interval of the mean; thin: ± 1 std, within 1 to 5; dashed: the anchor, 3"
     legend(figure, study, study.blocks, note)
-    name_judge(figure, study)
-    return figure
-
-
-def figure3(study: Study) -> "Figure":
-    """Figure 3: mean score in each dimension but Overall, by model and strategy, as a heat map.
-
-    Columns are grouped as in section 4.1; colours part at the judge's anchor, 3.
-    """
-    from hialign.judge.rubric import load_rubric
-
-    scores = records.judgments(study).dropna(subset="score")
-    scores = scores[scores.dimension != tables.OVERALL]
-    if scores.empty:
-        return nothing("judged responses")
-    rubric = load_rubric(study.judge.rubric if study.judge else None)
-    groups = {g: [n for n in ns if n != tables.OVERALL] for g, ns in rubric.groups.items()}
-    names = [name for members in groups.values() for name in members]
-    means = scores.groupby(["model", "block", "dimension"]).score.mean()
-    grid = np.full((lines_of(study)[-1][0] + 1, len(names)), np.nan)
-    for y, model, block in lines_of(study):
-        grid[y] = [means.get((model, block, name), np.nan) for name in names]
-    half = min(2.0, max(0.5, math.ceil(2 * np.nanmax(np.abs(grid - ANCHOR))) / 2))
-    figure, (axes,) = canvas(WIDEST, 2.4 + 0.3 * len(grid))
-    image = axes.imshow(grid, cmap="PuOr_r", vmin=ANCHOR - half, vmax=ANCHOR + half, aspect="auto")
-    hatched: dict[str, Any] = {"color": "#f4f4f4", "edgecolor": "#bbbbbb", "hatch": "////", "lw": 0}
-    for y, _, _ in lines_of(study):
-        for x, value in enumerate(grid[y]):
-            if np.isnan(value):
-                axes.bar(x, 1, 1, bottom=y - 0.5, **hatched)
-                continue
-            light = np.dot(image.to_rgba(value)[:3], (0.299, 0.587, 0.114)) > 0.5
-            write(axes, x, y, f"{value:.2f}", fontsize=7.5, color="black" if light else "white")
-    edge = -0.5
-    for group, members in groups.items():
-        words = group.replace(" & ", "\u00a0&\n").replace(" ", "\n").replace("-", "-\n")
-        write(axes, edge + len(members) / 2, -0.7, words, va="bottom")
-        edge += len(members)
-        axes.axvline(edge, color="white", linewidth=3, zorder=2)
-    name_lines(axes, study)
-    axes.set_xticks(range(len(names)), names, rotation=55, ha="right", rotation_mode="anchor")
-    axes.set(xlim=(-0.5, len(names) - 0.5), xlabel="dimension")
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
-    label = f"mean score ({ANCHOR} = anchor)"
-    figure.colorbar(image, ax=axes, fraction=0.025, pad=0.01, label=label)
     name_judge(figure, study)
     return figure
 

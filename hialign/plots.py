@@ -27,6 +27,7 @@ MORE = ("#CC79A7", "#56B4E9", "#D55E00", "#F0E442")
 MARKERS = "osD^vhpXP*"
 LINES = ("-", (0, (5, 1.5)), (0, (1.5, 1)), (0, (5, 1.5, 1, 1.5)))  # of the loss curves
 WIDEST = 8.0  # inches
+ANCHOR = 3  # the judge's score of the baseline response (Appendix D)
 SETTINGS: dict[str, Any] = {
     **{"font.size": 10, "axes.titlesize": 10.5, "figure.dpi": 150},
     **{"axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": "#555555"},

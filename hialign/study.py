@@ -205,6 +205,20 @@ class ValidationSettings(Settings):
     judges: list[JudgeSettings] = []  # further judges, who score a part of the same responses
 
 
+class AnalysisSettings(Settings):
+    """What the statistics of the judge's scores need to be told before these are seen.
+
+    No stage depends on it: changing it makes no run stale.
+    """
+
+    # Non-inferiority: a strategy matches Full-DPO if it loses less than this, in points of the 1-5
+    # scale. Not in the paper, whose "matches" has no margin: a third of what Full-DPO gains over
+    # Base in its Table 2 (0.302), so that whatever matches keeps two thirds of the gain. A judge
+    # whose scores lie closer together than the paper's (std 1.3) needs a smaller one.
+    margin: float = Field(0.1, gt=0)
+    power: float = Field(0.8, gt=0.05, lt=1)  # of a test, for the number of prompts that it needs
+
+
 class Study(Settings):
     """The models, blocks, data and settings of one experiment."""
 
@@ -219,6 +233,7 @@ class Study(Settings):
     evaluation: EvaluationSettings = EvaluationSettings()
     judge: JudgeSettings | None = JudgeSettings()  # null: no judge
     validation: ValidationSettings = ValidationSettings()
+    analysis: AnalysisSettings = AnalysisSettings()
 
     @field_validator("models", mode="before")
     @classmethod

@@ -1,69 +1,27 @@
 """The paper's tables, and those of our judge-free evaluation, as DataFrames.
 
 Every table has a row for each cell (or strategy) of the study, run or not: what is missing is NaN,
-shown as "–". Intervals are 95% and stand in a column after the figure that they belong to.
+shown as "–". Intervals are 95% and stand in a column after the figure that they belong to. Those of
+the judge's scores are in `judged.py`, and can be called from here too.
 """
 
-import hashlib
-from collections.abc import Callable, Iterable, Mapping
-from html import escape
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import pandas as pd
-from pandas.api.types import is_integer_dtype, is_numeric_dtype
 
 from hialign import paper, records
-from hialign.blocks import split_layers, strategy_of
+from hialign.blocks import split_layers
 from hialign.contrasts import OBJECTIVES
-from hialign.statistics import against_base, interval_text, pooled_interval, wilson
+from hialign.display import DASH as DASH
+from hialign.display import DIGITS, table_of
+from hialign.display import Table as Table
+from hialign.display import show as show
+from hialign.judged import OVERALL
+from hialign.judged import table2 as table2
+from hialign.judged import table3 as table3
+from hialign.statistics import interval_text, wilson
 from hialign.study import Study
-
-if TYPE_CHECKING:
-    from pandas.io.formats.style import Styler
-
-DASH = "–"
-OVERALL = "Overall"  # the dimension that Tables 2 and 3 are about
-DIGITS = {"KL from Base (nats/token)": 4, "Response length (tokens)": 1}  # decimals, if not three
-DIGITS |= {"Training (min)": 2, "Peak memory (GiB)": 2}
-
-
-class Table(pd.DataFrame):
-    """A DataFrame that notebooks and the book display as `show` has it."""
-
-    @property
-    def _constructor(self) -> Callable[..., pd.DataFrame]:
-        return Table
-
-    def _repr_html_(self) -> str:
-        # A table wider than a phone scrolls by itself instead of the whole page.
-        return f'<div style="overflow-x: auto">{show(self).to_html()}</div>'
-
-
-def show(frame: pd.DataFrame) -> "Styler":
-    """`frame` for a reader: no index, missing values as "–", numbers aligned, all text escaped.
-
-    Model names, devices and the like come from outside and may hold anything, HTML included.
-    """
-    formats, css = {}, [{"selector": "th, td", "props": "text-align: right"}]
-    for i, name in enumerate(frame.columns):
-        if is_numeric_dtype(frame[name]):
-            digits = f",.{DIGITS.get(name, 3)}f"
-            whole = "d" if name == "Seed" else ","  # a seed is a name, not an amount
-            formats[name] = f"{{:{whole if is_integer_dtype(frame[name]) else digits}}}"
-            continue
-        short = frame[name].astype(str).str.len().max() <= 24
-        props = "text-align: left" + ("; white-space: nowrap" if short else "")
-        css.append({"selector": f".col{i}", "props": props})
-    # The same table has the same id in each build (pandas would draw one).
-    key = hashlib.sha256(repr(list(frame.columns)).encode()).hexdigest()[:8]
-    # The theme styles `table.dataframe` for light and dark; other tables get a white box in dark.
-    style = pd.DataFrame(frame).style.set_table_attributes('class="dataframe"').set_uuid(key)
-    style.format(formats, na_rep=DASH, escape="html")  # type: ignore[arg-type]
-    style.format_index(escape="html", axis="columns").hide(axis="index")
-    if "caption" in frame.attrs:
-        style.set_caption(escape(frame.attrs["caption"]))
-    return style.set_table_styles(css)  # type: ignore[arg-type]
-
 
 # --- the paper's tables --------------------------------------------------------------------------
 
@@ -74,50 +32,6 @@ def table1() -> Table:
     titles["tuned"] = "Layers with adapters"
     frame = pd.DataFrame(paper.rows("table_1"), columns=list(titles)).replace("none", DASH)
     return Table(frame.rename(columns=titles))
-
-
-def table2(study: Study) -> Table:
-    """Table 2: the judge's Overall score by strategy, over all models of the study.
-
-    Means are over all scored responses, as in the paper; their intervals draw prompts, since the
-    models answer the same ones. The difference from Base is within model and prompt. Failed
-    judgments are counted and enter no mean.
-    """
-    scores = overall(study)
-    reference = {row["block"]: row for row in paper.rows("table_2")}
-    rows = []
-    for block in study.blocks:
-        asked = scores[scores.block == block]
-        difference = against_base(scores, block)
-        row = {"Strategy": strategy_of(block), **_mean(study, asked)}
-        row |= _mean(study, difference, "Minus Base", "Minus Base, 95% interval")
-        row |= {"Std": asked.score.std(), "Median": asked.score.median()}
-        row |= {"Models": asked.dropna(subset="score").model.nunique(), **_counts(asked)}
-        row |= {f"Paper: {name}": reference.get(block, {}).get(name) for name in ("mean", "std")}
-        rows.append(row)
-    return _table(rows)
-
-
-def table3(study: Study, top: int = 10) -> Table:
-    """Table 3: the `top` model-strategy combinations by mean Overall score.
-
-    The paper's rank and mean stand beside where it has a combination of the same model name.
-    """
-    reference = {(r["model"].casefold(), r["block"]): r for r in paper.rows("table_3")}
-    scores = overall(study)
-    rows: list[dict[str, Any]] = []
-    for cell in study.cells():
-        asked = scores[(scores.model == cell.model.label) & (scores.block == cell.block)]
-        theirs = reference.get((cell.model.label.casefold(), cell.block), {})
-        if asked.score.notna().any():
-            row = {"Model": cell.model.label, "Strategy": cell.strategy}
-            row |= _mean(study, asked) | _counts(asked)
-            rows.append(row | {f"Paper: {name}": theirs.get(name) for name in ("rank", "mean")})
-    rows = sorted(rows, key=lambda row: -float(row["Mean Overall"]))[:top]
-    columns = ["Model", "Strategy", *_mean(study, scores[:0]), *_counts(scores[:0])]
-    frame = _table(rows, [*columns, "Paper: rank", "Paper: mean"])
-    frame.insert(0, "Rank", range(1, len(frame) + 1))
-    return Table(frame.astype({"Paper: rank": "Int64"}))
 
 
 def table4(study: Study) -> Table:
@@ -138,7 +52,7 @@ def table4(study: Study) -> Table:
             layers = split_layers(depth)[block] if depth and depth >= 3 else None
             row[f"{block.title()} block"] = f"{span(layers)} ({len(layers)})" if layers else None
         rows.append(row)
-    return Table(_table(rows).astype({"Layers": "Int64"}))
+    return Table(table_of(rows).astype({"Layers": "Int64"}))
 
 
 def table5(study: Study) -> Table:
@@ -155,7 +69,7 @@ def table5(study: Study) -> Table:
             same = str(ours).startswith(theirs.lower())
         row = {"Hyper-parameter": row["name"], "Paper": _setting(theirs)}
         rows.append(row | {"This study": _setting(ours), "Same": "yes" if same else "no"})
-    return _table(rows)
+    return table_of(rows)
 
 
 def table6() -> Table:
@@ -238,7 +152,7 @@ def judge_agreement(study: Study) -> Table:
     rows = [dict(row) for row in record.get("rows", [])]
     for row in rows:
         row["interval"] = interval_text(row["low"], row["high"])
-    frame = _table(rows or [{"subset": "not measured"}], list(titles))
+    frame = table_of(rows or [{"subset": "not measured"}], list(titles))
     whole = dict.fromkeys(("n", "ties", "missing"), "Int64")
     table = Table(frame.astype(whole).rename(columns=titles))
     parts = []
@@ -263,12 +177,6 @@ def judge_line(study: Study) -> str:
 
 
 # --- shared with the figures ---------------------------------------------------------------------
-
-
-def overall(study: Study) -> pd.DataFrame:
-    """The judge's Overall scores: model, block, strategy, prompt_id, score (NaN where it failed)."""
-    found = records.judgments(study)
-    return found[found.dimension == OVERALL]
 
 
 def objective_names(evaluations: pd.DataFrame) -> list[str]:
@@ -313,31 +221,7 @@ def _cells_table(
             row[f"{title.split(' (')[0]}, 95% interval"] = interval
         row[count] = getattr(values, "n", None)
         rows.append(row)
-    return Table(_table(rows).astype({count: "Int64"}))
-
-
-def _table(rows: list[dict[str, Any]], columns: list[str] | None = None) -> Table:
-    """Rows as a Table in which columns of numbers and None are numeric."""
-    frame = Table(rows, columns=columns)
-    for name in frame.columns:
-        kept = frame[name].dropna()
-        if kept.map(lambda v: isinstance(v, (int, float)) and not isinstance(v, bool)).all():
-            frame[name] = pd.to_numeric(frame[name])
-    return frame
-
-
-def _mean(
-    study: Study, scores: pd.DataFrame, mean: str = "Mean Overall", interval: str = "95% interval"
-) -> dict[str, Any]:
-    kept = scores.dropna(subset="score")
-    points, prompts = kept.score.tolist(), kept.prompt_id.tolist()
-    ends = pooled_interval(points, prompts, study.evaluation.resamples)
-    return {mean: kept.score.mean(), interval: interval_text(*ends)}
-
-
-def _counts(asked: pd.DataFrame) -> dict[str, int]:
-    scored = int(asked.score.notna().sum())
-    return {"Scored": scored, "Failed": len(asked) - scored}
+    return Table(table_of(rows).astype({count: "Int64"}))
 
 
 def _setting(value: Any) -> str:

@@ -183,8 +183,8 @@ def test_failed_judgments_do_not_enter_means(outputs: Path) -> None:
 
 
 def test_figure3_has_the_means_of_fifteen_dimensions(demo: Study) -> None:
-    axes = figures.figure3(demo).axes[0]
-    names = [t.get_text() for t in axes.get_xticklabels()]
+    axes, differences = figures.figure3(demo).axes[:2]
+    names = [t.get_text() for t in differences.get_xticklabels()]
     assert len(names) == 15
     assert "Overall" not in names
     grid = np.asarray(axes.images[0].get_array().filled(math.nan))
@@ -195,9 +195,45 @@ def test_figure3_has_the_means_of_fifteen_dimensions(demo: Study) -> None:
 
 
 def test_figure3_keeps_the_groups_of_the_rubric_together(demo: Study) -> None:
-    names = [t.get_text() for t in figures.figure3(demo).axes[0].get_xticklabels()]
+    names = [t.get_text() for t in figures.figure3(demo).axes[1].get_xticklabels()]
     grouped = [n for members in load_rubric().groups.values() for n in members if n != "Overall"]
     assert names == grouped
+
+
+def test_figure3_frames_what_is_found_and_nothing_else(outputs: Path) -> None:
+    from hialign import judged
+
+    study = make_study()
+    write_all(study, prompts=150)
+    found = judged.dimension_differences(study)
+    panel = figures.figure3(study).axes[1]
+    names = [t.get_text() for t in panel.get_xticklabels()]
+    rows = [t.get_text() for t in panel.get_yticklabels()]
+    framed = {
+        (rows[round(p.get_y() + 0.47)], names[round(p.get_x() + 0.47)])
+        for p in panel.patches
+        if p.get_linewidth() == 1.8
+    }
+    told = found[found.verdict.isin(["better", "worse"])]
+    expected = {(study.cell(None, r.block).strategy, r.dimension) for r in told.itertuples()}
+    assert framed == expected
+    assert 0 < len(framed) < 60
+    grid = np.asarray(panel.images[0].get_array())
+    by_cell = found.set_index(["block", "dimension"])
+    for y, block in enumerate(b for b in EFFECT if b != "base"):
+        for x, name in enumerate(names):
+            row = by_cell.loc[(block, name)]
+            assert grid[y, x] == pytest.approx(row.difference)
+            texts_here = [t.get_text() for t in panel.texts if t.get_position()[0] == x]
+            assert f"{row.low:+.2f}".replace("-", "−") in texts_here
+
+
+def test_figure3_says_when_nothing_is_found(outputs: Path) -> None:
+    study = make_study()
+    write_all(study, prompts=4)
+    panel = figures.figure3(study).axes[1]
+    assert panel.get_title(loc="left").endswith("framed: found (none)")
+    assert not panel.patches
 
 
 def test_figure4_draws_the_loss_and_not_base(demo: Study) -> None:

@@ -116,6 +116,8 @@ def test_differences_and_standard_errors(paper: dict[str, Any]) -> None:
     assert qwen["standard_error"] == pytest.approx(1.25 * math.sqrt(2 / qwen["n"]), abs=ROUNDING)
     gap = paper["derived"]["mid_minus_global"]["value"]
     assert gap == pytest.approx(overall["mid"] - overall["global"])
+    gain = paper["derived"]["full_minus_base"]["value"]
+    assert gain == pytest.approx(overall["full"] - overall["base"])
     for model, span in paper["derived"]["spans"].items():
         if model != "source":
             of_model = means(paper, "table_3", model=model).values()

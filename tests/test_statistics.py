@@ -3,16 +3,19 @@
 import math
 
 import numpy as np
-import pandas as pd
 import pytest
 from scipy import stats
 from statsmodels.stats.proportion import proportion_confint
 
 from hialign.statistics import (
-    against_base,
+    interval_of_difference,
     interval_text,
     mean_interval,
+    p_text,
     pooled_interval,
+    prompts_needed,
+    smallest_difference,
+    unpaired_needed,
     wilson,
 )
 
@@ -89,28 +92,78 @@ def test_the_same_draws_each_time(interval: object) -> None:
     assert interval(values, groups) == interval(values, groups)
 
 
-def test_against_base_pairs_by_model_and_prompt() -> None:
-    rows = [
-        ("m", "base", "p1", 2.0),
-        ("m", "base", "p2", 3.0),
-        ("m", "base", "p3", math.nan),
-        ("n", "base", "p1", 1.0),
-        ("m", "mid", "p2", 5.0),
-        ("m", "mid", "p1", math.nan),
-        ("m", "mid", "p3", 4.0),
-        ("n", "mid", "p1", 2.5),
-        ("n", "mid", "p2", 2.0),
-    ]
-    frame = pd.DataFrame(rows, columns=["model", "block", "prompt_id", "score"])
-    found = against_base(frame, "mid")
-    pairs = dict(zip(zip(found.model, found.prompt_id, strict=True), found.score, strict=True))
-    assert pairs == {("m", "p2"): 2.0, ("n", "p1"): 1.5}
-    assert against_base(frame, "base").empty
-    assert against_base(frame, "global").empty
-
-
 def test_interval_text() -> None:
     assert interval_text(-0.1234, 0.5) == "−0.123 to 0.500"
     assert interval_text(0.00011, 0.0002, 4) == "0.0001 to 0.0002"
     assert interval_text(None, 1.0) is None
     assert interval_text(math.nan, math.nan) is None
+
+
+def test_intervals_of_few_groups_are_expanded() -> None:
+    """At 16 groups the level is that of Hesterberg's (2015) equation; scipy draws the rest."""
+    values = np.random.default_rng(7).exponential(1, 16)
+    level = 1 - 2 * stats.norm.sf(math.sqrt(16 / 15) * stats.t.ppf(0.975, 15))
+    assert level == pytest.approx(0.9723, abs=1e-4)
+    expected = stats.bootstrap(
+        (values,), np.mean, confidence_level=level, n_resamples=50_000, rng=np.random.default_rng(8)
+    ).confidence_interval
+    found = mean_interval(list(values), resamples=50_000)
+    assert found == pytest.approx(tuple(expected), abs=0.02)
+    plain = stats.bootstrap((values,), np.mean, rng=np.random.default_rng(8)).confidence_interval
+    assert found[0] < plain.low < plain.high < found[1]
+    assert all(map(math.isfinite, mean_interval([1.0, 2.0])))
+
+
+def test_interval_of_a_standard_deviation() -> None:
+    values = np.random.default_rng(4).integers(1, 6, 300).astype(float)
+    low, high = pooled_interval(list(values), range(300), of="std")
+    expected = stats.bootstrap(
+        (values,), lambda v, axis: v.std(axis=axis, ddof=1), rng=np.random.default_rng(5)
+    ).confidence_interval
+    assert (low, high) == pytest.approx(tuple(expected), abs=0.01)
+    assert low < values.std(ddof=1) < high
+    assert pooled_interval([1, 3, 1, 3], ["a", "a", "b", "b"], of="std") == pytest.approx(
+        (np.std([1, 3, 1, 3], ddof=1),) * 2
+    )
+
+
+def test_the_interval_of_a_difference_of_normal_means_is_the_usual_one() -> None:
+    z = stats.norm.ppf(0.975)
+    found = interval_of_difference(3, (3 - z * 0.3, 3 + z * 0.3), 1, (1 - z * 0.4, 1 + z * 0.4))
+    assert found == pytest.approx(stats.norm.interval(0.95, 2, 0.5))
+    skewed = interval_of_difference(3, (2, 5), 1, (1, 1))
+    assert skewed == pytest.approx((1, 4))
+    assert all(map(math.isnan, interval_of_difference(3, (math.nan, math.nan), 1, (1, 1))))
+
+
+@pytest.mark.parametrize("effect", [0.005, 0.02, 0.1, 0.3, 0.8])
+def test_prompts_needed_have_the_power_and_one_less_has_not(effect: float) -> None:
+    from statsmodels.stats.power import TTestPower
+
+    n = prompts_needed(-effect * 1.3, 1.3)
+    assert TTestPower().power(effect, n, 0.05) >= 0.8
+    assert TTestPower().power(effect, n - 1, 0.05) < 0.8
+    assert smallest_difference(n, 1.3) == pytest.approx(effect * 1.3, rel=0.04)  # n is whole
+    # By simulation of noncentral t, which no library of power wrote
+    rng = np.random.default_rng(6)
+    t = stats.nct.rvs(n - 1, effect * math.sqrt(n), size=4000, random_state=rng)
+    assert (np.abs(t) > stats.t.ppf(0.975, n - 1)).mean() == pytest.approx(0.8, abs=0.03)
+
+
+def test_power_of_nothing() -> None:
+    for difference, std in ((0, 1), (0.1, 0), (math.nan, 1), (0.1, math.nan)):
+        assert math.isnan(prompts_needed(difference, std))
+    assert math.isnan(smallest_difference(1, 1.0))
+    assert math.isnan(smallest_difference(16, math.nan))
+    assert prompts_needed(5, 1) == 6  # with five, Wilcoxon's p is 1/16 at best
+    assert unpaired_needed(0.302, (1.253, 1.340)) == math.ceil(
+        (stats.norm.ppf(0.975) + stats.norm.ppf(0.8)) ** 2 * (1.253**2 + 1.340**2) / 0.302**2
+    )
+
+
+def test_p_text() -> None:
+    assert p_text(0.0009) == "< 0.001"
+    assert p_text(0.0321) == "0.032"
+    assert p_text(1.0) == "1.000"
+    assert p_text(None) is None
+    assert p_text(math.nan) is None

@@ -221,6 +221,7 @@ DEPENDENT = {
     ("responses", "max_new_tokens", 7): {"respond", "evaluate", "judge"},
     ("evaluation", "resamples", 999): {"evaluate"},
     ("judge", "temperature", 0.5): {"judge"},
+    ("analysis", "margin", 0.5): set(),
 }
 
 

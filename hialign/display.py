@@ -1,0 +1,64 @@
+"""How a DataFrame is shown to a reader, in notebooks and in the book."""
+
+import hashlib
+from collections.abc import Callable
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+from pandas.api.types import is_integer_dtype, is_numeric_dtype
+
+if TYPE_CHECKING:
+    from pandas.io.formats.style import Styler
+
+DASH = "–"
+DIGITS = {"KL from Base (nats/token)": 4, "Response length (tokens)": 1}  # decimals, if not three
+DIGITS |= {"Training (min)": 2, "Peak memory (GiB)": 2}
+
+
+class Table(pd.DataFrame):
+    """A DataFrame that notebooks and the book display as `show` has it."""
+
+    @property
+    def _constructor(self) -> Callable[..., pd.DataFrame]:
+        return Table
+
+    def _repr_html_(self) -> str:
+        # A table wider than a phone scrolls by itself instead of the whole page.
+        return f'<div style="overflow-x: auto">{show(self).to_html()}</div>'
+
+
+def show(frame: pd.DataFrame) -> "Styler":
+    """`frame` for a reader: no index, missing values as "–", numbers aligned, all text escaped.
+
+    Model names, devices and the like come from outside and may hold anything, HTML included.
+    """
+    formats, css = {}, [{"selector": "th, td", "props": "text-align: right"}]
+    for i, name in enumerate(frame.columns):
+        if is_numeric_dtype(frame[name]):
+            digits = f",.{DIGITS.get(name, 3)}f"
+            whole = "d" if name == "Seed" else ","  # a seed is a name, not an amount
+            formats[name] = f"{{:{whole if is_integer_dtype(frame[name]) else digits}}}"
+            continue
+        short = frame[name].astype(str).str.len().max() <= 24
+        props = "text-align: left" + ("; white-space: nowrap" if short else "")
+        css.append({"selector": f".col{i}", "props": props})
+    # The same table has the same id in each build (pandas would draw one).
+    key = hashlib.sha256(repr(list(frame.columns)).encode()).hexdigest()[:8]
+    # The theme styles `table.dataframe` for light and dark; other tables get a white box in dark.
+    style = pd.DataFrame(frame).style.set_table_attributes('class="dataframe"').set_uuid(key)
+    style.format(formats, na_rep=DASH, escape="html")  # type: ignore[arg-type]
+    style.format_index(escape="html", axis="columns").hide(axis="index")
+    if "caption" in frame.attrs:
+        style.set_caption(escape(frame.attrs["caption"]))
+    return style.set_table_styles(css)  # type: ignore[arg-type]
+
+
+def table_of(rows: list[dict[str, Any]], columns: list[str] | None = None) -> Table:
+    """Rows as a Table in which columns of numbers and None are numeric."""
+    frame = Table(rows, columns=columns)
+    for name in frame.columns:
+        kept = frame[name].dropna()
+        if kept.map(lambda v: isinstance(v, (int, float)) and not isinstance(v, bool)).all():
+            frame[name] = pd.to_numeric(frame[name])
+    return frame
