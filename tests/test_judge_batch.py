@@ -276,6 +276,15 @@ def test_without_waiting(provider: Provider, study: Study) -> None:
     assert len(provider.batches) == 1
 
 
+def test_a_batch_for_all_is_fetched_for_all(provider: Provider, study: Study) -> None:
+    provider.states = ["in_progress", "completed"]
+    assert batched(study, wait=False)["in_flight"] == 7
+    assert batched(study, cells=study.cells()[:1])["judged"] == 5
+    assert batched(study)["judged"] == 8
+    assert sorted(provider.times.values()) == [1] * 7
+    check(study)
+
+
 def test_a_refused_batch_is_told_and_can_be_submitted_anew(
     provider: Provider, study: Study
 ) -> None:

@@ -64,7 +64,8 @@ def judge_in_batches(
             if not flying or not wait:
                 break
             time.sleep(poll_seconds)
-        counts = {"judged": len(job.done & set(job.owners)), "failed": len(job.state["failed"])}
+        judged = len(job.done & set(job.wanted))
+        counts = {"judged": judged, "failed": len(job.state["failed"])}
         if not flying:
             job.file.unlink(missing_ok=True)
     return counts | {"in_flight": flying}
@@ -80,7 +81,7 @@ class _Job:
         self.rubric = load_rubric(self.settings.rubric)
         self.judge = OpenAIJudge(self.settings, self.rubric, spent(study))
         self.file = paths.study_dir(study.name) / f"batches-{self.settings.name}.json"
-        # batches: input_file_id, batch_id (None: not known to be submitted), keys.
+        # batches: input_file_id, batch_id (None: not known to be submitted), keys, USD at worst.
         # open: what is known of a request that has to be asked again. failed: given up.
         self.state: dict[str, Any] = {"batches": [], "open": {}, "failed": [], "dialect": None}
         if self.file.is_file():
@@ -90,13 +91,18 @@ class _Job:
         self.owners: dict[str, tuple[Cell, dict[str, Any]]] = {}  # by key: equal texts once
         self.done: set[str] = set()
         self.failures: dict[str, Mapping[str, Any]] = {}  # of earlier runs
-        for cell in cells:
+        self.wanted: list[str] = []  # of the cells that are asked for; batches may hold others too
+        for cell in study.cells():
+            if cell not in cells and not (cell.folder / "responses.jsonl").is_file():
+                continue
             ledger = Ledger(judgments_file(cell))
             self.done |= ledger.judged()
             self.failures |= {r["key"]: r for r in ledger.all() if not r["scores"]}
             for item in items_of(cell):
                 key = key_of(self.settings, self.rubric.sha256, item)
                 self.owners.setdefault(key, (cell, item))
+                if cell in cells:
+                    self.wanted.append(key)
 
     def save(self) -> None:
         """Everything on disk before the next step."""
@@ -217,7 +223,7 @@ class _Job:
         """Submit what is neither judged, nor given up, nor in flight."""
         flying = {key for batch in self.state["batches"] for key in batch["keys"]}
         known = self.done | flying | set(self.state["failed"])
-        todo = [key for key in self.owners if key not in known]
+        todo = [key for key in dict.fromkeys(self.wanted) if key not in known]
         if not todo:
             return
         if not self.judge.dialect.settled:
@@ -228,10 +234,15 @@ class _Job:
             if not todo:
                 return
         with self._told(), self.client() as client, tempfile.TemporaryDirectory() as scratch:
-            for path, keys in self._files(todo, flying, Path(scratch)):
+            for path, keys, worst in self._files(todo, Path(scratch)):
                 with path.open("rb") as stream:
                     uploaded = client.files.create(file=stream, purpose="batch")
-                entry = {"input_file_id": uploaded.id, "batch_id": None, "keys": keys}
+                entry = {
+                    "input_file_id": uploaded.id,
+                    "batch_id": None,
+                    "keys": keys,
+                    "worst": worst,
+                }
                 self.state["batches"].append(entry)
                 self.save()
                 batch = client.batches.create(
@@ -247,37 +258,33 @@ class _Job:
             result = await self.judge.ask(client, self.owners[key][1])
         self._keep({key: result}, batch=False)
 
-    def _files(
-        self, todo: list[str], flying: set[str], folder: Path
-    ) -> Iterator[tuple[Path, list[str]]]:
-        """Files of requests, each within the limits; as many as can be paid for at the worst."""
-        settings = self.settings
-        budget = Budget(settings, spent(self.study))
-        worst = {key: budget.worst(_size(self._answers(key).body()), batch=True) for key in todo}
-        left = (settings.max_cost or float("inf")) - budget.spent
-        left -= sum(budget.worst(_size(self._answers(k).body()), batch=True) for k in flying)
-        affordable = []
-        for key in todo:
-            if (left := left - worst[key]) < 0:
-                break
-            affordable.append(key)
-        if not affordable and not flying:
-            raise budget.passed(worst[todo[0]])
+    def _files(self, todo: list[str], folder: Path) -> Iterator[tuple[Path, list[str], float]]:
+        """Files of requests with their keys and USD at worst, each within the limits; as many as can
+        be paid for at the worst."""
+        budget = Budget(self.settings, spent(self.study))
+        left = (self.settings.max_cost or float("inf")) - budget.spent
+        left -= sum(batch["worst"] for batch in self.state["batches"])
         rows: list[str] = []
         keys: list[str] = []
-        size = 0
-        for number, key in enumerate(affordable):
-            request = {"custom_id": key, "method": "POST", "url": ENDPOINT}
-            row = json.dumps(request | {"body": self._answers(key).body()}, ensure_ascii=False)
-            size += len(row.encode()) + 1
-            rows.append(row)
+        size, total = 0, 0.0
+        for number, key in enumerate(todo):
+            body = self._answers(key).body()
+            worst = budget.worst(sum(len(m["content"].encode()) for m in body["messages"]), True)
+            if worst > left:
+                if not keys and not self.state["batches"]:
+                    raise budget.passed(worst)
+                break
+            left -= worst
+            total += worst
+            request = {"custom_id": key, "method": "POST", "url": ENDPOINT, "body": body}
+            rows.append(json.dumps(request, ensure_ascii=False))
             keys.append(key)
-            if len(keys) == MOST_REQUESTS or size > MOST_BYTES or key == affordable[-1]:
-                path = folder / f"requests-{number}.jsonl"
-                path.write_text("\n".join(rows) + "\n", encoding="utf-8")
-                yield path, keys
-                path.unlink()
-                rows, keys, size = [], [], 0
+            size += len(rows[-1].encode()) + 1
+            if len(keys) == MOST_REQUESTS or size > MOST_BYTES:
+                yield _written(folder / f"requests-{number}.jsonl", rows), keys, total
+                rows, keys, size, total = [], [], 0, 0.0
+        if keys:
+            yield _written(folder / "requests.jsonl", rows), keys, total
 
     def _told(self) -> "_Told":
         return _Told(self.judge)
@@ -301,5 +308,6 @@ class _Told:
             ) from None
 
 
-def _size(body: Mapping[str, Any]) -> int:
-    return sum(len(message["content"].encode()) for message in body["messages"])
+def _written(path: Path, rows: list[str]) -> Path:
+    path.write_text("\n".join(rows) + "\n", encoding="utf-8")
+    return path
