@@ -49,7 +49,7 @@ def tax_finding(study: Study) -> str:
         return "The alignment tax has not been measured in this study."
     phrases = {
         tests.PAID: "an alignment tax is found for",
-        tests.EXCLUDED: f"one of {study.analysis.margin:g} or more is ruled out for",
+        tests.EXCLUDED: f"a tax of {study.analysis.margin:g} or more is ruled out for",
         tests.UNSURE: "the scores can tell neither for",
     }
     parts = []

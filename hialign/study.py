@@ -214,7 +214,8 @@ class AnalysisSettings(Settings):
     # Non-inferiority: a strategy matches Full-DPO if it loses less than this, in points of the 1-5
     # scale. Not in the paper, whose "matches" has no margin: a third of what Full-DPO gains over
     # Base in its Table 2 (0.302), so that whatever matches keeps two thirds of the gain. A judge
-    # whose scores lie closer together than the paper's (std 1.3) needs a smaller one.
+    # whose scores lie closer together than the paper's (std 1.3) needs a smaller one. An alignment
+    # tax below it counts as none.
     margin: float = Field(0.1, gt=0)
     power: float = Field(0.8, gt=0.05, lt=1)  # of a test, for the number of prompts that it needs
 
