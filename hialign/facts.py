@@ -154,11 +154,11 @@ def _judge(study: Study) -> dict[str, str]:
 
     if study.judge is None:
         found |= {"judge_name": "none", "judge_model": "no judge", "judge_agreement": NONE}
-        found |= dict.fromkeys(("judge_measured", "judge_injection"), NONE)
+        found["judge_injection"] = NONE
         return found | {"judge_finding": "This study has no judge."}
     found |= {"judge_name": study.judge.name, "judge_model": study.judge.model}
     found["judge_agreement"] = agreement_text(study)
-    found |= {"judge_measured": report.made(study), "judge_injection": report.gains(study)}
+    found["judge_injection"] = report.gains(study)
     table = records.judgments(study)
     overall = table[table["dimension"] == "Overall"]
     scores = overall.pivot_table(index=["model", "prompt_id"], columns="strategy", values="score")

@@ -578,7 +578,9 @@ def test_tables_of_a_judge_that_was_not_measured(
         assert shown.iloc[0, 0] == "not measured"
         assert shown.isna().sum(axis=1)[0] == len(shown.columns) - 1
         assert "nan" not in shown._repr_html_().lower()
-        assert "--validate measures it" in report.made(load_study(study))
+        made = report.made(load_study(study))
+        assert made["Measured on"][0] == "not measured"
+        assert made["Command"][0].endswith(" --validate")
         assert report.gains(load_study(study)) == "not measured"
 
 
@@ -622,5 +624,6 @@ def test_tables_and_figure_of_a_report(
     labels = [tick.get_text() for tick in figure.axes[0].get_yticklabels()]
     assert labels == [attack.id for attack in ATTACKS]
     assert "fake" in figure.get_suptitle()
-    assert found["command"] in report.made(study)
+    taken = report.made(study).iloc[0]
+    assert (taken["Command"], taken["Judgments"]) == (found["command"], found["costs"]["calls"])
     assert report.gains(study).startswith("0 of 15 attacks raise")
