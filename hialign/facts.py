@@ -119,11 +119,11 @@ def _judge(study: Study) -> dict[str, str]:
 
     if study.judge is None:
         found |= {"judge_name": "none", "judge_model": "no judge", "judge_agreement": NONE}
-        found |= dict.fromkeys(("judge_measured", "judge_injection"), NONE)
+        found["judge_injection"] = NONE
         return found | {"judge_finding": "This study has no judge."}
     found |= {"judge_name": study.judge.name, "judge_model": study.judge.model}
     found["judge_agreement"] = agreement_text(study)
-    found |= {"judge_measured": report.made(study), "judge_injection": report.gains(study)}
+    found["judge_injection"] = report.gains(study)
     scores = judged.overall(study)
     means = scores.groupby("block").score.mean().dropna()
     if means.empty:

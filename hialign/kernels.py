@@ -13,6 +13,8 @@ from typing import Any
 
 from jupyter_client.manager import AsyncKernelManager
 
+# On a busy machine outputs come later than nbclient waits (4 s), and it goes on without them.
+PATIENT = {"iopub_timeout": 120, "raise_on_iopub_timeout": True}
 LONGEST = 90  # characters of a socket's path; systems allow 104 or more
 
 
@@ -46,8 +48,8 @@ def build_book() -> None:
     from jupyter_cache import get_cache
     from jupyter_cache.executors import load_executor, utils
 
-    # it has no setting for the kernel's class
-    utils.executenb = partial(utils.executenb, kernel_manager_class=Kernel)
+    # it has no setting for these
+    utils.executenb = partial(utils.executenb, kernel_manager_class=Kernel, **PATIENT)
     folder = Path(sys.argv[-1])
     cache = get_cache(folder / "_build" / ".jupyter_cache")
     for page in sorted(folder.glob("*.md")):

@@ -62,7 +62,7 @@ def run(notebook: str, parameters: Mapping[str, Any]) -> Path:
     import papermill
     from papermill.exceptions import PapermillExecutionError
 
-    from hialign.kernels import Kernel
+    from hialign.kernels import PATIENT, Kernel
 
     template = _template(notebook)
     known = {
@@ -94,6 +94,7 @@ def run(notebook: str, parameters: Mapping[str, Any]) -> Path:
             request_save_on_cell_execute=False,
             kernel_name="python3",
             kernel_manager_class=Kernel,
+            **PATIENT,
         )
         tidy(temporary)
         os.replace(temporary, output)

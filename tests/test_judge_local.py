@@ -20,6 +20,7 @@ from hialign import models
 from hialign.errors import HialignError
 from hialign.judge import judge
 from hialign.judge.agreement import agreement_of, published
+from hialign.judge.injection import load_attacks, variants
 from hialign.judge.local import LocalJudge
 from hialign.judge.rubric import DIMENSIONS, Rubric, load_rubric
 from hialign.records import read_jsonl
@@ -219,6 +220,11 @@ def test_the_embedded_judge_has_a_published_agreement(rubric: Rubric) -> None:
     assert agreement_of(record["weights_sha256"], rubric.sha256) == record
     natural = next(row for row in record["rows"] if row["subset"] == "natural")
     assert natural["n"] + natural["missing"] == 100
+    assert {row["n"] + row["missing"] for row in record["preferences"]["rows"]} == {100}
+    assert record["retest"]["deterministic"]
+    asked = variants(load_attacks(), rubric)
+    wanted = {name: len(text.split()) for name, (_, text) in asked.items()}
+    assert {row["attack"]: row["words"] for row in record["injection"]["rows"]} == wanted
 
 
 # --- a real model behind a real server ---------------------------------------------------------

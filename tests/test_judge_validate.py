@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import scipy.stats
 import yaml
+from conftest import write_lines
 from pytest_httpserver import HTTPServer
 from typer.testing import CliRunner
 from werkzeug import Request, Response
@@ -484,11 +485,24 @@ def test_the_command_validates_a_studys_judge(
     assert found == records.read_json(report_path(study))
     assert found["preferences"]["rows"][0]["n"] == 3
     assert found["preferences"]["source"] == "pairs.jsonl"
-    assert found["command"] == (
-        "hialign judge tiny --validate --llmbar LLMBAR --pairs pairs.jsonl --limit 3"
-    )
+    assert found["command"] == ("hialign judge tiny --validate --llmbar LLMBAR --limit 3")
     assert list(report.preferences(study)["Pairs"]) == [3, 3]
     assert "Please" not in report_path(study).read_text()  # figures alone, no texts
+
+
+def test_a_folder_of_tranches_is_named_without_its_place(
+    fake: Fake, outputs: Path, tiny_study: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = tmp_path / "mine" / "hh-rlhf"
+    pair = "\n\nHuman: Question {0}?\n\nAssistant: {1}"
+    lines = [{s: pair.format(i, s) for s in ("chosen", "rejected")} for i in range(6)]
+    write_lines(folder / "harmless-base" / "test.jsonl", lines)
+    study = load_study(study_of(tiny_study, fake))
+    found = records.read_json(validate_study(study, "none", str(folder), limit=2))
+    assert found["preferences"]["source"] == "hh-rlhf (harmless-base)"
+    assert found["command"].endswith("--llmbar none --pairs hh-rlhf --limit 2")
+    assert "rows" not in found
+    assert str(tmp_path) not in json.dumps(found)
 
 
 @pytest.mark.parametrize(
@@ -578,7 +592,9 @@ def test_tables_of_a_judge_that_was_not_measured(
         assert shown.iloc[0, 0] == "not measured"
         assert shown.isna().sum(axis=1)[0] == len(shown.columns) - 1
         assert "nan" not in shown._repr_html_().lower()
-        assert "--validate measures it" in report.made(load_study(study))
+        made = report.made(load_study(study))
+        assert made["Measured on"][0] == "not measured"
+        assert made["Command"][0].endswith(" --validate")
         assert report.gains(load_study(study)) == "not measured"
 
 
@@ -622,5 +638,6 @@ def test_tables_and_figure_of_a_report(
     labels = [tick.get_text() for tick in figure.axes[0].get_yticklabels()]
     assert labels == [attack.id for attack in ATTACKS]
     assert "fake" in figure.get_suptitle()
-    assert found["command"] in report.made(study)
+    taken = report.made(study).iloc[0]
+    assert (taken["Command"], taken["Judgments"]) == (found["command"], found["costs"]["calls"])
     assert report.gains(study).startswith("0 of 15 attacks raise")

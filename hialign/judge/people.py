@@ -10,10 +10,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from hialign import paths
 from hialign.errors import HialignError
-from hialign.preferences import Pair
+from hialign.preferences import Pair, load_pairs
 from hialign.respond import transcript
 from hialign.statistics import wilson
+from hialign.study import PreferenceSettings, Study
 
 # LLMBar (https://github.com/princeton-nlp/LLMBar): subset, and its folder in Dataset/LLMBar there
 SUBSETS = {
@@ -49,6 +51,30 @@ def load_llmbar(folder: Path, subset: str, limit: int | None = None) -> list[Jud
         )
         pairs.append((first, second))
     return pairs
+
+
+def held_out(study: Study, source: str, wanted: int | None) -> tuple[list[Pair], str]:
+    """The study's held-out pairs, or `wanted` of another source (if it names one), and their name."""
+    if not source and study.preferences.source == "builtin":
+        raise HialignError(
+            f"the pairs of study {study.name} are the built-in ones, which no person chose between: "
+            "give others with --pairs (Anthropic/hh-rlhf, or a folder of its layout), or leave this "
+            "part out with --pairs none"
+        )
+    chosen = study.preferences
+    if source and source != chosen.source:
+        options: dict[str, Any] = {"train": None, "evaluation": wanted, "seed": chosen.seed}
+        chosen = PreferenceSettings(source=source, **options)
+    return load_pairs(chosen).evaluation.to_list(), _called(chosen)
+
+
+def _called(settings: PreferenceSettings) -> str:
+    """The source's name without the way to it, and its tranches: `hh-rlhf (harmless-base)`."""
+    place = Path(settings.source).expanduser()
+    place = place if place.is_absolute() else paths.root() / place
+    found = sorted(p.name for p in place.iterdir() if p.is_dir()) if place.is_dir() else []
+    parts = settings.subsets or found
+    return f"{place.name} ({', '.join(parts)})" if parts else place.name
 
 
 def from_preferences(pairs: Sequence[Pair]) -> list[Judged]:

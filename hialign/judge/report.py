@@ -138,17 +138,17 @@ def injection_figure(study: Study) -> "Figure":
     return figure
 
 
-def made(study: Study) -> str:
+def made(study: Study) -> Table:
     """When and by which command the judge was measured, and what that took; or how to do it."""
     record = measured(study) or {}
+    columns = ["Measured on", "Command", "Judgments", "Tokens", "Minutes"]
     if "injection" not in record:
-        return f"{NOT}; hialign judge {study.name} --validate measures it"
+        command = f"hialign judge {study.name} --validate"
+        return Table([{"Measured on": NOT, "Command": command}], columns=columns)
     costs = record["costs"]
-    tokens = sum(costs["usage"].values())
-    return (
-        f"measured on {record['date']} by {record['command']}: {costs['calls']:,} judgments, "
-        f"{tokens:,} tokens, {costs['seconds'] / 60:,.0f} minutes"
-    )
+    row = {"Measured on": record["date"], "Command": record["command"], "Judgments": costs["calls"]}
+    tokens, minutes = sum(costs["usage"].values()), round(costs["seconds"] / 60)
+    return Table([row | {"Tokens": tokens, "Minutes": minutes}], columns=columns)
 
 
 def gains(study: Study) -> str:

@@ -32,8 +32,8 @@ from hialign.judge.cost import spent as spent_on
 from hialign.judge.length import by_length
 from hialign.judge.reliability import reliability
 from hialign.judge.rubric import load_rubric
-from hialign.preferences import Pair, load_pairs
-from hialign.study import JudgeSettings, PreferenceSettings, Study
+from hialign.preferences import Pair
+from hialign.study import JudgeSettings, Study
 
 WHERE_LLMBAR = (
     "LLMBar is at https://github.com/princeton-nlp/LLMBar: clone it and give its folder "
@@ -179,11 +179,11 @@ def validate_study(
         raise HialignError(f"there is no folder {place}. {WHERE_LLMBAR}")
     sizes = Sizes().at_most(limit)
     held_out: list[Pair] = []
+    source = "none"
     if pairs != "none":
-        chosen = _pairs_of(study, pairs, sizes.preferences)
-        held_out = load_pairs(chosen).evaluation.to_list()
+        held_out, source = people.held_out(study, pairs, sizes.preferences)
     said = [f"hialign judge {study.name} --validate --llmbar {'LLMBAR' if place else 'none'}"]
-    said += [f"--pairs {Path(pairs or study.preferences.source).name}"]
+    said += [f"--pairs {Path(pairs).name}"] if pairs else []
     said += [f"--limit {limit}"] if limit else []
     with one_at_a_time(study):
         validate(
@@ -191,7 +191,7 @@ def validate_study(
             paths.study_dir(study.name),
             llmbar=place,
             preferences=held_out,
-            source=Path(pairs or study.preferences.source).name,
+            source=source,
             others=study.validation.judges,
             side_by_side=same_responses(study),
             sizes=sizes,
@@ -199,21 +199,6 @@ def validate_study(
             spent=spent_on(study),
         )
     return report_path(study)
-
-
-def _pairs_of(study: Study, source: str, wanted: int | None) -> PreferenceSettings:
-    """The settings under which a study holds pairs out; of another source, `wanted` pairs."""
-    if not source and study.preferences.source == "builtin":
-        raise HialignError(
-            f"the pairs of study {study.name} are the built-in ones, which no person chose between: "
-            "give others with --pairs (Anthropic/hh-rlhf, or a folder of its layout), or leave this "
-            "part out with --pairs none"
-        )
-    if not source or source == study.preferences.source:
-        return study.preferences
-    return PreferenceSettings(
-        source=source, train=None, evaluation=wanted, seed=study.preferences.seed
-    )
 
 
 def _retest(
