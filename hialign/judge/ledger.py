@@ -97,18 +97,17 @@ class Ledger:
         Valid ones are also taken from the files `also`: equal responses get equal scores.
         """
         wanted = set(keys.values())
-        whole = lines(self.path)
-        others = [r for r in whole + lines(self.partial) if r.get("key") not in wanted]
-        if others:
-            present = {record.get("key") for record in lines(self.earlier)}
-            self._append(self.earlier, [r for r in others if r.get("key") not in present])
+        earlier, whole, partial = (lines(p) for p in (self.earlier, self.path, self.partial))
+        others = [r for r in whole + partial if r.get("key") not in wanted]
+        present = {record.get("key") for record in earlier}
+        self._append(self.earlier, [r for r in others if r.get("key") not in present])
         if any(record.get("key") not in wanted for record in whole):
             # It must not stand for what it does not judge.
             self._append(self.partial, [r for r in whole if r.get("key") in wanted])
             self.path.unlink()
         own: dict[Any, Record] = {}
         valid: dict[str, Record] = {}  # by key
-        for record in self.all():
+        for record in earlier + whole + partial:
             name = record.get("prompt_id")
             fits = name in keys and record.get("key") == keys[name]
             if fits and (record.get("scores") or not own.get(name, {}).get("scores")):
