@@ -1,6 +1,7 @@
 """Intervals against scipy, statsmodels and hand computation."""
 
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -167,3 +168,10 @@ def test_p_text() -> None:
     assert p_text(1.0) == "1.000"
     assert p_text(None) is None
     assert p_text(math.nan) is None
+
+
+def test_where_bca_has_no_answer_percentiles_stand_in_without_a_warning() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        low, high = pooled_interval([1.0, 4.0], ["a", "b"], of="std", resamples=500)
+    assert 0 <= low <= high <= np.std([1, 4], ddof=1) + 1e-9

@@ -93,7 +93,7 @@ def test_a_judge_behind_an_api_from_estimate_to_book(
     content = yaml.safe_load((paths.studies() / "smoke.yml").read_text())
     content |= {"name": "asked", "title": "Asked"}
     content["judge"] = {"model": "judge", "base_url": server.url, "concurrency": 1}
-    content["judge"]["prices"] = {"input": 1, "output": 10}
+    content["judge"]["prices"] = {"input": 2, "output": 10}  # 0.008 USD a call
     file = tmp_path / "asked.yml"
     file.write_text(yaml.safe_dump(content))
     for name in ("OPENAI_API_KEY", "HF_TOKEN"):
