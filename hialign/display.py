@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable
+from functools import partial
 from html import escape
 from typing import TYPE_CHECKING, Any
 
@@ -33,12 +34,13 @@ def show(frame: pd.DataFrame) -> "Styler":
 
     Model names, devices and the like come from outside and may hold anything, HTML included.
     """
-    formats, css = {}, [{"selector": "th, td", "props": "text-align: right"}]
+    formats: dict[str, Callable[[Any], str]] = {}
+    css = [{"selector": "th, td", "props": "text-align: right; padding: 0.15em 0.45em"}]
     for i, name in enumerate(frame.columns):
         if is_numeric_dtype(frame[name]):
             digits = f",.{DIGITS.get(name, 3)}f"
             whole = "d" if name == "Seed" else ","  # a seed is a name, not an amount
-            formats[name] = f"{{:{whole if is_integer_dtype(frame[name]) else digits}}}"
+            formats[name] = partial(_number, whole if is_integer_dtype(frame[name]) else digits)
             continue
         short = frame[name].astype(str).str.len().max() <= 24
         props = "text-align: left" + ("; white-space: nowrap" if short else "")
@@ -52,6 +54,10 @@ def show(frame: pd.DataFrame) -> "Styler":
     if "caption" in frame.attrs:
         style.set_caption(escape(frame.attrs["caption"]))
     return style.set_table_styles(css)  # type: ignore[arg-type]
+
+
+def _number(form: str, value: Any) -> str:
+    return f"{value:{form}}".replace("-", "−")  # a minus as wide as a plus
 
 
 def table_of(rows: list[dict[str, Any]], columns: list[str] | None = None) -> Table:
