@@ -113,7 +113,8 @@ def test_a_judge_behind_an_api_from_estimate_to_book(
     assert server.server.counts["requests"] == 0
     said = run("judge", str(file))
     assert "the request failed: cannot read [key]" in said
-    assert "6 judgments, 1 of them failed, 0.04 USD" in said
+    answered = sum(server.server.answers.values()) - 1  # equal responses are asked for once
+    assert f"6 judgments, 1 of them failed, {0.008 * answered:.2f} USD" in said
     before = server.server.counts["requests"]
     assert "6 judgments, 0 of them failed" in run("judge", str(file), "--retry-failed")
     assert server.server.counts["requests"] == before + 1
