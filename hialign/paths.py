@@ -86,6 +86,21 @@ def notebook_output(study: str, stage: str, model: str, block: str) -> Path:
     return study_dir(study) / "notebooks" / f"{stage}-{slug(model)}-{slug(block)}.ipynb"
 
 
+def judge_lock(study: str) -> Path:
+    """Held while a judge behind an API works on a study."""
+    return study_dir(study) / ".judge.lock"
+
+
+def judge_batches(study: str, judge: str) -> Path:
+    """`outputs/<study>/batches-<judge>.json`: what is in flight at the provider's Batch API."""
+    return study_dir(study) / f"batches-{judge}.json"
+
+
+def judge_validation(folder: Path, judge: str) -> Path:
+    """`judge-validation-<judge>.json` in the folder of a study: how good its judge is."""
+    return folder / f"judge-validation-{judge}.json"
+
+
 def html_dir(study: str) -> Path:
     """`outputs/<study>/html/`, the built book."""
     return study_dir(study) / "html"

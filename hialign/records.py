@@ -23,7 +23,7 @@ import pandas as pd
 
 from hialign import paths
 from hialign.errors import HialignError
-from hialign.study import Cell, Study
+from hialign.study import Cell, JudgeSettings, Study
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "numpy")
 STEP_COLUMNS = [
@@ -217,6 +217,23 @@ def stage_manifest(cell: Cell, stage: str) -> Path:
     return cell.folder / names[stage]
 
 
+def judge_of(study: Study) -> JudgeSettings:
+    """The study's judge, or HialignError where it names none."""
+    if study.judge is None:
+        raise HialignError(f"study {study.name} names no judge: add a `judge:` section to it")
+    return study.judge
+
+
+def judgments_file(cell: Cell) -> Path:
+    """Where the judgments of a cell lie: `judgments-<judge>.jsonl` in its folder."""
+    return cell.folder / f"judgments-{judge_of(cell.study).name}.jsonl"
+
+
+def judgments_of(cell: Cell) -> list[dict[str, Any]]:
+    """The cell's judgments as they were written, failed ones included; none before it is judged."""
+    return _rows(judgments_file(cell))
+
+
 def failed_notebook(cell: Cell, stage: str, block: str = "") -> Path:
     """Where a stage that failed leaves its notebook, with the error in it."""
     out = paths.notebook_output(cell.study.name, stage, cell.model.name, block or cell.block)
@@ -253,7 +270,7 @@ def training(study: Study) -> pd.DataFrame:
         (
             _labels(cell) | row
             for cell in study.cells()
-            for row in _rows(cell, cell.folder / "training.jsonl")
+            for row in _rows(cell.folder / "training.jsonl")
         ),
         STEP_COLUMNS,
     )
@@ -285,7 +302,7 @@ def responses(study: Study) -> pd.DataFrame:
         (
             _labels(cell) | row
             for cell in study.cells()
-            for row in _rows(cell, cell.folder / "responses.jsonl")
+            for row in _rows(cell.folder / "responses.jsonl")
         ),
         ["prompt_id", "prompt", "response", "tokens", "finish_reason"],
     )
@@ -299,7 +316,7 @@ def judgments(study: Study) -> pd.DataFrame:
     if study.judge:
         dimensions = load_rubric(study.judge.rubric).dimensions
         for cell in study.cells():
-            for row in _rows(cell, cell.folder / f"judgments-{study.judge.name}.jsonl"):
+            for row in judgments_of(cell):
                 for dimension in dimensions:
                     rows.append(
                         _labels(cell)
@@ -314,7 +331,7 @@ def _labels(cell: Cell) -> dict[str, Any]:
     return {"model": cell.model.label, "block": cell.block, "strategy": cell.strategy}
 
 
-def _rows(cell: Cell, path: Path) -> list[dict[str, Any]]:
+def _rows(path: Path) -> list[dict[str, Any]]:
     return read_jsonl(path) if path.is_file() else []
 
 

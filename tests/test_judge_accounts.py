@@ -8,7 +8,7 @@ import pytest
 from hialign import records
 from hialign.display import show
 from hialign.judge import accounts
-from hialign.judge.cost import judgments_file
+from hialign.records import judgments_file
 from hialign.study import Study
 
 

@@ -15,7 +15,8 @@ from hialign import records
 from hialign.errors import HialignError
 from hialign.judge.batch import judge_in_batches
 from hialign.judge.cells import judge
-from hialign.judge.cost import judgments_file, spent
+from hialign.judge.cost import spent
+from hialign.records import judgments_file
 from hialign.study import Study
 
 PRICES = {"input": 1.0, "output": 10.0}  # 1,000 + 600 tokens: 0.007 USD, 0.0035 in a batch
@@ -94,7 +95,9 @@ class Provider:
         for name, rows in (("output_file_id", good), ("error_file_id", bad)):
             if rows:
                 batch[name] = f"{name}-{batch['id']}"
-                self.files[batch[name]] = "\n".join(json.dumps(row) for row in rows)
+                # raw U+2028 in a line, as ensure_ascii=False leaves it
+                lines = (json.dumps(row | {"id": "a\u2028b"}, ensure_ascii=False) for row in rows)
+                self.files[batch[name]] = "\n".join(lines) + "\n"
         batch["request_counts"] = {
             "total": len(good) + len(bad),
             "completed": len(good),

@@ -6,9 +6,10 @@ import pytest
 
 from hialign import models, records
 from hialign.errors import HialignError
-from hialign.judge.cost import BYTES_PER_TOKEN, cost_of, estimate, judgments_file, spent
+from hialign.judge.cost import BYTES_PER_TOKEN, cost_of, estimate, spent
 from hialign.judge.ledger import key_of
 from hialign.judge.rubric import load_rubric, messages
+from hialign.records import judgments_file
 from hialign.study import ModelSettings, Prices, Study, load_study
 
 PRICES = {"input": 1.2, "output": 6.0, "cached_input": 0.2}

@@ -5,7 +5,6 @@ from typing import Any
 from hialign import records
 from hialign.display import Table, table_of
 from hialign.judge.cells import answered_by
-from hialign.judge.cost import judgments_file
 from hialign.study import Study
 
 LONGEST = 160  # characters of a raw answer that are shown
@@ -21,8 +20,7 @@ def usage(study: Study) -> Table:
     """
     rows = []
     for cell in study.cells() if study.judge else ():
-        path = judgments_file(cell)
-        found = records.read_jsonl(path) if path.is_file() else []
+        found = records.judgments_of(cell)
         row: dict[str, Any] = {"Model": cell.model.label, "Strategy": cell.strategy}
         row |= dict.fromkeys(_COUNTS) | {"USD": None, "Answered by": None}
         if found:
@@ -43,11 +41,11 @@ def usage(study: Study) -> Table:
 
 
 def failures(study: Study) -> Table:
-    """The judgments that are missing, each with what was wrong and how the answer began."""
+    """The judgments that are missing (the first `MOST`), each with what was wrong and how the answer
+    began."""
     rows: list[dict[str, Any]] = []
     for cell in study.cells() if study.judge else ():
-        path = judgments_file(cell)
-        for record in records.read_jsonl(path) if path.is_file() else []:
+        for record in records.judgments_of(cell):
             if not record["scores"]:
                 raw = " ".join(str(record.get("raw", "")).split())
                 row: dict[str, Any] = {"Model": cell.model.label, "Strategy": cell.strategy}

@@ -46,7 +46,7 @@ def measured(study: Study) -> dict[str, Any] | None:
 def report_path(study: Study) -> Path:
     """Where the study's own report on its judge lies."""
     name = study.judge.name if study.judge else "none"
-    return paths.study_dir(study.name) / f"judge-validation-{name}.json"
+    return paths.judge_validation(paths.study_dir(study.name), name)
 
 
 def published(path: Path | None = None) -> list[dict[str, Any]]:

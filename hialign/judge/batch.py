@@ -16,8 +16,8 @@ from hialign import paths, records
 from hialign.errors import HialignError
 from hialign.judge import paid
 from hialign.judge.api import TRANSPORT_RETRIES, OpenAIJudge, run
-from hialign.judge.cells import items_of, judge_of, one_at_a_time
-from hialign.judge.cost import judgments_file, spent
+from hialign.judge.cells import items_of, one_at_a_time
+from hialign.judge.cost import spent
 from hialign.judge.ledger import Ledger, key_of
 from hialign.judge.limits import Budget
 from hialign.judge.request import Answers
@@ -51,7 +51,7 @@ def judge_in_batches(
     run of single calls too. A batch cannot be stopped half-way, so `max_cost` lets out only as many
     requests as it can pay for at their worst.
     """
-    if judge_of(study).backend != "openai":
+    if records.judge_of(study).backend != "openai":
         raise HialignError(
             f"study {study.name} has a local judge: --batch is for one behind an API"
         )
@@ -76,11 +76,11 @@ class _Job:
 
     def __init__(self, study: Study, cells: Sequence[Cell], say: Callable[[str], None]) -> None:
         self.study = study
-        self.settings = judge_of(study)
+        self.settings = records.judge_of(study)
         self.say = say
         self.rubric = load_rubric(self.settings.rubric)
         self.judge = OpenAIJudge(self.settings, self.rubric, spent(study))
-        self.file = paths.study_dir(study.name) / f"batches-{self.settings.name}.json"
+        self.file = paths.judge_batches(study.name, self.settings.name)
         # batches: input_file_id, batch_id (None: not known to be submitted), keys, USD at worst.
         # open: what is known of a request that has to be asked again. failed: given up.
         self.state: dict[str, Any] = {"batches": [], "open": {}, "failed": [], "dialect": None}
@@ -95,7 +95,7 @@ class _Job:
         for cell in study.cells():
             if cell not in cells and not (cell.folder / "responses.jsonl").is_file():
                 continue
-            ledger = Ledger(judgments_file(cell))
+            ledger = Ledger(records.judgments_file(cell))
             self.done |= ledger.judged()
             self.failures |= {r["key"]: r for r in ledger.all() if not r["scores"]}
             for item in items_of(cell):
@@ -141,7 +141,9 @@ class _Job:
                 lines = [
                     line
                     for file in (batch.output_file_id, batch.error_file_id)
-                    for line in (client.files.content(file).text.splitlines() if file else ())
+                    # not splitlines(): JSON may hold U+2028 and the like as they are
+                    for line in (client.files.content(file).text.split("\n") if file else ())
+                    if line.strip()
                 ]
                 if not lines and batch.status == "failed":
                     self.state["batches"].remove(entry)
@@ -206,7 +208,7 @@ class _Job:
             common = {"judge": self.settings.name, "rubric_sha256": self.rubric.sha256, "key": key}
             record = {"prompt_id": item["prompt_id"], **result, **common}
             record = paid(record, self.settings, self.failures.get(key, {}), batch)
-            by_cell.setdefault(judgments_file(cell), []).append(record)
+            by_cell.setdefault(records.judgments_file(cell), []).append(record)
             self.state["open"].pop(key, None)
             if result["scores"]:
                 self.done.add(key)

@@ -7,7 +7,7 @@ from typing import Any
 from hialign import paths, records
 from hialign.errors import HialignError
 from hialign.judge import judge as judge_items
-from hialign.judge.cost import judgments_file, spent
+from hialign.judge.cost import spent
 from hialign.judge.ledger import exclusive
 from hialign.study import Cell, JudgeSettings, Study
 
@@ -22,19 +22,18 @@ def judge(cell: Cell, *, retry_failed: bool = True) -> dict[str, Any]:
     answer is counted in `failed` and its scores are missing: it is asked for again the next time,
     unless `retry_failed` is False.
     """
-    settings = judge_of(cell.study)
+    settings = records.judge_of(cell.study)
     items = items_of(cell)
-    place = judgments_file(cell)
     with one_at_a_time(cell.study):
         manifest_path = records.stage_manifest(cell, "judge")
         manifest_path.unlink(missing_ok=True)
         counts = judge_items(
-            *(items, settings, place),
+            *(items, settings, records.judgments_file(cell)),
             retry_failed=retry_failed,
             spent=spent(cell.study) if settings.max_cost else 0.0,
-            also=[judgments_file(c) for c in cell.study.cells() if c != cell],
+            also=[records.judgments_file(c) for c in cell.study.cells() if c != cell],
         )
-        rows = records.read_jsonl(place)
+        rows = records.judgments_of(cell)
         manifest: dict[str, Any] = {
             "stage": "judge",
             "fingerprint": cell.fingerprint("judge"),
@@ -54,13 +53,6 @@ def judge(cell: Cell, *, retry_failed: bool = True) -> dict[str, Any]:
 _SAME = ("rubric_sha256", "weights_sha256", "revision")  # in all records of a cell
 
 
-def judge_of(study: Study) -> JudgeSettings:
-    """The study's judge, or HialignError where it names none."""
-    if study.judge is None:
-        raise HialignError(f"study {study.name} names no judge: add a `judge:` section to it")
-    return study.judge
-
-
 def items_of(cell: Cell) -> list[dict[str, Any]]:
     """What there is to judge: prompt_id, prompt and response of each of the cell's responses."""
     source = cell.folder / "responses.jsonl"
@@ -78,9 +70,9 @@ def one_at_a_time(study: Study) -> ExitStack:
     of requests and money together. A local judge has none."""
     stack = ExitStack()
     if study.judge and study.judge.backend == "openai":
-        place = paths.study_dir(study.name)
-        place.mkdir(parents=True, exist_ok=True)
-        exclusive(stack, place / ".judge.lock", f"judging the study {study.name}")
+        place = paths.judge_lock(study.name)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        exclusive(stack, place, f"judging the study {study.name}")
     return stack
 
 
@@ -120,5 +112,4 @@ def same_responses(study: Study) -> dict[str, list[tuple[Scores, Scores]]]:
 
 
 def _scores(cell: Cell) -> dict[str, Scores]:
-    rows = records.read_jsonl(judgments_file(cell))
-    return {row["prompt_id"]: row["scores"] for row in rows}
+    return {row["prompt_id"]: row["scores"] for row in records.judgments_of(cell)}

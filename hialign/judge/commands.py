@@ -7,17 +7,15 @@ from rich.markup import escape
 from rich.table import Table
 
 from hialign import notebook, records
+from hialign.judge import accounts
 from hialign.judge.batch import judge_in_batches
-from hialign.judge.cells import judge_of
-from hialign.judge.cost import estimate, judgments_file, spent
+from hialign.judge.cost import estimate, spent
 from hialign.study import Cell, Study
-
-LONGEST_RAW = 200  # characters of a failed answer that are printed
 
 
 def show_estimate(study: Study, model: str | None) -> None:
     """Print calls, tokens and cost of what is left to judge (of one model); nothing is sent."""
-    settings = judge_of(study)
+    settings = records.judge_of(study)
     found = estimate(study)
     if model is not None:
         found = found[found.model == study.model(model).label]
@@ -52,9 +50,10 @@ def run(study: Study, name: str, model: str | None, retry_failed: bool) -> None:
 
     With `retry_failed` only the cells that have failed judgments.
     """
-    judge_of(study)
+    records.judge_of(study)
     for cell in _cells(study, model):
-        if not retry_failed or _failures(cell):
+        failed = any(not row["scores"] for row in records.judgments_of(cell))
+        if failed or not retry_failed:
             values = {"study": name, "model": cell.model.name, "block": cell.block}
             print(notebook.run("judge", values))
     _report(study)
@@ -75,30 +74,17 @@ def in_batches(study: Study, name: str, model: str | None, wait: bool) -> None:
 def _report(study: Study) -> None:
     """How many were judged, what failed and what the judge had said, and the money."""
     console = Console()
-    total = failed = 0
-    for cell in study.cells():
-        path = judgments_file(cell)
-        total += len(records.read_jsonl(path)) if path.is_file() else 0
-        for row in _failures(cell):
-            failed += 1
-            raw = " ".join(str(row.get("raw", "")).split())[:LONGEST_RAW]
-            console.print(
-                f"{cell.model.name} {cell.block} {row['prompt_id']}: {escape(row['error'])}"
-                + (f" [dim]{escape(raw)}[/]" if raw else "")
-            )
-    cost = f", {spent(study):.2f} USD" if judge_of(study).prices else ""
+    found = [row for cell in study.cells() for row in records.judgments_of(cell)]
+    failed = sum(not row["scores"] for row in found)
+    for row in accounts.failures(study).fillna("").to_dict("records") if failed else ():
+        console.print(escape(" ".join(text for text in row.values() if text)))
+    cost = f", {spent(study):.2f} USD" if records.judge_of(study).prices else ""
     again = "; `hialign judge … --retry-failed` asks for them again" if failed else ""
-    console.print(f"{total} judgments, {failed} of them failed{cost}{again}")
+    console.print(f"{len(found)} judgments, {failed} of them failed{cost}{again}")
 
 
 def _cells(study: Study, model: str | None) -> list[Cell]:
     return [c for c in study.cells() if model is None or c.model == study.model(model)]
-
-
-def _failures(cell: Cell) -> list[dict[str, Any]]:
-    path = judgments_file(cell)
-    rows = records.read_jsonl(path) if path.is_file() else []
-    return [row for row in rows if not row["scores"]]
 
 
 def _cell(value: Any) -> str:

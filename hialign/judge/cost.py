@@ -1,13 +1,11 @@
 """What judging costs: of a record, of a study so far, and, before anything is sent, of what is left."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from hialign import records
-from hialign.errors import HialignError
 from hialign.judge.ledger import Ledger, identity_of, key_of
 from hialign.judge.rubric import load_rubric, messages
 from hialign.study import Cell, JudgeSettings, Prices, Study
@@ -32,18 +30,11 @@ def spent(study: Study) -> float:
     total = 0.0
     for cell in study.cells() if study.judge else ():
         costs: dict[Any, float] = {}  # an answer after a failed one carries what that had cost
-        for row in Ledger(judgments_file(cell)).all():
+        for row in Ledger(records.judgments_file(cell)).all():
             name = (row.get("prompt_id"), row.get("key"))
             costs[name] = max(costs.get(name, 0.0), row.get("cost") or 0.0)
         total += sum(costs.values())
     return total
-
-
-def judgments_file(cell: Cell) -> Path:
-    """Where the judgments of a cell lie: `judgments-<judge>.jsonl` in its folder."""
-    if cell.study.judge is None:
-        raise HialignError(f"study {cell.study.name} names no judge: add a `judge:` section to it")
-    return cell.folder / f"judgments-{cell.study.judge.name}.jsonl"
 
 
 def estimate(study: Study) -> pd.DataFrame:
@@ -58,13 +49,11 @@ def estimate(study: Study) -> pd.DataFrame:
     from hialign.preferences import load_pairs
     from hialign.respond import transcript
 
-    settings = study.judge
-    if settings is None:
-        raise HialignError(f"study {study.name} names no judge: add a `judge:` section to it")
+    settings = records.judge_of(study)
     rubric = load_rubric(settings.rubric)
     identity = identity_of(settings)
     # Over the whole study: equal responses to a prompt are judged once.
-    done = {key for cell in study.cells() for key in Ledger(judgments_file(cell)).judged()}
+    done = {key for cell in study.cells() for key in Ledger(records.judgments_file(cell)).judged()}
     written = [(cell, _responses(cell)) for cell in study.cells()]
     known = [row for _, found in written for row in found or []]
     unwritten = any(found is None for _, found in written)
@@ -120,7 +109,7 @@ def _measured(study: Study, settings: JudgeSettings, rubric: Any) -> tuple[float
     size = asked = answered = calls = 0
     for cell in study.cells():
         texts = {row["prompt_id"]: row for row in _responses(cell) or []}
-        for row in Ledger(judgments_file(cell)).all():
+        for row in Ledger(records.judgments_file(cell)).all():
             item = texts.get(row.get("prompt_id"))
             if item and row.get("scores") and row.get("attempts") == 1 and row.get("usage"):
                 content = messages(rubric, item["prompt"], item["response"])

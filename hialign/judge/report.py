@@ -36,16 +36,14 @@ def preferences(study: Study) -> Table:
 def reliability(study: Study) -> Table:
     """How far the judge agrees with itself, asked twice, and with other judges."""
     record = measured(study) or {}
+    retest = record.get("retest")
     rows = []
-    if retest := record.get("retest"):
-        parts = [("itself, asked again", retest)]
-        if retest["deterministic"]:
-            row = {"Compared with": "itself: nothing is drawn", "Equal": retest["equal"]}
-            rows.append(row | {"Dimension": "all dimensions", "Responses": retest["items"]})
-            parts = []
-    else:
-        parts = []
-    parts += [(found["judge"], found) for found in record.get("judges", [])]
+    parts = [(found["judge"], found) for found in record.get("judges", [])]
+    if retest and retest["deterministic"]:
+        row = {"Compared with": "itself: nothing is drawn", "Equal": retest["equal"]}
+        rows.append(row | {"Dimension": "all dimensions", "Responses": retest["items"]})
+    elif retest:
+        parts.insert(0, ("itself, asked again", retest))
     for name, part in parts:
         for row in part["rows"]:
             shown = {"Compared with": name, "Dimension": row["dimension"], "Alpha": row["alpha"]}

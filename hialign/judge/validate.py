@@ -153,7 +153,7 @@ def validate(
     report |= {"command": command} if command else {}
     if not report["judges"]:
         del report["judges"]
-    records.write_json(folder / f"judge-validation-{settings.name}.json", report)
+    records.write_json(paths.judge_validation(folder, settings.name), report)
     return report
 
 
@@ -167,10 +167,9 @@ def validate_study(
     the repository (`hialign.paths.shared_data`), and the pairs are the study's held-out ones, if
     they come from people. `limit` bounds each part, for a first look.
     """
-    if study.judge is None:
-        raise HialignError(f"study {study.name} names no judge: add a `judge:` section to it")
-    judges = [study.judge, *study.validation.judges]
-    if len({settings.name for settings in judges}) < len(judges):
+    settings = records.judge_of(study)
+    judges = [settings, *study.validation.judges]
+    if len({judge.name for judge in judges}) < len(judges):
         raise HialignError("two judges have the same name: give one a `name` of its own")
     place = (
         None if llmbar == "none" else Path(llmbar or paths.shared_data() / "llmbar").expanduser()
@@ -187,7 +186,7 @@ def validate_study(
     said += [f"--limit {limit}"] if limit else []
     with one_at_a_time(study):
         validate(
-            study.judge,
+            settings,
             paths.study_dir(study.name),
             llmbar=place,
             preferences=held_out,
