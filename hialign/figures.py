@@ -7,6 +7,8 @@ or put at zero; a figure without any data says so. Thick lines are 95% intervals
 import math
 from typing import TYPE_CHECKING, Any
 
+import pandas as pd
+
 from hialign import judged, records, tables
 from hialign.blocks import STRATEGIES, split_layers, strategy_of
 from hialign.heatmap import figure3 as figure3
@@ -28,8 +30,7 @@ from hialign.plots import (
     side_by_side,
     write,
 )
-from hialign.statistics import pooled_interval
-from hialign.study import Study
+from hialign.study import Cell, Study
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -78,24 +79,22 @@ def figure2(study: Study) -> "Figure":
     The paper's error bars are standard deviations (thin lines here); thick ones are intervals of
     the mean over prompts.
     """
-    scores = judged.overall(study).dropna(subset="score")
-    if scores.empty:
+    found = {(row["model"], row["block"]): row for row in judged.by_cell(study).to_dict("records")}
+    if not found:
         return nothing("judged responses")
     figure, places = side_by_side(study, study.blocks, 3.4)
     for axes, x, model, block in places:
-        values = scores[(scores.model == model) & (scores.block == block)]
+        row = found.get((model, block))
         axes.set(ylim=(1, 5), yticks=range(1, 6), ylabel="mean Overall score (1–5)")
         axes.axhline(ANCHOR, color="#555555", linestyle="--", linewidth=1, zorder=1)
-        if values.empty:
+        if row is None:
             missing(axes, x, 1.04, rotation=90, va="bottom")
             continue
-        mean, std = values.score.mean(), values.score.std()
-        prompts, draws = values.prompt_id.tolist(), study.evaluation.resamples
-        ends = pooled_interval(values.score.tolist(), prompts, draws)
         look: dict[str, Any] = {"color": colour_of(study, block)}
-        axes.plot([x, x], [max(mean - std, 1), min(mean + std, 5)], linewidth=0.9, **look)
-        axes.plot([x, x], ends, linewidth=4.5, alpha=0.5, **look)
-        axes.plot(x, mean, **dot_of(study, block) | {"markersize": 5})
+        spread = [max(row["mean"] - row["std"], 1), min(row["mean"] + row["std"], 5)]
+        axes.plot([x, x], spread, linewidth=0.9, **look)
+        axes.plot([x, x], [row["low"], row["high"]], linewidth=4.5, alpha=0.5, **look)
+        axes.plot(x, row["mean"], **dot_of(study, block) | {"markersize": 5})
     note = "thick: 95% interval of the mean; thin: ± 1 std, within 1 to 5; dashed: the anchor, 3"
     legend(figure, study, study.blocks, note)
     name_judge(figure, study)
@@ -176,6 +175,25 @@ def figure5(study: Study) -> "Figure":
             "solid: a strategy's own work; hatched: work done once for all strategies in one pass"
         )
     legend(figure, study, trained, note)
+    return figure
+
+
+def curves(cell: Cell) -> "Figure":
+    """Loss, reward accuracy, reward margin and gradient norm of one cell by optimizer step."""
+    steps = pd.DataFrame(records.read_jsonl(cell.folder / "training.jsonl"))
+    panels = {"loss": "DPO loss (nats)", "reward_accuracy": "reward accuracy"}
+    panels |= {"reward_margin": "reward margin (nats)", "grad_norm": "gradient norm"}
+    figure, axes = canvas(WIDEST, 4.2, (2, 2), sharex=True)
+    for panel, (name, label) in zip(axes, panels.items(), strict=True):
+        marker = "o" if len(steps) < 60 else ""
+        look: dict[str, Any] = {"color": colour_of(cell.study, cell.block), "marker": marker}
+        panel.plot(steps["step"], steps[name], markersize=4, linewidth=1.2, **look)
+        panel.set(ylabel=label)
+        panel.grid(axis="y")
+        panel.locator_params(axis="x", integer=True)
+    for panel in axes[2:]:
+        panel.set(xlabel="optimizer step")
+    axes[0].axhline(math.log(2), color="#555555", linestyle=":", linewidth=1)
     return figure
 
 

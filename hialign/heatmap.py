@@ -4,6 +4,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 
 from hialign import judged, records
 from hialign.blocks import strategy_of
@@ -70,6 +71,21 @@ def figure3(study: Study) -> "Figure":
     axes[-1].set(xlim=(-0.5, len(names) - 0.5), xlabel="dimension")
     name_judge(figure, study)
     return figure
+
+
+def squares(study: Study) -> pd.DataFrame:
+    """What Figure 3 draws: panel (mean score, minus Base), model, strategy, dimension, value, and of
+    a difference its interval (low, high) and verdict."""
+    scores = records.judgments(study).dropna(subset="score")
+    scores = scores[scores.dimension != judged.OVERALL]
+    keys = ["model", "strategy", "dimension"]
+    means = scores.groupby(keys, sort=False).score.mean().rename("value").reset_index()
+    means.insert(0, "panel", "mean score")
+    found = judged.dimension_differences(study).rename(columns={"difference": "value"})
+    found = found.assign(panel="minus Base", model="all")
+    found["strategy"] = [strategy_of(block) for block in found.block]
+    columns = ["panel", *keys, "value", "low", "high", "verdict"]
+    return pd.concat([means, found.reindex(columns=columns)], ignore_index=True)
 
 
 def _against_base(axes: "Axes", study: Study, blocks: list[str], names: list[str]) -> None:

@@ -37,6 +37,25 @@ def overall(study: Study) -> pd.DataFrame:
     return found[found.dimension == OVERALL]
 
 
+@records.remembered
+def by_cell(study: Study) -> pd.DataFrame:
+    """Overall by model and block: mean, std, the mean's 95% interval (low, high), scored, failed.
+
+    A row a cell with at least one score.
+    """
+    scores, rows = overall(study), []
+    for (model, block), asked in scores.groupby(["model", "block"], sort=False):
+        kept = asked.dropna(subset="score")
+        low, high = pooled_interval(
+            kept.score.tolist(), kept.prompt_id.tolist(), study.evaluation.resamples
+        )
+        row = {"model": model, "block": block, "strategy": strategy_of(str(block))}
+        row |= {"mean": kept.score.mean(), "std": kept.score.std(), "low": low, "high": high}
+        rows += [row | {"scored": len(kept), "failed": len(asked) - len(kept)}] if len(kept) else []
+    columns = ["model", "block", "strategy", "mean", "std", "low", "high", "scored", "failed"]
+    return pd.DataFrame(rows, columns=columns)
+
+
 def table2(study: Study) -> Table:
     """Table 2: the judge's Overall score by strategy, over all models of the study.
 
@@ -69,14 +88,14 @@ def table3(study: Study, top: int = 10) -> Table:
     # Each combination as a strategy of one model: all answer the same prompts
     ranks = tests.rank_ranges(scores.assign(block=_crossed(scores, "model", "block"), model=""))
     rows: list[dict[str, Any]] = []
-    for cell in study.cells():
-        asked = scores[(scores.model == cell.model.label) & (scores.block == cell.block)]
-        theirs = reference.get((cell.model.label.casefold(), cell.block), {})
-        if asked.score.notna().any():
-            row: dict[str, Any] = {"Model": cell.model.label, "Strategy": cell.strategy}
-            row |= {"Rank range": _range(ranks[f"{cell.model.label}\n{cell.block}"])}
-            row |= _mean(study, asked) | _counts(asked)
-            rows.append(row | {f"Paper: {name}": theirs.get(name) for name in ("rank", "mean")})
+    for found in by_cell(study).to_dict("records"):
+        theirs = reference.get((found["model"].casefold(), found["block"]), {})
+        row: dict[str, Any] = {"Model": found["model"], "Strategy": found["strategy"]}
+        row |= {"Rank range": _range(ranks[f"{found['model']}\n{found['block']}"])}
+        row |= {"Mean Overall": found["mean"]}
+        row |= {"95% interval": interval_text(found["low"], found["high"])}
+        row |= {"Scored": found["scored"], "Failed": found["failed"]}
+        rows.append(row | {f"Paper: {name}": theirs.get(name) for name in ("rank", "mean")})
     rows = sorted(rows, key=lambda row: -float(row["Mean Overall"]))[:top]
     columns = ["Rank range", "Model", "Strategy", *_mean(study, scores[:0]), *_counts(scores[:0])]
     frame = table_of(rows, [*columns, "Paper: rank", "Paper: mean"])
@@ -84,6 +103,7 @@ def table3(study: Study, top: int = 10) -> Table:
     return Table(frame.astype({"Paper: rank": "Int64"}))
 
 
+@records.remembered
 def compared(study: Study) -> pd.DataFrame:
     """`comparisons.compare` of the study's Overall scores: one family of tests, by the study's margin.
 
@@ -112,6 +132,7 @@ def comparisons(study: Study) -> Table:
     return Table(table_of(rows).astype({"Prompts": "Int64"})) if rows else Table(rows)
 
 
+@records.remembered
 def dimension_differences(study: Study) -> pd.DataFrame:
     """Each trained strategy minus Base in each dimension but Overall, over all models: one family.
 
@@ -139,6 +160,7 @@ def dimensions(study: Study) -> Table:
     return table_of(rows, columns)
 
 
+@records.remembered
 def taxed(study: Study) -> pd.DataFrame:
     """`comparisons.alignment_tax` of the trained strategies, by the study's margin."""
     return tests.alignment_tax(

@@ -4,6 +4,7 @@ Readers take a Study and return every column even where no cell has run, so that
 can show what is missing as missing.
 """
 
+import functools
 import json
 import math
 import os
@@ -13,18 +14,20 @@ import resource
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
 import pandas as pd
 
 from hialign import paths
 from hialign.errors import HialignError
 from hialign.study import Cell, JudgeSettings, Study
 
+T = TypeVar("T")
 PACKAGES = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "numpy")
 STEP_COLUMNS = [
     *("step", "epoch", "loss", "chosen_reward", "rejected_reward", "reward_accuracy"),
@@ -217,6 +220,28 @@ def stage_manifest(cell: Cell, stage: str) -> Path:
     return cell.folder / names[stage]
 
 
+def remembered(read: Callable[[Study], T]) -> Callable[[Study], T]:
+    """`read`, done once a process for as long as neither the study nor a record of it changes."""
+    last: list[tuple[Any, T]] = []
+
+    @functools.wraps(read)
+    def remember(study: Study) -> T:
+        key = (study.model_dump_json(), _stamps(study))
+        if not last or last[0][0] != key:
+            last[:] = [(key, read(study))]
+        found = last[0][1]
+        # a frame of its own for each caller; pandas copies when one of them is changed
+        return found.copy(deep=False) if isinstance(found, pd.DataFrame) else found
+
+    return remember
+
+
+def _stamps(study: Study) -> list[tuple[str, int, int]]:
+    folders = [cell.folder for cell in study.cells() if cell.folder.is_dir()]
+    files = [file for folder in folders for file in os.scandir(folder) if file.is_file()]
+    return sorted((f.path, f.stat().st_mtime_ns, f.stat().st_size) for f in files)
+
+
 def judge_of(study: Study) -> JudgeSettings:
     """The study's judge, or HialignError where it names none."""
     if study.judge is None:
@@ -276,6 +301,7 @@ def training(study: Study) -> pd.DataFrame:
     )
 
 
+@remembered
 def evaluations(study: Study) -> pd.DataFrame:
     """A row a cell and objective; `all` is the study's own held-out pairs."""
     rows = []
@@ -296,6 +322,7 @@ def divergences(study: Study) -> pd.DataFrame:
     return _frame(rows, DIVERGENCE_COLUMNS)
 
 
+@remembered
 def responses(study: Study) -> pd.DataFrame:
     """A row a cell and evaluation prompt. What models wrote is untrusted text."""
     return _frame(
@@ -308,23 +335,25 @@ def responses(study: Study) -> pd.DataFrame:
     )
 
 
+@remembered
 def judgments(study: Study) -> pd.DataFrame:
     """A row a cell, prompt and dimension; a judgment that failed has NaN scores."""
     from hialign.judge.rubric import load_rubric
 
-    rows: list[dict[str, Any]] = []
+    frames = []
     if study.judge:
-        dimensions = load_rubric(study.judge.rubric).dimensions
+        names = list(load_rubric(study.judge.rubric).dimensions)
         for cell in study.cells():
-            for row in judgments_of(cell):
-                for dimension in dimensions:
-                    rows.append(
-                        _labels(cell)
-                        | {"judge": row["judge"], "prompt_id": row["prompt_id"]}
-                        | {"dimension": dimension}
-                        | {"score": row["scores"].get(dimension, math.nan)}
-                    )
-    return _frame(rows, ["judge", "prompt_id", "dimension", "score"])
+            found = judgments_of(cell)
+            scores = [[row["scores"].get(name, math.nan) for name in names] for row in found]
+            long: dict[str, Any] = dict(_labels(cell))
+            for name in ("judge", "prompt_id"):
+                long[name] = np.repeat([row[name] for row in found], len(names))
+            long |= {"dimension": np.tile(names, len(found))}
+            long |= {"score": np.array(scores, dtype=float).ravel()}
+            frames += [pd.DataFrame(long)] if found else []
+    columns = [*CELL_COLUMNS, "judge", "prompt_id", "dimension", "score"]
+    return pd.concat(frames, ignore_index=True)[columns] if frames else _frame([], columns[3:])
 
 
 def _labels(cell: Cell) -> dict[str, Any]:

@@ -1,0 +1,249 @@
+"""The book's figures and tables by name: what draws each, its data, and the runs behind it.
+
+A build writes them all once (`write_all`), as picture, CSV and JSON; pages show what was written.
+Outside a build, in a notebook or from `hialign show`, they are drawn when asked for.
+"""
+
+import inspect
+import json
+import os
+import re
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from hialign import execution, facts, figures, heatmap, judged, paths, records, tables
+from hialign.errors import HialignError
+from hialign.judge import accounts, report
+from hialign.study import Study
+
+FOLDER_VARIABLE = "HIALIGN_EXHIBITS"  # where a build has written them, for the pages' kernels
+INTERVAL = re.compile(r"([−-]?[\d.,]+) to ([−-]?[\d.,]+)")
+
+
+@dataclass(frozen=True)
+class Exhibit:
+    """A figure or table of the book."""
+
+    name: str
+    title: str
+    draw: Callable[..., Any]  # of the study, or of nothing: a Table, or a matplotlib Figure
+    stages: str = ""  # the stages whose records it shows
+    data: Callable[[Study], pd.DataFrame] | None = None  # a figure's numbers
+
+    @property
+    def is_figure(self) -> bool:
+        return self.name.startswith("figure")
+
+    @property
+    def has_data(self) -> bool:
+        return not self.is_figure or self.data is not None
+
+
+def _curves(study: Study) -> pd.DataFrame:
+    return records.training(study)[[*records.CELL_COLUMNS, "step", "loss"]]
+
+
+# As a reader meets them. "table-3" is the paper's Table 3; names without a number are ours.
+EXHIBITS = {
+    exhibit.name: exhibit
+    for exhibit in (
+        Exhibit("table-1", "Table 1: the strategies", tables.table1),
+        Exhibit("table-2", "Table 2: Overall score by strategy", judged.table2, "judge"),
+        Exhibit("table-3", "Table 3: the best combinations", judged.table3, "judge"),
+        Exhibit("table-4", "Table 4: the partition", tables.table4),
+        Exhibit("table-5", "Table 5: hyper-parameters", tables.table5, "train"),
+        Exhibit("table-6", "Table 6: the judge's dimensions", tables.table6),
+        Exhibit("figure-1", "Figure 1: the scheme", figures.figure1),
+        Exhibit("figure-2", "Figure 2: Overall by model", figures.figure2, "judge", judged.by_cell),
+        Exhibit("figure-3", "Figure 3: dimensions", heatmap.figure3, "judge", heatmap.squares),
+        Exhibit("figure-4", "Figure 4: training loss", figures.figure4, "train", _curves),
+        Exhibit("figure-5", "Figure 5: training time", figures.figure5, "train", tables.cells),
+        Exhibit("table-comparisons", "Strategies compared", judged.comparisons, "judge"),
+        Exhibit("table-power", "Prompts needed", judged.power, "judge"),
+        Exhibit("table-dimensions", "Differences by dimension", judged.dimensions, "judge"),
+        Exhibit("table-alignment-tax", "The alignment tax", judged.alignment_tax, "judge"),
+        Exhibit("table-beside-paper", "The paper beside ours", judged.beside_paper, "judge"),
+        Exhibit("table-accuracy", "Held-out preferences", tables.accuracy, "evaluate"),
+        Exhibit(
+            *("figure-accuracy", "Held-out preferences", figures.accuracy, "evaluate"),
+            data=tables.accuracy,
+        ),
+        Exhibit("table-objectives", "Margins by objective", tables.objectives, "evaluate"),
+        Exhibit(
+            *("figure-objectives", "Margins by objective", figures.objectives, "evaluate"),
+            data=tables.objectives,
+        ),
+        Exhibit("table-divergence", "Distance from Base", tables.divergence, "respond evaluate"),
+        Exhibit(
+            *("figure-divergence", "Distance from Base", figures.divergence, "respond evaluate"),
+            data=tables.divergence,
+        ),
+        Exhibit("table-cells", "The cells", tables.cells, "train"),
+        Exhibit("table-stages", "The stages", execution.stages, "train respond evaluate judge"),
+        Exhibit("table-totals", "Time and cost", execution.totals, "train respond evaluate judge"),
+        Exhibit("table-failures", "Failed stages", execution.failures),
+        Exhibit("table-judge-made", "How the judge was measured", report.made),
+        Exhibit("table-judge-agreement", "The judge and people", tables.judge_agreement),
+        Exhibit("table-judge-preferences", "The judge and preferences", report.preferences),
+        Exhibit("table-judge-reliability", "The judge and itself", report.reliability),
+        Exhibit("table-judge-length", "The judge and length", report.length),
+        Exhibit(
+            *("figure-judge-injection", "Attacks on the judge", report.injection_figure),
+            data=report.injection,
+        ),
+        Exhibit("table-judge-injection", "Attacks on the judge", report.injection),
+        Exhibit("table-judge-usage", "What judging took", accounts.usage, "judge"),
+        Exhibit("table-judge-failures", "Missing judgments", accounts.failures, "judge"),
+    )
+}
+
+
+def draw(study: Study, name: str) -> Any:
+    """The exhibit called `name`: a Table or a matplotlib Figure."""
+    if name not in EXHIBITS:
+        raise HialignError(f"there is no exhibit {name!r}: they are {', '.join(EXHIBITS)}")
+    function = EXHIBITS[name].draw
+    return function(study) if inspect.signature(function).parameters else function()
+
+
+def show(study: Study, name: str) -> Any:
+    """The exhibit as a page shows it: as the build has written it, else drawn now."""
+    from IPython.display import HTML, SVG
+
+    folder = os.environ.get(FOLDER_VARIABLE)
+    if folder and name in EXHIBITS:
+        if EXHIBITS[name].is_figure:
+            return SVG((Path(folder) / f"{name}.svg").read_text(encoding="utf-8"))
+        return HTML((Path(folder) / f"{name}.html").read_text(encoding="utf-8"))
+    return draw(study, name)
+
+
+def facts_of(study: Study) -> dict[str, str]:
+    """`facts.facts`, as the build has written them, else read from the records now."""
+    folder = os.environ.get(FOLDER_VARIABLE)
+    return records.read_json(Path(folder) / "facts.json") if folder else facts.facts(study)
+
+
+# --- writing -------------------------------------------------------------------------------------
+
+
+def write_all(study: Study, folder: Path) -> None:
+    """Every exhibit and the facts into `folder`, all of the processor's cores at work.
+
+    Raises HialignError naming the first one that cannot be drawn.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    together = ["figure-3", "table-dimensions"]  # the same sixty tests, and processes share nothing
+    tasks = [together, ["facts"], *([name] for name in EXHIBITS if name not in together)]
+    context = get_context("spawn")  # a fork would copy locks that other threads hold
+    with ProcessPoolExecutor(min(os.cpu_count() or 1, 4), context) as pool:
+        for future in [pool.submit(_write_some, study, names, folder) for names in tasks]:
+            future.result()
+
+
+def _write_some(study: Study, names: list[str], folder: Path) -> None:
+    for name in names:
+        try:
+            if name == "facts":
+                records.write_json(folder / "facts.json", facts.facts(study))
+            else:
+                write(study, name, folder)
+        except HialignError:
+            raise
+        except Exception as error:
+            raise HialignError(
+                f"the exhibit {name} of study {study.name} could not be drawn: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+
+
+def write(study: Study, name: str, folder: Path) -> list[Path]:
+    """`<name>.csv` and `.json`, and the picture: `.svg` and `.png` of a figure, a table's `.html`."""
+    drawn, exhibit, made = draw(study, name), EXHIBITS[name], []
+    if exhibit.is_figure:
+        for kind in ("svg", "png"):
+            path = folder / f"{name}.{kind}"
+            save(drawn, path)
+            made.append(path)
+        frame = exhibit.data(study) if exhibit.data else None
+    else:
+        frame = drawn
+        path = folder / f"{name}.html"
+        with records.whole_file(path) as temporary:
+            temporary.write_text(drawn._repr_html_(), encoding="utf-8")
+        made.append(path)
+    if frame is not None:
+        values = numbers(frame)
+        with records.whole_file(folder / f"{name}.csv") as temporary:
+            values.to_csv(temporary, index=False)
+        content = about(study, name) | {"rows": json.loads(values.to_json(orient="records"))}
+        records.write_json(folder / f"{name}.json", content)
+        made += [folder / f"{name}.csv", folder / f"{name}.json"]
+    return made
+
+
+def save(figure: Any, path: Path) -> None:
+    """A matplotlib figure as SVG or PNG, the same bytes for the same figure."""
+    import matplotlib
+
+    kind = path.suffix[1:]
+    metadata = {"Date": None} if kind == "svg" else {"Software": None}
+    with matplotlib.rc_context({"svg.hashsalt": "hialign"}), records.whole_file(path) as temporary:
+        figure.savefig(temporary, format=kind, metadata=metadata)
+
+
+def numbers(frame: pd.DataFrame) -> pd.DataFrame:
+    """`frame` for a program: an interval in words becomes two columns of numbers."""
+    found = pd.DataFrame(frame).copy()
+    for name in list(found.columns):
+        texts = found[name].dropna()
+        ends = [INTERVAL.fullmatch(t) if isinstance(t, str) else None for t in texts]
+        if ends and all(ends):
+            place = list(found.columns).index(name)
+            for i, end in enumerate(("low", "high")):
+                values = [float(m[i + 1].replace("−", "-").replace(",", "")) for m in ends if m]
+                column = pd.Series(values, index=texts.index, dtype=float)
+                found.insert(place + 1 + i, f"{name}, {end}", column.reindex(found.index))
+            found = found.drop(columns=name)
+    return found
+
+
+def about(study: Study, name: str) -> dict[str, Any]:
+    """Where an exhibit comes from: function, source line, commit, runs, and how to make it again."""
+    exhibit = EXHIBITS[name]
+    lines, first = inspect.getsourcelines(exhibit.draw)
+    return {
+        "name": name,
+        "title": exhibit.title,
+        "study": study.name,
+        "function": f"{exhibit.draw.__module__}.{exhibit.draw.__name__}",
+        "file": source_file(exhibit.draw),
+        "line": first,
+        "last_line": first + len(lines) - 1,
+        "commit": records.commit(),
+        "version": records.hialign_version(),
+        "runs": list(runs_behind(study, name)),
+        "command": f"hialign show {study.name} {name}",
+    }
+
+
+def runs_behind(study: Study, name: str) -> Iterator[dict[str, str]]:
+    """The cells whose records of the exhibit's stages are there: model, block, stage, file."""
+    for stage in EXHIBITS[name].stages.split():
+        for cell in study.cells():
+            file = records.stage_manifest(cell, stage)
+            if file.is_file():
+                place = str(file.relative_to(paths.study_dir(study.name)))
+                yield {"model": cell.model.name, "block": cell.block, "stage": stage, "file": place}
+
+
+def source_file(function: Callable[..., Any]) -> str:
+    """The file of a function's module, from the package's folder on: `hialign/judged.py`."""
+    place = Path(inspect.getsourcefile(function) or "")
+    return place.relative_to(paths.package().parent).as_posix()

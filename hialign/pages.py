@@ -1,0 +1,252 @@
+"""The pages that a build adds to those of `book/`: a page a cell, the executed notebooks, sources.
+
+What records hold came from outside (names, devices, errors): it is escaped wherever it is put into a
+page.
+"""
+
+import re
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from hialign import execution, exhibits, paths, records
+from hialign.display import Table
+from hialign.study import STAGES, Cell, Study
+
+SHOWN = re.compile(r'^```\{code-cell\}[^`]*?book\.show\(study, "([a-z0-9-]+)"\)\n```\n', re.M)
+MARKUP = re.compile(r"[!-/:-@\[-`{-~]")  # ASCII punctuation, which a backslash makes plain text
+
+
+def with_sources(text: str, study: Study) -> str:
+    """A page's text with a line under each exhibit: its data, what drew it, the runs behind it."""
+    return SHOWN.sub(lambda m: m[0] + "\n" + raw(_source(study, m[1])) + "\n", text)
+
+
+def _source(study: Study, name: str) -> str:
+    exhibit, known = exhibits.EXHIBITS[name], exhibits.about(study, name)
+    kinds = (["csv", "json"] if exhibit.has_data else []) + (
+        ["svg", "png"] if exhibit.is_figure else []
+    )
+    files = " ".join(f'<a href="data/{name}.{k}" download>{k.upper()}</a>' for k in kinds)
+    module = Path(known["file"]).stem
+    lines = f"lines {known['line']} to {known['last_line']}"
+    function = (
+        f'<a href="source/{module}.html#line-{known["line"]}"><code>{known["function"]}</code></a>'
+    )
+    commit = f"commit {escape(str(known['commit'] or 'unknown'))}"
+    runs = ", ".join(_run_link(study, run) for run in known["runs"]) or "none"
+    command = escape(known["command"])
+    rows = {"Data": files} if files else {}
+    rows |= {"Drawn by": f"{function}, {lines} at {commit}"}
+    rows |= {"From": runs} if exhibit.stages else {}
+    rows |= {"Make it again": f"<code>{command}</code>"}
+    inner = "".join(f"<dt>{k}</dt><dd>{v}</dd>" for k, v in rows.items())
+    title = escape(exhibit.title)
+    return (
+        f'<details class="source"><summary>Data and source of <span>{title}</span></summary>'
+        f"<dl>{inner}</dl></details>"
+    )
+
+
+def _run_link(study: Study, run: dict[str, str]) -> str:
+    cell = study.cell(run["model"], run["block"])
+    words = escape(f"{run['stage']} {cell.model.label} {cell.strategy}")
+    return f'<a href="{_page_name(cell)}.html">{words}</a>'
+
+
+def _page_name(cell: Cell) -> str:
+    return f"runs/{paths.slug(cell.model.name)}-{paths.slug(cell.block)}"
+
+
+def raw(html: str) -> str:
+    """`html` for a MyST page, in a fence that nothing in it can close."""
+    longest = max((len(run) for run in re.findall(r"`+", html)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}{{raw}} html\n{html}\n{fence}\n"
+
+
+def plain(text: str) -> str:
+    """`text` from outside as Markdown that means just that text."""
+    return MARKUP.sub(lambda m: "\\" + m[0], " ".join(text.split()))
+
+
+# --- a page a cell -------------------------------------------------------------------------------
+
+
+def add_runs(study: Study, folder: Path) -> list[list[str]]:
+    """Write a page for each cell, and its executed notebooks as pages below it; their names.
+
+    A notebook that failed is not among them: its page would look like a result. Its error is on the
+    cell's page.
+    """
+    folder.mkdir()
+    found: list[list[str]] = []
+    for model in study.models:
+        together = _notebooks(study, folder, model.name, "all", f"{model.label}, all blocks")
+        found += [together] if together else []
+        for cell in [c for c in study.cells() if c.model is model]:
+            title = f"{cell.strategy}, {model.label}"
+            below = _notebooks(study, folder, model.name, cell.block, title)
+            page = folder.parent / f"{_page_name(cell)}.md"
+            page.write_text(_cell_page(cell, below), encoding="utf-8")
+            found.append([_page_name(cell), *below])
+    return found
+
+
+def _notebooks(study: Study, folder: Path, model: str, block: str, title: str) -> list[str]:
+    import nbformat
+
+    names = []
+    for stage in STAGES:
+        source = paths.notebook_output(study.name, stage, model, block)
+        if source.is_file():
+            book = nbformat.read(source, as_version=4)
+            nbformat.write(
+                as_page(book, f"{stage.capitalize()}: {plain(title)}"), folder / source.name
+            )
+            names.append(f"runs/{source.stem}")
+    return names
+
+
+def _cell_page(cell: Cell, notebooks: list[str]) -> str:
+    parts = [f"# {plain(f'{cell.strategy}, {cell.model.label}')}", _status(cell)]
+    parts += ["## Stages", _table(execution.stages(cell.study, [cell]))]
+    if notebooks:
+        links = [f"[{name.removeprefix('runs/').split('-')[0]}](/{name})" for name in notebooks]
+        parts.append("The executed notebooks: " + ", ".join(links) + ".")
+    if failures := execution.errors(cell):
+        parts += ["## Errors", *(raw(f"<pre>{escape(text)}</pre>") for text in failures)]
+    if (cell.folder / "training.jsonl").is_file():
+        slug = Path(_page_name(cell)).name
+        parts += ["## Training curves", raw(_picture(slug, cell))]
+    manifest = records.stage_manifest(cell, "train")
+    if manifest.is_file():
+        content = records.read_json(manifest)
+        parts += ["## What was trained", _table(execution.facts_of(content))]
+        parts += ["## Parameters", _table(execution.flat(content.get("settings", {})))]
+        parts += ["## Environment", _table(execution.environment(content))]
+    parts += ["## Records", raw(_record_links(cell))]
+    return "\n\n".join(parts) + "\n"
+
+
+def _status(cell: Cell) -> str:
+    words = {
+        "done": "trained with the study's present settings",
+        "stale": "trained with older settings than the study's present ones",
+        "failed": "**failed**: what follows of it is not a result",
+        "missing": "not trained yet",
+    }
+    status = records.cell_status(cell)
+    untrained = status == "done" and cell.block == "base"
+    return f"Status: {'the reference, which is not trained' if untrained else words[status]}."
+
+
+def _picture(slug: str, cell: Cell) -> str:
+    alt = escape(f"Curves of {cell.strategy} of {cell.model.label} by optimizer step", quote=True)
+    return (
+        f'<p><img src="../data/runs/{slug}.svg" alt="{alt}: loss, reward accuracy, reward margin,'
+        f' gradient norm" style="max-width: 100%"></p>'
+    )
+
+
+def _record_links(cell: Cell) -> str:
+    slug = Path(_page_name(cell)).name
+    kept = [name for name in PUBLIC if (cell.folder / name).is_file()]
+    links = [f'<a href="../data/runs/{slug}-{name}" download>{name}</a>' for name in kept]
+    return f"<p>{', '.join(links) or 'none yet'}</p>"
+
+
+PUBLIC = ("manifest.json", "training.jsonl", "evaluation.json")
+
+
+def write_records(study: Study, folder: Path) -> None:
+    """The records of each cell that its page links to, and its curves as a picture."""
+    import shutil
+
+    from hialign import figures
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for cell in study.cells():
+        slug = Path(_page_name(cell)).name
+        for name in PUBLIC:
+            if (cell.folder / name).is_file():
+                shutil.copy(cell.folder / name, folder / f"{slug}-{name}")
+        if (cell.folder / "training.jsonl").is_file():
+            exhibits.save(figures.curves(cell), folder / f"{slug}.svg")
+
+
+def _table(frame: pd.DataFrame) -> str:
+    return raw(Table(frame)._repr_html_())
+
+
+# --- sources -------------------------------------------------------------------------------------
+
+
+def write_sources(folder: Path) -> None:
+    """The modules that draw exhibits, as pages with an anchor a line: `judged.html#line-41`."""
+    from pygments import highlight
+    from pygments.formatters import HtmlFormatter
+    from pygments.lexers import PythonLexer
+
+    folder.mkdir(parents=True, exist_ok=True)
+    files = {exhibits.source_file(exhibit.draw) for exhibit in exhibits.EXHIBITS.values()}
+    for file in sorted(files):
+        text = (paths.package().parent / file).read_text(encoding="utf-8")
+        title = f"{file} at commit {records.commit() or 'unknown'}"
+        look: dict[str, Any] = {"linenos": "table", "lineanchors": "line", "anchorlinenos": True}
+        page = highlight(text, PythonLexer(), HtmlFormatter(full=True, title=title, **look))
+        (folder / f"{Path(file).stem}.html").write_text(page, encoding="utf-8")
+
+
+# --- notebooks -----------------------------------------------------------------------------------
+
+
+def as_page(book: Any, title: str) -> Any:
+    """An executed notebook as a page: its own title, no papermill cell, names unique in the book."""
+    cells = []
+    for cell in book.cells:
+        tags = set(cell.metadata.get("tags", []))
+        if "injected-parameters" in tags:
+            cell.metadata["tags"] = sorted(tags | {"remove-input"})
+        outputs = cell.get("outputs", [])
+        for output in outputs:
+            if output.get("output_type") == "stream":  # a bar redraws its line: keep the last state
+                lines = output["text"].split("\n")
+                output["text"] = "\n".join(line.rsplit("\r", 1)[-1] for line in lines)
+            _without_scripts(output)
+        if outputs:
+            cell.outputs = [o for o in outputs if o.get("text", "x").strip()]
+        cells.append(cell)
+    if cells and cells[0].cell_type == "markdown":
+        rest = cells[0].source.split("\n", 1)[1:]
+        cells[0].source = "\n".join([f"# {title}", *rest])
+    book.cells = cells
+    return book
+
+
+def _without_scripts(output: Any) -> None:
+    """Take out what would run or load in a browser: the book shows pictures, tables and text."""
+    data = output.get("data", {})
+    for kind in list(data):
+        if kind.startswith("application/") and kind != "application/json":
+            del data[kind]
+
+
+# --- contents ------------------------------------------------------------------------------------
+
+
+def write_toc(work: Path, runs: list[list[str]]) -> list[str]:
+    """Write `_toc.yml`: the pages of `book/`, and the runs behind them; the names of all pages."""
+    toc = yaml.safe_load((work / "_toc.yml").read_text())
+    pages = [toc["root"], *(c["file"] for part in toc["parts"] for c in part["chapters"])]
+    if runs:
+        chapters = [
+            {"file": first, **({"sections": [{"file": name} for name in rest]} if rest else {})}
+            for first, *rest in runs
+        ]
+        toc["parts"].append({"caption": "Runs", "chapters": chapters})
+    (work / "_toc.yml").write_text(yaml.safe_dump(toc, sort_keys=False))
+    return [*pages, *(name for names in runs for name in names)]

@@ -1,0 +1,65 @@
+"""What the book changes of its theme and of what Jupyter Book loads with it: no other host is asked.
+
+A Sphinx extension (`setup`), and what is done to the built site (`prune`).
+"""
+
+import re
+from pathlib import Path
+from typing import Any
+
+# name:[width,height,[other names],"code","path"] in Font Awesome's script
+ICON = re.compile(r'("[a-z0-9-]+"|\b[a-z][a-z0-9]*):\[\d+,\d+,(\[[^\]]*\]),"[0-9a-f]+","[^"]*"\],?')
+
+
+def setup(app: Any) -> dict[str, bool]:
+    """Formulas as MathML, which browsers draw themselves; and nothing of Thebe, which asks a CDN."""
+    app.add_html_math_renderer("mathml", (_inline, None), (_display, None))
+    for listeners in app.events.listeners.values():
+        # Jupyter Book always loads it and has no setting against it.
+        listeners[:] = [one for one in listeners if one.handler.__module__ != "sphinx_thebe"]
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
+
+
+def _inline(writer: Any, node: Any) -> None:
+    from docutils.nodes import SkipNode
+    from latex2mathml.converter import convert
+
+    writer.body.append(convert(node.astext()))
+    raise SkipNode
+
+
+def _display(writer: Any, node: Any) -> None:
+    from docutils.nodes import SkipNode
+    from latex2mathml.converter import convert
+    from sphinx.util.math import get_node_equation_number
+
+    writer.body.append(writer.starttag(node, "div", CLASS="math notranslate nohighlight"))
+    if node["number"]:
+        writer.body.append(f'<span class="eqno">({get_node_equation_number(writer, node)})')
+        writer.add_permalink_ref(node, "Link to this equation")
+        writer.body.append("</span>")
+    writer.body.append(convert(node.astext(), display="block") + "</div>\n")
+    raise SkipNode
+
+
+def prune(html: Path) -> None:
+    """Take out of a built site what no page uses: most of Font Awesome (1.5 MB), and source maps."""
+    for path in html.rglob("*.map"):
+        path.unlink()
+    awesome = html / "_static" / "scripts" / "fontawesome.js"
+    if awesome.is_file():
+        pages = [
+            p for p in html.rglob("*") if p.suffix in (".html", ".js", ".css") and p != awesome
+        ]
+        used = {
+            name
+            for page in pages
+            for name in re.findall(r"\bfa-([a-z0-9-]+)", page.read_text(errors="replace"))
+        }
+        text = awesome.read_text(encoding="utf-8")
+
+        def kept(icon: re.Match[str]) -> str:
+            names = re.findall(r"[a-z][a-z0-9-]*", icon[1] + icon[2])
+            return icon[0] if used & set(names) else ""
+
+        awesome.write_text(ICON.sub(kept, text), encoding="utf-8")
