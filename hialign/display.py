@@ -45,6 +45,7 @@ def show(frame: pd.DataFrame) -> "Styler":
         short = frame[name].astype(str).str.len().max() <= 24
         props = "text-align: left" + ("; white-space: nowrap" if short else "")
         css.append({"selector": f".col{i}", "props": props})
+    css.append({"selector": "th.col_heading", "props": "white-space: normal"})
     # The same table has the same id in each build (pandas would draw one).
     key = hashlib.sha256(repr(list(frame.columns)).encode()).hexdigest()[:8]
     # The theme styles `table.dataframe` for light and dark; other tables get a white box in dark.

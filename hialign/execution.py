@@ -136,6 +136,8 @@ def facts_of(manifest: dict[str, Any]) -> Table:
     for row in rows:
         if isinstance(row["Value"], list):
             row["Value"] = span(row["Value"]) or "none"
+        if row["Name"] == "Weights (sha256)" and row["Value"]:
+            row["Value"] = f"{row['Value'][:16]}…"
     check = manifest.get("confinement") or {}
     if check:
         words = f"{check['base_parameters_changed']} of {check['base_parameters_checked']} tensors"

@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from hialign import judged, paper, paths, records
+from hialign import execution, judged, paper, paths, records
 from hialign.blocks import STRATEGIES, strategy_of
 from hialign.contrasts import OBJECTIVES
 from hialign.findings import joined, overall_finding, reward_finding, tax_finding
@@ -30,6 +30,8 @@ def facts(study: Study) -> dict[str, str]:
         "margin": f"{study.analysis.margin:g}",
         "shared_with_paper": _shared(study),
         "null_studies": _null_studies(),
+        "hours_total": _number(execution.hours(study), 2),
+        "cost_total": _money(study),
         "version": records.hialign_version(),
         "commit": records.commit() or "unknown",
         "built_on": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
@@ -199,8 +201,17 @@ def _join(values: set[Any]) -> str:
     return ", ".join(sorted(str(v) for v in values)) or NONE
 
 
-def _number(value: float, digits: int = 3) -> str:
-    return NONE if pd.isna(value) else f"{value:.{digits}f}"
+def _money(study: Study) -> str:
+    paid = execution.cost(study)
+    if study.judge is None:
+        return "nothing, there is no judge"
+    if study.judge.backend == "local":
+        return "nothing, the judge runs on the same computer"
+    return "not known, the study states no prices" if paid is None else f"{paid:.2f} USD"
+
+
+def _number(value: float | None, digits: int = 3) -> str:
+    return NONE if value is None or pd.isna(value) else f"{value:.{digits}f}"
 
 
 def _percent(value: float) -> str:

@@ -91,7 +91,9 @@ def add_runs(study: Study, folder: Path) -> list[list[str]]:
             title = f"{cell.strategy}, {model.label}"
             below = _notebooks(study, folder, model.name, cell.block, title)
             page = folder.parent / f"{_page_name(cell)}.md"
-            page.write_text(_cell_page(cell, below), encoding="utf-8")
+            # Base has no part in a pass but as the reference
+            shared = together if cell.block != "base" else []
+            page.write_text(_cell_page(cell, [*shared, *below]), encoding="utf-8")
             found.append([_page_name(cell), *below])
     return found
 
@@ -113,7 +115,8 @@ def _notebooks(study: Study, folder: Path, model: str, block: str, title: str) -
 
 def _cell_page(cell: Cell, notebooks: list[str]) -> str:
     parts = [f"# {plain(f'{cell.strategy}, {cell.model.label}')}", _status(cell)]
-    parts += ["## Stages", _table(execution.stages(cell.study, [cell]))]
+    stages = execution.stages(cell.study, [cell]).drop(columns=["Model", "Strategy"])
+    parts += ["## Stages", _table(stages)]
     if notebooks:
         links = [f"[{name.removeprefix('runs/').split('-')[0]}](/{name})" for name in notebooks]
         parts.append("The executed notebooks: " + ", ".join(links) + ".")
@@ -179,7 +182,9 @@ def write_records(study: Study, folder: Path) -> None:
 
 
 def _table(frame: pd.DataFrame) -> str:
-    return raw(Table(frame)._repr_html_())
+    """Within the classes by which the theme knows a notebook's output."""
+    html = Table(frame)._repr_html_()
+    return raw(f'<div class="cell"><div class="cell_output">{html}</div></div>')
 
 
 # --- sources -------------------------------------------------------------------------------------

@@ -17,6 +17,8 @@ def setup(app: Any) -> dict[str, bool]:
     for listeners in app.events.listeners.values():
         # Jupyter Book always loads it and has no setting against it.
         listeners[:] = [one for one in listeners if one.handler.__module__ != "sphinx_thebe"]
+    files = app.registry.css_files
+    files[:] = [(name, attributes) for name, attributes in files if "thebe" not in name]
     return {"parallel_read_safe": True, "parallel_write_safe": True}
 
 
@@ -24,8 +26,14 @@ def _inline(writer: Any, node: Any) -> None:
     from docutils.nodes import SkipNode
     from latex2mathml.converter import convert
 
-    writer.body.append(convert(node.astext()))
+    writer.body.append(_spaced(convert(node.astext())))
     raise SkipNode
+
+
+def _spaced(mathml: str) -> str:
+    """Functions' names as operators, which stand apart from what follows: log x, not logx."""
+    named = r'<mo form="prefix" lspace="0.17em" rspace="0.17em">\1</mo>'
+    return re.sub("<mi>(log|exp|min|max)</mi>", named, mathml)
 
 
 def _display(writer: Any, node: Any) -> None:
@@ -38,7 +46,7 @@ def _display(writer: Any, node: Any) -> None:
         writer.body.append(f'<span class="eqno">({get_node_equation_number(writer, node)})')
         writer.add_permalink_ref(node, "Link to this equation")
         writer.body.append("</span>")
-    writer.body.append(convert(node.astext(), display="block") + "</div>\n")
+    writer.body.append(_spaced(convert(node.astext(), display="block")) + "</div>\n")
     raise SkipNode
 
 
@@ -48,9 +56,7 @@ def prune(html: Path) -> None:
         path.unlink()
     awesome = html / "_static" / "scripts" / "fontawesome.js"
     if awesome.is_file():
-        pages = [
-            p for p in html.rglob("*") if p.suffix in (".html", ".js", ".css") and p != awesome
-        ]
+        pages = [p for p in html.rglob("*") if p.suffix in (".html", ".js") and p != awesome]
         used = {
             name
             for page in pages
