@@ -10,13 +10,14 @@ from typing import Any
 
 import yaml
 
-from hialign import exhibits, pages, paths, theme
+from hialign import paths, records
 from hialign.errors import HialignError
 from hialign.study import Study, load_study
 
 # What kernels log of themselves as they start and stop; it says nothing of a page
 KERNEL = re.compile(r"IPKernelApp|^(WARNING|ERROR):(tornado|asyncio|traitlets)\b")
-STUDY_VARIABLE = "HIALIGN_STUDY"  # tells the pages, which run in kernels, which study they show
+# What a build tells its pages, which run in kernels: the study, and where its exhibits were written
+STUDY_VARIABLE, EXHIBITS_VARIABLE = "HIALIGN_STUDY", "HIALIGN_EXHIBITS"
 
 
 def page() -> Study:
@@ -24,17 +25,24 @@ def page() -> Study:
 
     The first call of every page that computes.
     """
-    from hialign.plots import style
-
-    style()
     study = load_study(os.environ.get(STUDY_VARIABLE, "demo"))
     glue_facts(study)
     return study
 
 
 def show(study: Study, name: str) -> Any:
-    """An exhibit of `hialign.exhibits` as a page shows it."""
-    return exhibits.show(study, name)
+    """An exhibit of `hialign.exhibits`: as the build has written it, else drawn now."""
+    from IPython.display import HTML, SVG
+
+    folder = os.environ.get(EXHIBITS_VARIABLE)
+    if folder:
+        figure = name.startswith("figure")
+        text = (Path(folder) / f"{name}.{'svg' if figure else 'html'}").read_text(encoding="utf-8")
+        return SVG(text) if figure else HTML(text)
+    from hialign import exhibits, plots
+
+    plots.style()
+    return exhibits.draw(study, name)
 
 
 class Text(str):
@@ -48,7 +56,14 @@ def glue_facts(study: Study) -> None:
     """Make every fact of the study available to the page's prose."""
     from myst_nb import glue
 
-    for name, value in exhibits.facts_of(study).items():
+    folder = os.environ.get(EXHIBITS_VARIABLE)
+    if folder:
+        found = records.read_json(Path(folder) / "facts.json")
+    else:
+        from hialign.facts import facts
+
+        found = facts(study)
+    for name, value in found.items():
         glue(name, Text(value), display=False)
 
 
@@ -58,6 +73,8 @@ def build(study: Study) -> Path:
     Every warning is an error, and a page without HTML is one too. The book that was there before
     stays until the new one is whole.
     """
+    from hialign import exhibits, pages, theme
+
     work = paths.study_dir(study.name) / ".book"
     shutil.rmtree(work, ignore_errors=True)
     try:
@@ -73,7 +90,7 @@ def build(study: Study) -> Path:
     names = pages.write_toc(work, pages.add_runs(study, work / "runs"))
     log = work.with_name(".book.log")
     environment = os.environ | {STUDY_VARIABLE: _study_argument(study, work)}
-    environment[exhibits.FOLDER_VARIABLE] = str(data)
+    environment[EXHIBITS_VARIABLE] = str(data)
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment.get('PATH', '')}"
     start = "from hialign.kernels import build_book; build_book()"
     command = [sys.executable, "-c", start, "build", "-n", "-W", "--keep-going"]

@@ -77,6 +77,22 @@ def book(study: StudyName = "demo") -> None:
 
 
 @app.command()
+def show(
+    study: StudyName,
+    exhibit: Annotated[str, typer.Argument(help="A figure or table: figure-2, table-3, …")],
+    out: Annotated[str, typer.Option(help="The folder to write into; this one by default.")] = "",
+) -> None:
+    """Make one figure or table of STUDY's book again, as picture, CSV and JSON."""
+    from pathlib import Path
+
+    from hialign import exhibits
+    from hialign.study import load_study
+
+    for path in exhibits.write(load_study(study), exhibit, Path(out or ".")):
+        typer.echo(path)
+
+
+@app.command()
 def partition(
     model: Annotated[str, typer.Argument(help="A number of layers, or a model.")],
 ) -> None:

@@ -1,7 +1,7 @@
 """The book's figures and tables by name: what draws each, its data, and the runs behind it.
 
-A build writes them all once (`write_all`), as picture, CSV and JSON; pages show what was written.
-Outside a build, in a notebook or from `hialign show`, they are drawn when asked for.
+A build writes them all once (`write_all`), as picture, CSV and JSON, and pages show what was
+written (`hialign.book.show`). Outside a build they are drawn when asked for.
 """
 
 import inspect
@@ -22,7 +22,6 @@ from hialign.errors import HialignError
 from hialign.judge import accounts, report
 from hialign.study import Study
 
-FOLDER_VARIABLE = "HIALIGN_EXHIBITS"  # where a build has written them, for the pages' kernels
 INTERVAL = re.compile(r"([−-]?[\d.,]+) to ([−-]?[\d.,]+)")
 
 
@@ -110,24 +109,6 @@ def draw(study: Study, name: str) -> Any:
         raise HialignError(f"there is no exhibit {name!r}: they are {', '.join(EXHIBITS)}")
     function = EXHIBITS[name].draw
     return function(study) if inspect.signature(function).parameters else function()
-
-
-def show(study: Study, name: str) -> Any:
-    """The exhibit as a page shows it: as the build has written it, else drawn now."""
-    from IPython.display import HTML, SVG
-
-    folder = os.environ.get(FOLDER_VARIABLE)
-    if folder and name in EXHIBITS:
-        if EXHIBITS[name].is_figure:
-            return SVG((Path(folder) / f"{name}.svg").read_text(encoding="utf-8"))
-        return HTML((Path(folder) / f"{name}.html").read_text(encoding="utf-8"))
-    return draw(study, name)
-
-
-def facts_of(study: Study) -> dict[str, str]:
-    """`facts.facts`, as the build has written them, else read from the records now."""
-    folder = os.environ.get(FOLDER_VARIABLE)
-    return records.read_json(Path(folder) / "facts.json") if folder else facts.facts(study)
 
 
 # --- writing -------------------------------------------------------------------------------------
