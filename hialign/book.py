@@ -114,9 +114,11 @@ def build(study: Study) -> Path:
             f"the book of {study.name} was not built ({len(problems)} warnings, {len(unbuilt)} "
             f"pages missing); the first: {first.replace(str(work), 'book')[:400]} (all in {log})"
         )
+    for file in (*data.glob("table-*.html"), data / "facts.json"):  # parts of pages
+        file.unlink()
     shutil.move(data, html / "data")
     pages.write_sources(html / "source")
-    theme.prune(html)
+    theme.mend(html)
     place = paths.html_dir(study.name)
     old = place.with_name(".html.old")
     shutil.rmtree(old, ignore_errors=True)

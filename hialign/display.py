@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from pandas.io.formats.style import Styler
 
 DASH = "–"
+# A table wider than a phone scrolls by itself instead of the whole page; by keyboard too.
+SCROLLING = '<div style="overflow-x: auto" tabindex="0" role="region" aria-label="table">'
 DIGITS = {"KL from Base (nats/token)": 4, "Response length (tokens)": 1}  # decimals, if not three
 DIGITS |= {"Training (min)": 2, "Peak memory (GiB)": 2}
 
@@ -25,8 +27,7 @@ class Table(pd.DataFrame):
         return Table
 
     def _repr_html_(self) -> str:
-        # A table wider than a phone scrolls by itself instead of the whole page.
-        return f'<div style="overflow-x: auto">{show(self).to_html()}</div>'
+        return f"{SCROLLING}{show(self).to_html()}</div>"
 
 
 def show(frame: pd.DataFrame) -> "Styler":

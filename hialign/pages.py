@@ -197,13 +197,33 @@ def write_sources(folder: Path) -> None:
     from pygments.lexers import PythonLexer
 
     folder.mkdir(parents=True, exist_ok=True)
+    look = HtmlFormatter(linenos="inline", lineanchors="line")
     files = {exhibits.source_file(exhibit.draw) for exhibit in exhibits.EXHIBITS.values()}
     for file in sorted(files):
-        text = (paths.package().parent / file).read_text(encoding="utf-8")
-        title = f"{file} at commit {records.commit() or 'unknown'}"
-        look: dict[str, Any] = {"linenos": "table", "lineanchors": "line", "anchorlinenos": True}
-        page = highlight(text, PythonLexer(), HtmlFormatter(full=True, title=title, **look))
+        code = highlight((paths.package().parent / file).read_text("utf-8"), PythonLexer(), look)
+        title = escape(f"{file} at commit {records.commit() or 'unknown'}")
+        page = SOURCE.format(title=title, code=code)
         (folder / f"{Path(file).stem}.html").write_text(page, encoding="utf-8")
+
+
+SOURCE = """<!DOCTYPE html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
+<title>{title}</title>
+<style>
+:root {{ color-scheme: light dark; }}
+body {{ font: 16px sans-serif; margin: 1rem; }}
+pre {{ font-size: 0.85rem; line-height: 1.4; overflow-x: auto; }}
+:target {{ outline: 2px solid; }}
+</style>
+<main>
+<h1>{title}</h1>
+<p><a href="../index.html">Back to the book</a></p>
+{code}
+</main>
+</html>
+"""
 
 
 # --- notebooks -----------------------------------------------------------------------------------

@@ -1,11 +1,13 @@
 """What the book changes of its theme and of what Jupyter Book loads with it: no other host is asked.
 
-A Sphinx extension (`setup`), and what is done to the built site (`prune`).
+A Sphinx extension (`setup`), and what is done to the built site (`mend`).
 """
 
 import re
 from pathlib import Path
 from typing import Any
+
+from hialign.display import SCROLLING
 
 # name:[width,height,[other names],"code","path"] in Font Awesome's script
 ICON = re.compile(r'("[a-z0-9-]+"|\b[a-z][a-z0-9]*):\[\d+,\d+,(\[[^\]]*\]),"[0-9a-f]+","[^"]*"\],?')
@@ -50,10 +52,24 @@ def _display(writer: Any, node: Any) -> None:
     raise SkipNode
 
 
-def prune(html: Path) -> None:
-    """Take out of a built site what no page uses: most of Font Awesome (1.5 MB), and source maps."""
-    for path in html.rglob("*.map"):
+# What the theme's and Sphinx's HTML lacks for a screen reader
+NAMELESS = '<summary><span class="toctree-toggle" role="presentation">'
+NAMED = NAMELESS.replace("<summary>", '<summary aria-label="Show or hide the pages below">')
+
+
+def mend(html: Path) -> None:
+    """Take out of a built site what no page uses, most of Font Awesome (1.5 MB) above all, and give
+    controls the names that screen readers ask for."""
+    for path in (*html.rglob("*.map"), *(html / "_static").glob("*.html")):
         path.unlink()
+    for path in html.rglob("*.html"):
+        text = path.read_text(encoding="utf-8")
+        better = text.replace(NAMELESS, NAMED)
+        # its entries are no list items to a browser
+        better = better.replace('<div role="list" class="citation', '<div class="citation')
+        better = better.replace('<div style="overflow-x: auto">', SCROLLING)  # of older notebooks
+        if better != text:
+            path.write_text(better, encoding="utf-8")
     awesome = html / "_static" / "scripts" / "fontawesome.js"
     if awesome.is_file():
         pages = [p for p in html.rglob("*") if p.suffix in (".html", ".js") and p != awesome]
