@@ -212,8 +212,9 @@ SOURCE = """<!DOCTYPE html>
 <meta name="viewport" content="width=device-width">
 <title>{title}</title>
 <style>
-:root {{ color-scheme: light dark; }}
-body {{ font: 16px sans-serif; margin: 1rem; }}
+:root {{ background: Canvas; color: CanvasText; color-scheme: light dark; }}
+a {{ color: inherit; }}
+body {{ font: 16px sans-serif; margin: 1rem; overflow-wrap: anywhere; }}
 pre {{ font-size: 0.85rem; line-height: 1.4; overflow-x: auto; }}
 :target {{ outline: 2px solid; }}
 </style>
