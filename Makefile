@@ -8,7 +8,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # takes half as long. Containers often switch that writing off, so that each import would compile.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: book test setup clean
+.PHONY: book test fast site templates setup clean
 .DEFAULT_GOAL := book
 
 book: setup  ## the study, end to end, and its book: outputs/$(STUDY)/html/index.html
@@ -20,6 +20,19 @@ test: setup  ## style, types, and every test that this machine can run
 	$(BIN)/mypy
 	$(BIN)/nbstripout --verify notebooks/*.ipynb
 	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile $(PYTEST_ARGS)
+
+fast: setup  ## style, types, and the tests that need no real model and build no book
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/nbstripout --verify notebooks/*.ipynb
+	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile -m "not slow and not browser and not slurm" $(PYTEST_ARGS)
+
+site: setup  ## the books of all published studies, from their records alone: build/site/index.html
+	@$(BIN)/hialign site --to build/site
+
+templates: setup  ## the set-up cell of the notebooks, with the repository's address
+	@$(BIN)/python -m hialign.templates
 
 setup: .venv/ready  ## .venv with every version as in constraints.txt, and the embedded model
 

@@ -35,7 +35,9 @@ def reproduce(
 
 @app.command()
 def run(
-    notebook: Annotated[str, typer.Argument(help="train, respond, evaluate, judge, or a path.")],
+    notebook: Annotated[
+        str, typer.Argument(help="train, respond, evaluate, judge, explore, or a path.")
+    ],
     parameter: Annotated[
         list[str] | None,
         typer.Option("-p", "--parameter", metavar="NAME VALUE", help="As in papermill."),
@@ -90,6 +92,37 @@ def show(
 
     for path in exhibits.write(load_study(study), exhibit, Path(out or ".")):
         typer.echo(path)
+
+
+@app.command()
+def publish(
+    study: StudyName,
+    partial: Annotated[
+        bool, typer.Option("--partial", help="Even if cells are stale, failed or missing.")
+    ] = False,
+    with_responses: Annotated[
+        bool,
+        typer.Option("--with-responses", help="Also texts that answer prompts from elsewhere."),
+    ] = False,
+) -> None:
+    """Copy what the book needs of STUDY to outputs/published/, for everybody to see."""
+    from hialign.publish import publish as publish_study
+    from hialign.study import load_study
+
+    done = publish_study(load_study(study), partial, with_responses)
+    typer.echo(f"{done.folder}: {done.files} files, {done.bytes / 1e6:.2f} MB")
+
+
+@app.command()
+def site(
+    to: Annotated[str, typer.Option(help="The folder of the site.")] = "build/site",
+) -> None:
+    """Build the books of all published studies into one folder, from their records alone."""
+    from pathlib import Path
+
+    from hialign import site as site_of
+
+    typer.echo(site_of.build(Path(to)))
 
 
 @app.command()

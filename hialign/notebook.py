@@ -8,7 +8,7 @@ import ast
 import difflib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
 
@@ -23,23 +23,37 @@ PARAMETERS: Mapping[str, tuple[type, ...]] = {
     "model": (str, type(None)),
     "block": (str,),
 }
-MORE: Mapping[str, Mapping[str, tuple[type, ...]]] = {"judge": {"retry_failed": (bool,)}}
+MORE: Mapping[str, Mapping[str, tuple[type, ...]]] = {
+    "judge": {"retry_failed": (bool,)},
+    "explore": {"question": (str,)},
+}
+BEGUN = "_hialign_begun"  # in a notebook's namespace, once its parameters were checked
+
+
+def parameters_of(stage: str) -> dict[str, tuple[type, ...]]:
+    """The parameters of a notebook and their types; `explore` is about all blocks of a model."""
+    known = {**PARAMETERS, **MORE.get(stage, {})}
+    return {k: v for k, v in known.items() if (stage, k) != ("explore", "block")}
 
 
 def begin(namespace: Mapping[str, Any], stage: str) -> Cell:
     """Check a notebook's parameters (its `globals()`) and give the cell that they name.
 
     Raises HialignError for a name that is no parameter (`-p bloc late`), for a value of another
-    type, and for a study, model or block that does not exist, before anything is loaded.
+    type, and for a study, model or block that does not exist, before anything is loaded. A cell that
+    is run again finds what the notebook itself has named since: that is no parameter either way.
     """
+    again = BEGUN in namespace
     given = {
         name: value
         for name, value in namespace.items()
         if not name.startswith("_") and name not in SHELL_NAMES and not _is_module(value)
+        if not again or name in parameters_of(stage)
     }
     _check(given, stage)
+    _mark(namespace)
     _quiet()
-    return _cell(given)
+    return _cell({"block": "base", **given})
 
 
 def begin_pass(namespace: Mapping[str, Any], stage: str) -> list[Cell]:
@@ -48,16 +62,23 @@ def begin_pass(namespace: Mapping[str, Any], stage: str) -> list[Cell]:
     if namespace.get("block") != "all":
         return [begin(namespace, stage)]
     first = begin({**namespace, "block": "base"}, stage)
+    _mark(namespace)
     cells = [Cell(first.study, first.model, block) for block in first.study.blocks]
     return [c for c in cells if records.cell_status(c, stage) != "done"] or cells
+
+
+def _mark(namespace: Mapping[str, Any]) -> None:
+    """Note in a notebook's namespace that its parameters were checked."""
+    if isinstance(namespace, MutableMapping):
+        namespace[BEGUN] = True
 
 
 def run(notebook: str, parameters: Mapping[str, Any]) -> Path:
     """Execute a notebook by papermill into its derived place; the path of what was written.
 
-    `notebook` is a stage (`train`, `respond`, `evaluate`, `judge`) or a path. The output stands
-    under `outputs/<study>/notebooks/` only if it ran to its end; else it is kept beside it as
-    `….failed.ipynb` and HialignError says why.
+    `notebook` is a stage (`train`, `respond`, `evaluate`, `judge`), `explore` or a path. The output
+    stands under `outputs/<study>/notebooks/` only if it ran to its end; else it is kept beside it
+    as `….failed.ipynb` and HialignError says why.
     """
     import papermill
     from papermill.exceptions import PapermillExecutionError
@@ -70,12 +91,12 @@ def run(notebook: str, parameters: Mapping[str, Any]) -> Path:
     }
     if unknown := [name for name in parameters if name not in known]:
         raise HialignError(_unknown(unknown[0], list(known), f"notebook {template.stem}"))
-    if set(PARAMETERS) <= set(known):
+    ours = parameters_of(template.stem)
+    if ours.keys() <= known.keys():
         values = {name: ast.literal_eval(default) for name, default in known.items()}
         values |= parameters
-        ours = PARAMETERS.keys() | MORE.get(template.stem, {}).keys()
         _check({k: v for k, v in values.items() if k in ours}, template.stem)
-        together = values["block"] == "all" and template.stem == "train"
+        together = "block" not in ours or (values["block"] == "all" and template.stem == "train")
         cell = _cell(values | {"block": "base"} if together else values)
         block = "all" if together else cell.block
         output = paths.notebook_output(cell.study.name, template.stem, cell.model.name, block)
@@ -151,13 +172,13 @@ def _template(notebook: str) -> Path:
         path = paths.notebooks() / f"{notebook}.ipynb"
     if not path.is_file():
         raise HialignError(
-            f"there is no notebook {notebook!r}: give one of {', '.join(STAGES)}, or a path"
+            f"there is no notebook {notebook!r}: give one of {', '.join(STAGES)}, explore, or a path"
         )
     return path
 
 
 def _check(values: Mapping[str, Any], stage: str) -> None:
-    where, known = f"notebook {stage}", {**PARAMETERS, **MORE.get(stage, {})}
+    where, known = f"notebook {stage}", parameters_of(stage)
     for name, value in values.items():
         if name not in known:
             raise HialignError(_unknown(name, list(known), where))

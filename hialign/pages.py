@@ -14,6 +14,7 @@ import yaml
 
 from hialign import execution, exhibits, paths, records
 from hialign.display import Table
+from hialign.repository import badge
 from hialign.study import STAGES, Cell, Study
 
 SHOWN = re.compile(r'^```\{code-cell\}[^`]*?book\.show\(study, "([a-z0-9-]+)"\)\n```\n', re.M)
@@ -106,9 +107,8 @@ def _notebooks(study: Study, folder: Path, model: str, block: str, title: str) -
         source = paths.notebook_output(study.name, stage, model, block)
         if source.is_file():
             book = nbformat.read(source, as_version=4)
-            nbformat.write(
-                as_page(book, f"{stage.capitalize()}: {plain(title)}"), folder / source.name
-            )
+            page = as_page(book, f"{stage.capitalize()}: {plain(title)}", badge(stage))
+            nbformat.write(page, folder / source.name)
             names.append(f"runs/{source.stem}")
     return names
 
@@ -230,8 +230,8 @@ pre {{ font-size: 0.85rem; line-height: 1.4; overflow-x: auto; }}
 # --- notebooks -----------------------------------------------------------------------------------
 
 
-def as_page(book: Any, title: str) -> Any:
-    """An executed notebook as a page: its own title, no papermill cell, names unique in the book."""
+def as_page(book: Any, title: str, link: str = "") -> Any:
+    """An executed notebook as a page: its own title with `link` below it, no papermill cell."""
     cells = []
     for cell in book.cells:
         tags = set(cell.metadata.get("tags", []))
@@ -248,7 +248,7 @@ def as_page(book: Any, title: str) -> Any:
         cells.append(cell)
     if cells and cells[0].cell_type == "markdown":
         rest = cells[0].source.split("\n", 1)[1:]
-        cells[0].source = "\n".join([f"# {title}", *rest])
+        cells[0].source = "\n".join([f"# {title}", *(["", link] if link else []), *rest])
     book.cells = cells
     return book
 

@@ -101,6 +101,16 @@ def judge_validation(folder: Path, judge: str) -> Path:
     return folder / f"judge-validation-{judge}.json"
 
 
+def explorations(study: str) -> Path:
+    """`outputs/<study>/explorations/`: questions that were asked of all strategies of a model."""
+    return study_dir(study) / "explorations"
+
+
+def published() -> Path:
+    """`outputs/published/`: the records that a site is built from, a folder a study."""
+    return outputs() / "published"
+
+
 def html_dir(study: str) -> Path:
     """`outputs/<study>/html/`, the built book."""
     return study_dir(study) / "html"

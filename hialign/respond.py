@@ -17,18 +17,13 @@ def respond(cell: Cell) -> dict[str, Any]:
     stage's manifest, which is written last.
     """
     import torch
-    from transformers import GenerationConfig
 
     from hialign.training import load_cell
 
     settings = cell.study.responses
     prompts = load_pairs(cell.study.preferences).prompts(settings.prompts)
     model, tokenizer = load_cell(cell)
-    # A model's own settings (Qwen2.5 has a repetition penalty, Qwen3 a top_k) must have no say
-    ends = _ends(model.generation_config.eos_token_id, tokenizer.eos_token_id)
-    model.generation_config = GenerationConfig(
-        eos_token_id=ends, pad_token_id=tokenizer.pad_token_id, top_k=0
-    )
+    ends = plain_decoding(model, tokenizer)
     torch.manual_seed(settings.seed)
     tokenizer.padding_side = "left"  # generation goes on at the right
     tokenizer.truncation_side = "left"  # of a long conversation the end is kept
@@ -80,6 +75,20 @@ def respond(cell: Cell) -> dict[str, Any]:
     return manifest
 
 
+def plain_decoding(model: Any, tokenizer: Any) -> list[int]:
+    """Take away a model's own decoding settings; the tokens that end its responses.
+
+    Qwen2.5's repetition penalty or Qwen3's top_k must have no say in what strategies answer.
+    """
+    from transformers import GenerationConfig
+
+    ends = _ends(model.generation_config.eos_token_id, tokenizer.eos_token_id)
+    model.generation_config = GenerationConfig(
+        eos_token_id=ends, pad_token_id=tokenizer.pad_token_id, top_k=0
+    )
+    return ends
+
+
 def _ends(*tokens: int | list[int] | None) -> list[int]:
     """The tokens that end a response: those of the model's configuration and the tokenizer's."""
     found: set[int] = set()
@@ -90,15 +99,20 @@ def _ends(*tokens: int | list[int] | None) -> list[int]:
 
 def _row(prompt: dict[str, Any], ids: list[int], ends: list[int], tokenizer: Any) -> dict[str, Any]:
     """A response up to its end-of-turn token, and whether it reached one."""
-    stop = next((i for i, token in enumerate(ids) if token in ends), None)
-    kept = ids if stop is None else ids[:stop]
+    kept, reason = answer_of(ids, ends)
     return {
         "prompt_id": prompt["prompt_id"],
         "prompt": transcript(prompt["prompt"]),
         "response": tokenizer.decode(kept, skip_special_tokens=True).strip(),
         "tokens": len(kept),
-        "finish_reason": "length" if stop is None else "stop",
+        "finish_reason": reason,
     }
+
+
+def answer_of(ids: list[int], ends: list[int]) -> tuple[list[int], str]:
+    """The tokens before the first that ends a response, and `stop`; all and `length` without one."""
+    stop = next((i for i, token in enumerate(ids) if token in ends), None)
+    return (ids, "length") if stop is None else (ids[:stop], "stop")
 
 
 def transcript(messages: list[Message]) -> str:

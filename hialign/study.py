@@ -86,7 +86,7 @@ class TrainingSettings(Settings):
     adam_beta2: float = 0.999  # Table 5
     batch_size: int = Field(6, ge=1)  # Table 5, pairs on a device
     gradient_accumulation_steps: int = Field(4, ge=1)  # Table 5: 24 pairs an optimizer step
-    epochs: float = Field(1, gt=0)  # Table 5
+    epochs: int | float = Field(1, gt=0)  # Table 5; as it is written, so that 1 stays 1 in a copy
     beta: float = Field(0.1, gt=0)  # Table 5, the DPO beta of Eq. 1
     lora_rank: int = Field(16, ge=1)  # Table 5
     lora_alpha: int = Field(32, ge=1)  # Table 5

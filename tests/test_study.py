@@ -287,3 +287,14 @@ def test_importing_hialign_imports_no_torch() -> None:
     )
     run = [sys.executable, "-c", code]
     assert subprocess.run(run, capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("name", study_names())
+def test_a_studys_copy_has_its_fingerprints(name: str, tmp_path: Path) -> None:
+    """As the book's pages and what is published have it; else all their runs would be stale."""
+    study = load_study(name)
+    copy = tmp_path / "copy.yml"
+    copy.write_text(yaml.safe_dump(study.model_dump(mode="json")))
+    for ours, theirs in zip(study.cells(), load_study(copy).cells(), strict=True):
+        for stage in STAGES:
+            assert ours.fingerprint(stage) == theirs.fingerprint(stage), stage

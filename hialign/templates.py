@@ -1,0 +1,108 @@
+"""The notebooks as templates: the set-up cell that all share, and what the book says of each.
+
+`python -m hialign.templates` writes the set-up cell, with the repository's address, into all of them.
+"""
+
+import ast
+from typing import TYPE_CHECKING, Any
+
+from hialign import paths, records, repository
+from hialign.display import Table, table_of
+from hialign.study import STAGES, Study
+
+if TYPE_CHECKING:
+    from IPython.display import Markdown
+
+TEMPLATES = (*STAGES, "explore")
+TAG = "remove-cell"  # of the set-up cell: the book leaves it out
+
+
+def set_up_cell() -> str:
+    """The source of the set-up cell, with what pip installs hialign from."""
+    source = (paths.data() / "setup_cell.py").read_text().rstrip()
+    return source.removesuffix("_set_up()") + f'_set_up("{repository.package()}")'
+
+
+def write_set_up() -> list[str]:
+    """Bring the set-up cell of every template up to date; the names of those that were not."""
+    import nbformat
+
+    changed = []
+    for name in TEMPLATES:
+        path = paths.notebooks() / f"{name}.ipynb"
+        book = nbformat.read(path, as_version=4)
+        cell = next(c for c in book.cells if TAG in c.metadata.get("tags", []))
+        if cell.source != set_up_cell():
+            cell.source = set_up_cell()
+            nbformat.write(book, path)
+            changed.append(name)
+    return changed
+
+
+def described(name: str) -> dict[str, Any]:
+    """A template's title, first paragraph and parameters: name, default and help of each."""
+    import nbformat
+    import papermill
+
+    path = paths.notebooks() / f"{name}.ipynb"
+    first = nbformat.read(path, as_version=4).cells[0].source.split("\n\n")
+    return {
+        "title": first[0].removeprefix("# "),
+        "text": first[1],
+        "parameters": [
+            (p["name"], ast.literal_eval(p["default"]), p["help"])
+            for p in papermill.inspect_notebook(str(path)).values()
+        ],
+    }
+
+
+def listing() -> "Markdown":
+    """Each notebook: what it does, how it is run, the parameters that not all have, and its badge
+    if there is one."""
+    from IPython.display import Markdown
+
+    items = []
+    for name in TEMPLATES:
+        found = described(name)
+        example = "question '…'" if name == "explore" else "block mid"
+        lines = [f"**{found['title']}** (`notebooks/{name}.ipynb`). {found['text']}"]
+        lines += [f"`papermill notebooks/{name}.ipynb out.ipynb -p {example}`"]
+        own = [p for p in found["parameters"] if p[0] not in ("study", "model")]
+        lines += [f"`{p}` (`{default!r}`): {text}" for p, default, text in own]
+        lines += [link] if (link := repository.badge(name)) else []
+        items.append("\n".join(["- " + lines[0], *(f"  - {line}" for line in lines[1:])]))
+    return Markdown("\n".join(items))
+
+
+def measured(study: Study) -> Table:
+    """What each notebook took in this study, from its records: minutes of all cells together, the
+    most memory one held, the device."""
+    rows = []
+    for name in TEMPLATES:
+        found = _explored(study) if name == "explore" else _recorded(study, name)
+        seconds = [float(m["seconds"]) for m in found]
+        if name == "train":  # work that cells of one pass share counts once
+            runs = records.manifests(study)
+            seconds = [records.training_seconds(runs[runs["status"] == "done"])] if found else []
+        memory = [float(m["peak_memory_bytes"]) for m in found if m.get("peak_memory_bytes")]
+        devices = dict.fromkeys(str(m["device"]) for m in found)
+        row: dict[str, Any] = {"Notebook": name, "Runs": len(found)}
+        row["Minutes together"] = sum(seconds) / 60 if seconds else None
+        row["Peak memory (GiB)"] = max(memory) / 2**30 if memory else None
+        rows.append(row | {"Device": ", ".join(devices) or None})
+    return table_of(rows)
+
+
+def _recorded(study: Study, stage: str) -> list[dict[str, Any]]:
+    files = [records.stage_manifest(cell, stage) for cell in study.cells()]
+    return [records.read_json(file) for file in files if file.is_file()]
+
+
+def _explored(study: Study) -> list[dict[str, Any]]:
+    files = sorted(paths.explorations(study.name).glob("*.json"))
+    return [records.read_json(file)["made"] for file in files]
+
+
+if __name__ == "__main__":
+    for changed in write_set_up():
+        print(f"notebooks/{changed}.ipynb")
