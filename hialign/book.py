@@ -73,7 +73,7 @@ def build(study: Study) -> Path:
     Every warning is an error, and a page without HTML is one too. The book that was there before
     stays until the new one is whole.
     """
-    from hialign import exhibits, pages, theme
+    from hialign import exhibits, explorer, pages, theme
 
     work = paths.study_dir(study.name) / ".book"
     shutil.rmtree(work, ignore_errors=True)
@@ -119,6 +119,7 @@ def build(study: Study) -> Path:
     shutil.move(data, html / "data")
     pages.write_sources(html / "source")
     theme.mend(html)
+    explorer.write(study, html / "explore")
     place = paths.html_dir(study.name)
     old = place.with_name(".html.old")
     shutil.rmtree(old, ignore_errors=True)
