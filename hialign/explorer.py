@@ -72,13 +72,13 @@ def write(study: Study, folder: Path) -> Sizes:
         prompts.setdefault(name, prompt if isinstance(prompt, str) else "")
     of_cell = {key: group for key, group in answers.groupby(["model", "block"], sort=False)}
     _prepare(folder)
-    cells, chunks, total, responses = [], [], 0, 0
+    cells, chunks, total, responses = [], list[list[Any]](), 0, 0
     for number, model in enumerate(study.models):
         columns: list[_Column | None] = []
         for cell in (c for c in study.cells() if c.model == model):
             group = of_cell.get((model.label, cell.block))
             rows = [] if group is None else group.to_dict("records")
-            found = {str(row["prompt_id"]): row for row in rows}
+            found: dict[str, Any] = {str(row["prompt_id"]): row for row in rows}
             columns.append(_column(cell, found, list(prompts), dimensions) if found else None)
             responses += sum(flags & ANSWERED for flags in columns[-1].flags) if columns[-1] else 0
         same = _identical(columns, len(prompts))
@@ -129,18 +129,18 @@ def _column(
             judgments[str(row.get("prompt_id"))] = _judgment(row, dimensions)
     column = _Column()
     for name in names:
-        row = rows.get(name)
-        response = row["response"] if row else None
+        answer = rows.get(name)
+        response = answer["response"] if answer else None
         scores, said = [0] * len(dimensions), None
         flags, text = 0, None
-        if row is not None and isinstance(response, str):
-            flags = ANSWERED + CUT * (row["finish_reason"] == "length")
-            flags += PROMPT_CUT * (row.get("prompt_truncated") is True)
+        if answer is not None and isinstance(response, str):
+            flags = ANSWERED + CUT * (answer["finish_reason"] == "length")
+            flags += PROMPT_CUT * (answer.get("prompt_truncated") is True)
             if name in judgments:
                 scores, said = judgments[name]
                 flags += JUDGED + VALID * any(scores)
             text = (response, said)
-        column.tokens.append(_whole(row["tokens"]) if row and text else None)
+        column.tokens.append(_whole(answer["tokens"]) if answer and text else None)
         column.flags.append(flags)
         column.scores.append(scores)
         column.texts.append(text)
