@@ -86,7 +86,9 @@ def build(study: Study) -> Path:
     exhibits.write_all(study, data)
     pages.write_records(study, data / "runs")
     for path in work.glob("*.md"):
-        path.write_text(pages.with_sources(path.read_text(), study))
+        text = pages.with_sources(path.read_text(encoding="utf-8"), study)
+        sections = (data / "claims.md").read_text(encoding="utf-8")
+        path.write_text(text.replace(f"\n{pages.CLAIMS}\n", f"\n{sections}"), encoding="utf-8")
     names = pages.write_toc(work, pages.add_runs(study, work / "runs"))
     log = work.with_name(".book.log")
     environment = os.environ | {STUDY_VARIABLE: _study_argument(study, work)}
@@ -114,7 +116,8 @@ def build(study: Study) -> Path:
             f"the book of {study.name} was not built ({len(problems)} warnings, {len(unbuilt)} "
             f"pages missing); the first: {first.replace(str(work), 'book')[:400]} (all in {log})"
         )
-    for file in (*data.glob("table-*.html"), data / "facts.json"):  # parts of pages
+    parts = (*data.glob("table-*.html"), data / "facts.json", data / "claims.md")  # of pages
+    for file in parts:
         file.unlink()
     shutil.move(data, html / "data")
     pages.write_sources(html / "source")

@@ -17,7 +17,7 @@ from typing import Any
 
 import pandas as pd
 
-from hialign import execution, facts, figures, heatmap, judged, paths, records, tables
+from hialign import claims, execution, facts, figures, heatmap, judged, paths, records, tables
 from hialign.errors import HialignError
 from hialign.judge import accounts, report
 from hialign.study import Study
@@ -84,6 +84,8 @@ EXHIBITS = {
             data=tables.divergence,
         ),
         Exhibit("table-cells", "The cells", tables.cells, "train"),
+        Exhibit("table-claims", "Verdicts by paper", claims.overview, "train evaluate judge"),
+        Exhibit("table-headlines", "The main claims", claims.headlines, "train evaluate judge"),
         Exhibit("table-stages", "The stages", execution.stages, "train respond evaluate judge"),
         Exhibit("table-totals", "Time and cost", execution.totals, "train respond evaluate judge"),
         Exhibit("table-failures", "Failed stages", execution.failures),
@@ -115,13 +117,18 @@ def draw(study: Study, name: str) -> Any:
 
 
 def write_all(study: Study, folder: Path) -> None:
-    """Every exhibit and the facts into `folder`, all of the processor's cores at work.
+    """Every exhibit, the facts and the claims' sections into `folder`, on all of the processor's cores.
 
     Raises HialignError naming the first one that cannot be drawn.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    together = ["figure-3", "table-dimensions"]  # the same sixty tests, and processes share nothing
-    tasks = [together, ["facts"], *([name] for name in EXHIBITS if name not in together)]
+    # What rests on the same tests is one task, as processes share nothing
+    together = [
+        ["claims", "facts", "table-claims", "table-headlines"],
+        ["figure-3", "table-dimensions"],
+    ]
+    named = {name for names in together for name in names}
+    tasks = [*together, *([name] for name in EXHIBITS if name not in named)]
     context = get_context("spawn")  # a fork would copy locks that other threads hold
     with ProcessPoolExecutor(min(os.cpu_count() or 1, 4), context) as pool:
         for future in [pool.submit(_write_some, study, names, folder) for names in tasks]:
@@ -133,6 +140,10 @@ def _write_some(study: Study, names: list[str], folder: Path) -> None:
         try:
             if name == "facts":
                 records.write_json(folder / "facts.json", facts.facts(study))
+            elif name == "claims":
+                from hialign.pages import claim_sections
+
+                (folder / "claims.md").write_text(claim_sections(study), encoding="utf-8")
             else:
                 write(study, name, folder)
         except HialignError:

@@ -9,13 +9,19 @@ from typing import Any
 
 import pandas as pd
 
-from hialign import execution, judged, paper, paths, records
+from hialign import claims, execution, judged, paper, paths, records
 from hialign.blocks import STRATEGIES, strategy_of
 from hialign.contrasts import OBJECTIVES
 from hialign.findings import joined, overall_finding, reward_finding, tax_finding
 from hialign.study import Study
 
 NONE = "not measured"
+VERDICTS = {
+    "n_supported": claims.SUPPORTED,
+    "n_contradicted": claims.CONTRADICTED,
+    "n_inconclusive": claims.INCONCLUSIVE,
+    "n_untested": claims.UNTESTED,
+}
 TRAINED = [block for block in STRATEGIES if block != "base"]
 
 
@@ -26,6 +32,7 @@ def facts(study: Study) -> dict[str, str]:
         **_runs(study),
         **_preferences(study),
         **_judge(study),
+        **_claims(study),
         "paper_best": _paper_best(),
         "margin": f"{study.analysis.margin:g}",
         "shared_with_paper": _shared(study),
@@ -145,6 +152,12 @@ def _judge(study: Study) -> dict[str, str]:
     else:
         text += f" This judge agrees with people on {agreement}; guessing would agree on half."
     return found | {"judge_finding": text}
+
+
+def _claims(study: Study) -> dict[str, str]:
+    found = [finding.verdict for finding in claims.findings(study)]
+    counts = {name: found.count(verdict) for name, verdict in VERDICTS.items()}
+    return {"n_claims": str(len(found))} | {name: str(n) for name, n in counts.items()}
 
 
 def agreement_text(study: Study) -> str:

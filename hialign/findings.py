@@ -3,7 +3,6 @@
 from collections.abc import Hashable
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from hialign import comparisons as tests
@@ -89,20 +88,10 @@ def _reward_hits(study: Study) -> pd.DataFrame:
 
     Columns: model, prompt_id, block (the strategy), score: the mean over the prompt's pairs.
     """
-    rows = []
-    for cell in study.cells():
-        file = records.stage_manifest(cell, "evaluate")
-        if cell.block == "base" or not file.is_file():
-            continue
-        content = records.read_json(file)
-        for p in content["pairs"]:
-            if "all" in p["groups"]:
-                gain = p["chosen"] - p["chosen_base"] - p["rejected"] + p["rejected_base"]
-                hit = 0.5 + 0.5 * float(np.sign(gain))
-                prompt = p["id"].rsplit("-", 1)[0]
-                rows.append((cell.model.label, prompt, cell.strategy, hit))
-    frame = pd.DataFrame(rows, columns=["model", "prompt_id", "block", "score"])
-    return frame.groupby(["model", "prompt_id", "block"])[["score"]].mean().reset_index()
+    found = records.pairs(study)
+    kept = found[["all" in groups for groups in found.groups]]
+    means = kept.groupby(["model", "prompt_id", "strategy"]).hit.mean()
+    return means.rename("score").reset_index().rename(columns={"strategy": "block"})
 
 
 def _with_interval(row: dict[Hashable, Any]) -> str:

@@ -313,6 +313,24 @@ def evaluations(study: Study) -> pd.DataFrame:
     return _frame(rows, EVALUATION_COLUMNS)
 
 
+@remembered
+def pairs(study: Study) -> pd.DataFrame:
+    """A row a tuned cell and held-out pair: prompt_id, groups (`all`, an objective), margin (nats), and
+    hit: 1 where the implicit reward ranks the pair right, 0.5 for a tie."""
+    rows = []
+    for cell in study.cells():
+        file = cell.folder / "evaluation.json"
+        if cell.block == "base" or not file.is_file():
+            continue
+        content = read_json(file)
+        for p in content["pairs"]:
+            gain = p["chosen"] - p["chosen_base"] - p["rejected"] + p["rejected_base"]
+            row = _labels(cell) | {"prompt_id": p["id"].rsplit("-", 1)[0], "groups": p["groups"]}
+            row |= {"margin": content["beta"] * gain, "hit": 0.5 + 0.5 * float(np.sign(gain))}
+            rows.append(row)
+    return _frame(rows, ["prompt_id", "groups", "margin", "hit"])
+
+
 def divergences(study: Study) -> pd.DataFrame:
     """A row a cell: KL divergence from base (nats a token) and response length (tokens)."""
     rows = []

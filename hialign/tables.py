@@ -17,10 +17,9 @@ from hialign.display import DASH as DASH
 from hialign.display import DIGITS, table_of
 from hialign.display import Table as Table
 from hialign.display import show as show
-from hialign.judged import OVERALL
 from hialign.judged import table2 as table2
 from hialign.judged import table3 as table3
-from hialign.statistics import interval_text, wilson
+from hialign.statistics import interval_text
 from hialign.study import Study
 
 # --- the paper's tables --------------------------------------------------------------------------
@@ -144,7 +143,7 @@ def judge_agreement(study: Study) -> Table:
     `attrs["text"]` has it in a phrase, unless it was not measured for these weights (or this
     snapshot) and this rubric: a judge is only known to be as good as it was found to be.
     """
-    from hialign.judge.agreement import measured
+    from hialign.judge.agreement import measured, sides
 
     record = measured(study) or {}
     titles = {"subset": "LLMBar subset", "score": "Score", "accuracy": "Accuracy"}
@@ -155,15 +154,10 @@ def judge_agreement(study: Study) -> Table:
     frame = table_of(rows or [{"subset": "not measured"}], list(titles))
     whole = dict.fromkeys(("n", "ties", "missing"), "Int64")
     table = Table(frame.astype(whole).rename(columns=titles))
-    parts = []
-    for kind, ones in (("everyday", "natural"), ("adversarial", "adversarial-")):
-        kept = [
-            r for r in rows if r["score"] == OVERALL and r["subset"].startswith(ones) and r["n"]
-        ]
-        if n := sum(row["n"] for row in kept):
-            share = sum(row["accuracy"] * row["n"] for row in kept) / n
-            low, high = wilson(share * n, n)
-            parts.append(f"{share:.0%} of {n} {kind} pairs ({low:.0%} to {high:.0%})")
+    parts = [
+        f"{share:.0%} of {n} {kind} pairs ({low:.0%} to {high:.0%})"
+        for kind, (share, low, high, n) in sides(study).items()
+    ]
     if parts:
         table.attrs["text"] = " and ".join(parts)
     return table

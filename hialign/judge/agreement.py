@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from hialign import paths, records
+from hialign.statistics import wilson
 from hialign.study import Study
 
 IDENTITY = ("weights_sha256", "revision", "rubric_sha256")
@@ -41,6 +42,22 @@ def measured(study: Study) -> dict[str, Any] | None:
     if own.is_file():
         known |= _last_of([records.read_json(own)], judge_id, asked) or {}
     return known or None
+
+
+def sides(study: Study) -> dict[str, tuple[float, float, float, int]]:
+    """How often the judge's Overall sides with people on LLMBar's everyday and adversarial pairs:
+    share, Wilson's 95% interval, pairs. Without what was not measured."""
+    found = {}
+    for kind, subsets in (("everyday", "natural"), ("adversarial", "adversarial-")):
+        rows = [
+            row
+            for row in (measured(study) or {}).get("rows", [])
+            if row["score"] == "Overall" and row["subset"].startswith(subsets) and row["n"]
+        ]
+        if n := sum(row["n"] for row in rows):
+            share = sum(row["accuracy"] * row["n"] for row in rows) / n
+            found[kind] = (share, *wilson(share * n, n), n)
+    return found
 
 
 def report_path(study: Study) -> Path:

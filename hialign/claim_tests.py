@@ -1,0 +1,465 @@
+"""The kinds of test that a claim can name, each giving the parts that decide it.
+
+A claim is supported only if every part of it is, and contradicted if one part is (an
+intersection-union test); `hialign.claims` puts the parts together. All are oriented so that a claim
+holds on the positive side: an estimate is what the claim says should be above its bound.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import pandas as pd
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from hialign import paper, records
+from hialign.blocks import check_block, strategy_of
+from hialign.comparisons import above, alignment_tax, paired_differences, signed_rank
+from hialign.errors import HialignError
+from hialign.judge.rubric import DIMENSIONS
+from hialign.judged import FLUENCY, LOGIC, OVERALL
+from hialign.statistics import pooled_interval
+from hialign.study import Study
+
+NAN = float("nan")
+FEWEST = 6  # prompts or steps below which no rank test can reach 5%
+THIRDS = ("local", "mid", "global")
+
+
+class Untested(Exception):
+    """A study cannot decide a claim at all; the message says why."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One comparison of a claim: `estimate` should be above `bound`."""
+
+    what: str
+    estimate: float
+    low: float = NAN
+    high: float = NAN
+    bound: float = 0.0
+    p_for: float = NAN  # one-sided, that it is above
+    p_against: float = NAN  # one-sided, that it is below
+    n: int = 0  # prompts (or steps)
+    std: float = NAN  # of the prompts' values
+    decided: bool | None = None  # without a test: by computation
+    floor: float | None = None  # below which it counts as refuted, if that is not the bound
+
+    @property
+    def backs(self) -> bool:
+        """Whether the interval agrees with a test for the claim."""
+        return self.estimate > self.bound if np.isnan(self.low) else self.low > self.bound
+
+    @property
+    def refutes(self) -> bool:
+        """Whether the interval agrees with a test against the claim."""
+        bound = self.bound if self.floor is None else self.floor
+        return self.estimate < bound if np.isnan(self.high) else self.high < bound
+
+
+class Material:
+    """What the tests of one study read: each kind of record once, each comparison once."""
+
+    def __init__(self, study: Study) -> None:
+        self.study = study
+        self._compared: dict[Any, Part] = {}
+
+    @cached_property
+    def scores(self) -> pd.DataFrame:
+        if self.study.judge is None:
+            raise Untested("this study has no judge")
+        found = records.judgments(self.study)
+        if not found.score.notna().any():
+            raise Untested("no response of this study has been judged yet")
+        return found
+
+    @cached_property
+    def pairs(self) -> pd.DataFrame:
+        found = records.pairs(self.study)
+        if found.empty:
+            raise Untested("no tuned cell of this study has been evaluated yet")
+        return found
+
+    def judged(self, dimension: str, models: Sequence[str] | None = None) -> pd.DataFrame:
+        """Scores in one dimension, of some models by their labels (all if None)."""
+        if dimension not in set(self.scores.dimension):
+            raise Untested(f"the judge of this study does not score {dimension}")
+        found = self.scores[self.scores.dimension == dimension]
+        if models is None:
+            return found
+        labels = {label.casefold() for label in models}
+        if missing := labels - {m.label.casefold() for m in self.study.models}:
+            named = [m for m in models if m.casefold() in missing]
+            raise Untested(f"this study does not have {', '.join(named)}")
+        return found[found.model.str.casefold().isin(labels)]
+
+    def difference(
+        self, key: Any, scores: pd.DataFrame, block: str, reference: str, what: str, margin: float
+    ) -> Part:
+        """`block` minus `reference`, paired by prompt; above -`margin` by t, above 0 by ranks."""
+        self.require(scores, block, reference)
+        known = (key, block, reference, margin)
+        if known not in self._compared:
+            found = paired_differences(scores, block, reference)
+            values = found.groupby("prompt_id").score.mean()
+            ends = pooled_interval(
+                found.score.tolist(), found.prompt_id.tolist(), self.study.evaluation.resamples
+            )
+            data = values.to_list()
+            if margin:
+                tests = above(data, -margin), above([-v for v in data], margin)
+            else:
+                tests = signed_rank(data, "greater")[0], signed_rank(data, "less")[0]
+            self._compared[known] = Part(
+                *(what, float(found.score.mean()), *ends, -margin, *tests),
+                n=len(values),
+                std=float(values.std()),
+            )
+        return self._compared[known]
+
+    def require(self, scores: pd.DataFrame, *blocks: str) -> None:
+        """Untested unless each block has values."""
+        have = set(scores.dropna(subset="score").block)
+        for block in blocks:
+            if block not in self.study.blocks:
+                raise Untested(f"{strategy_of(block)} is not in this study")
+            if block not in have:
+                raise Untested(f"{strategy_of(block)} has not been run to its end")
+
+
+class Test(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    judged: bool = Field(False, exclude=True)  # whether it rests on the judge
+    unit: str = Field("points", exclude=True)
+
+    def parts(self, material: Material) -> list[Part]:
+        raise NotImplementedError
+
+
+def _known_block(name: str) -> str:
+    try:
+        return check_block(name)
+    except HialignError as error:
+        raise ValueError(str(error)) from None
+
+
+def _known_dimension(name: str) -> str:
+    if name not in DIMENSIONS:
+        raise ValueError(f"{name!r} is not a dimension of Table 6: {', '.join(DIMENSIONS)}")
+    return name
+
+
+class _Compared(Test):
+    block: str | list[str]
+    references: list[str] = Field(min_length=1)
+
+    @field_validator("block", "references")
+    @classmethod
+    def _blocks(cls, names: str | list[str]) -> str | list[str]:
+        for name in [names] if isinstance(names, str) else names:
+            _known_block(name)
+        return names
+
+    @property
+    def couples(self) -> list[tuple[str, str]]:
+        blocks = [self.block] if isinstance(self.block, str) else self.block
+        return [(block, reference) for block in blocks for reference in self.references]
+
+
+class _Judged(_Compared):
+    dimensions: list[str] = Field(min_length=1)
+    models: list[str] | None = None
+    judged: bool = Field(True, exclude=True)
+
+    @field_validator("dimensions")
+    @classmethod
+    def _dimensions(cls, names: list[str]) -> list[str]:
+        return [_known_dimension(name) for name in names]
+
+    def _parts(self, material: Material, margin: float) -> list[Part]:
+        models = tuple(self.models) if self.models else None
+        found = []
+        for dimension in self.dimensions:
+            scores = material.judged(dimension, models)
+            for block, reference in self.couples:
+                what = f"{dimension}: {strategy_of(block)} minus {strategy_of(reference)}"
+                key = (dimension, models)
+                found.append(material.difference(key, scores, block, reference, what, margin))
+        return found
+
+
+class Above(_Judged):
+    """Each block above each reference in each dimension (Wilcoxon's signed-rank test by prompt)."""
+
+    kind: Literal["above"]
+
+    def parts(self, material: Material) -> list[Part]:
+        return self._parts(material, 0.0)
+
+
+class NotInferior(_Judged):
+    """No block loses the margin or more against a reference (one-sided t-tests by prompt)."""
+
+    kind: Literal["not_inferior"]
+    margin: float = Field(gt=0)
+
+    def parts(self, material: Material) -> list[Part]:
+        return self._parts(material, self.margin)
+
+
+class Level(Test):
+    """Mean scores above (or below) a level, block by block (one-sided t-tests over prompts)."""
+
+    kind: Literal["level"]
+    dimensions: list[str] = Field(min_length=1)
+    above: list[str] = []
+    below: list[str] = []
+    level: float = Field(ge=1, le=5)
+    judged: bool = Field(True, exclude=True)
+
+    @field_validator("dimensions")
+    @classmethod
+    def _dimensions(cls, names: list[str]) -> list[str]:
+        return [_known_dimension(name) for name in names]
+
+    @field_validator("above", "below")
+    @classmethod
+    def _blocks(cls, names: list[str]) -> list[str]:
+        return [_known_block(name) for name in names]
+
+    def parts(self, material: Material) -> list[Part]:
+        found = []
+        for dimension in self.dimensions:
+            scores = material.judged(dimension)
+            material.require(scores, *self.above, *self.below)
+            for block in (*self.above, *self.below):
+                kept = scores[scores.block == block].dropna(subset="score")
+                values = kept.groupby("prompt_id").score.mean()
+                draws = material.study.evaluation.resamples
+                low, high = pooled_interval(kept.score.tolist(), kept.prompt_id.tolist(), draws)
+                mean, name = float(kept.score.mean()), f"{dimension}: {strategy_of(block)}"
+                up = above(values.to_list(), self.level)
+                down = above((-values).to_list(), -self.level)
+                counts: dict[str, Any] = {"n": len(values), "std": float(values.std())}
+                if block in self.above:
+                    part = Part(name, mean, low, high, self.level, up, down, **counts)
+                else:  # the other way round, so that the claim is again on the upper side
+                    what = f"{self.level:g} minus {name}"
+                    ends = self.level - high, self.level - low
+                    part = Part(what, self.level - mean, *ends, 0.0, down, up, **counts)
+                found.append(part)
+        return found
+
+
+class Tax(Test):
+    """The alignment tax of some blocks paid, or ruled out by the margin (`alignment_tax`)."""
+
+    kind: Literal["tax"]
+    blocks: list[str] = Field(min_length=1)
+    paid: bool
+    margin: float = Field(gt=0)
+    judged: bool = Field(True, exclude=True)
+
+    @field_validator("blocks")
+    @classmethod
+    def _blocks(cls, names: list[str]) -> list[str]:
+        return [_known_block(name) for name in names]
+
+    def parts(self, material: Material) -> list[Part]:
+        scores = material.scores
+        material.require(material.judged(FLUENCY), "base", *self.blocks)
+        draws, found = material.study.evaluation.resamples, []
+        for block in self.blocks:
+            (row,) = alignment_tax(scores, [block], FLUENCY, LOGIC, self.margin, draws).to_dict(
+                "records"
+            )
+            tax, low, high = row["tax"], row["tax_low"], row["tax_high"]
+            count: dict[str, Any] = {"n": int(row["prompts"])}
+            if self.paid:
+                what = f"tax of {strategy_of(block)}"
+                tests = row["p_holm"], row["p_out"]
+                found.append(Part(what, tax, low, high, 0.0, *tests, floor=self.margin, **count))
+            else:
+                what = f"{self.margin:g} minus the tax of {strategy_of(block)}"
+                ends = self.margin - high, self.margin - low
+                tests = row["p_out"], row["p_holm"]
+                part = Part(what, self.margin - tax, *ends, 0.0, *tests, floor=self.margin, **count)
+                found.append(part)
+        return found
+
+
+class Models(Test):
+    """One model above others under each strategy (Wilcoxon's signed-rank test by prompt)."""
+
+    kind: Literal["models"]
+    model: str
+    references: list[str] = Field(min_length=1)
+    dimensions: list[str] = [OVERALL]
+    judged: bool = Field(True, exclude=True)
+
+    def parts(self, material: Material) -> list[Part]:
+        found = []
+        for dimension in self.dimensions:
+            scores = material.judged(dimension, [self.model, *self.references])
+            for block in material.study.blocks:
+                kept = scores[scores.block == block]
+                # models take the place of blocks
+                crossed = kept.assign(block=kept.model.str.casefold(), model="")
+                for reference in self.references:
+                    values = paired_differences(
+                        crossed, self.model.casefold(), reference.casefold()
+                    )
+                    if values.empty:
+                        raise Untested(f"{strategy_of(block)} has not been judged on both models")
+                    data, prompts = values.score.tolist(), values.prompt_id.tolist()
+                    ends = pooled_interval(data, prompts, material.study.evaluation.resamples)
+                    what = f"{dimension}, {strategy_of(block)}: {self.model} minus {reference}"
+                    tests = signed_rank(data, "greater")[0], signed_rank(data, "less")[0]
+                    mean, std = float(np.mean(data)), float(np.std(data, ddof=1))
+                    found.append(Part(what, mean, *ends, 0.0, *tests, n=len(data), std=std))
+        return found
+
+
+class Reward(_Compared):
+    """Held-out preferences: one block's reward margin or accuracy above others', by prompt."""
+
+    kind: Literal["reward"]
+    measure: Literal["hit"]  # not the margin, which grows with any update
+    unit: str = Field("of the pairs", exclude=True)
+
+    def parts(self, material: Material) -> list[Part]:
+        return _of_pairs(self, material, "all", self.measure)
+
+
+class Objective(_Compared):
+    """The reward margin on one objective's contrasts, one block's above others', by prompt."""
+
+    kind: Literal["objective"]
+    objective: Literal["grammar", "coherence", "factuality"]
+    unit: str = Field("nats", exclude=True)
+
+    def parts(self, material: Material) -> list[Part]:
+        return _of_pairs(self, material, self.objective, "margin")
+
+
+def _of_pairs(test: _Compared, material: Material, group: str, measure: str) -> list[Part]:
+    kept = material.pairs[[group in groups for groups in material.pairs.groups]]
+    if kept.empty:
+        raise Untested(f"this study has no held-out pairs of {group}")
+    scores = kept.groupby(["model", "prompt_id", "block"])[measure].mean()
+    frame = scores.rename("score").reset_index()
+    found = []
+    for block, reference in test.couples:
+        what = f"{measure}, {group}: {strategy_of(block)} minus {strategy_of(reference)}"
+        key = (group, measure)
+        found.append(material.difference(key, frame, block, reference, what, 0.0))
+    return found
+
+
+class Loss(Test):
+    """The training loss of each cell falls with the step (Kendall's rank correlation)."""
+
+    kind: Literal["loss"]
+    unit: str = Field("Kendall's tau", exclude=True)
+
+    def parts(self, material: Material) -> list[Part]:
+        from scipy.stats import kendalltau
+
+        steps, found = records.training(material.study).dropna(subset="loss"), []
+        for (model, strategy), run in steps.groupby(["model", "strategy"], sort=False):
+            if len(run) < FEWEST:
+                raise Untested(f"{strategy} of {model} has {len(run)} steps, too few for a trend")
+            tau = float(kendalltau(run.step, run.loss).statistic)
+            down, up = (
+                float(kendalltau(run.step, run.loss, alternative=side).pvalue)
+                for side in ("less", "greater")
+            )
+            what = f"minus tau of loss and step, {strategy}, {model}"
+            found.append(Part(what, -tau, NAN, NAN, 0.0, down, up, n=len(run)))
+        if not found:
+            raise Untested("no cell of this study has been trained yet")
+        return found
+
+
+class Parameters(Test):
+    """Trained parameters of a block over those of another, at most a share; by counting."""
+
+    kind: Literal["parameters"]
+    block: str
+    reference: str
+    at_most: float = Field(gt=0)
+    unit: str = Field("share", exclude=True)
+
+    def parts(self, material: Material) -> list[Part]:
+        runs = records.manifests(material.study)
+        counts = runs[runs.status == "done"].set_index(["model", "block"]).trainable_parameters
+        found = []
+        for model in dict.fromkeys(runs.model):
+            ours, theirs = (counts.get((model, b), 0) for b in (self.block, self.reference))
+            if not (ours and theirs):
+                continue
+            share = float(ours) / float(theirs)
+            names = f"{strategy_of(self.block)} over {strategy_of(self.reference)}"
+            found.append(Part(f"{names}, {model}", share, decided=share <= self.at_most))
+        if not found:
+            raise Untested("the two strategies have not both been trained yet")
+        return found
+
+
+class Partition(Test):
+    """Table 4 against `numpy.array_split`, model by model; by computation."""
+
+    kind: Literal["partition"]
+    unit: str = Field("layers", exclude=True)
+
+    def parts(self, material: Material) -> list[Part]:
+        found = []
+        for row in paper.rows("table_4"):
+            thirds = np.array_split(np.arange(row["layers"]), 3)
+            split = {name: [int(t[0]), int(t[-1])] for name, t in zip(THIRDS, thirds, strict=True)}
+            same = all(row[name] == split[name] for name in split)
+            found.append(Part(f"{row['model']}", float(row["layers"]), decided=same))
+        return found
+
+
+class Probe(Test):
+    """For a probe's records: what decides is fixed here, in words."""
+
+    kind: Literal["probe"]
+    probe: Literal["gradients", "ila", "patching"]
+    supported_if: str
+    contradicted_if: str
+
+    def parts(self, material: Material) -> list[Part]:
+        raise Untested(f"this study has no records of the {self.probe} probe")
+
+
+class Untestable(Test):
+    """What the paper says too loosely for any test."""
+
+    kind: Literal["untestable"]
+    why: str
+
+    def parts(self, material: Material) -> list[Part]:
+        raise Untested(self.why)
+
+
+AnyTest = Annotated[
+    Above
+    | NotInferior
+    | Level
+    | Tax
+    | Models
+    | Reward
+    | Objective
+    | Loss
+    | Parameters
+    | Partition
+    | Probe
+    | Untestable,
+    Field(discriminator="kind"),
+]
