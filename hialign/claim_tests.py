@@ -114,7 +114,7 @@ class Material:
             else:
                 tests = signed_rank(data, "greater")[0], signed_rank(data, "less")[0]
             self._compared[known] = Part(
-                *(what, float(found.score.mean()), *ends, -margin, *tests),
+                *(what, float(found.score.mean()), *ends, 0.0 - margin, *tests),
                 n=len(values),
                 std=float(values.std()),
             )
@@ -193,7 +193,7 @@ class _Judged(_Compared):
 
 
 class Above(_Judged):
-    """Each block above each reference in each dimension (Wilcoxon's signed-rank test by prompt)."""
+    """Each difference above zero, by Wilcoxon's signed-rank test, one-sided, paired by prompt."""
 
     kind: Literal["above"]
 
@@ -202,7 +202,7 @@ class Above(_Judged):
 
 
 class NotInferior(_Judged):
-    """No block loses the margin or more against a reference (one-sided t-tests by prompt)."""
+    """No loss as large as the margin, by one-sided t-tests paired by prompt."""
 
     kind: Literal["not_inferior"]
     margin: float = Field(gt=0)
@@ -212,7 +212,7 @@ class NotInferior(_Judged):
 
 
 class Level(Test):
-    """Mean scores above (or below) a level, block by block (one-sided t-tests over prompts)."""
+    """Each mean on its side of the level, by one-sided t-tests over prompts."""
 
     kind: Literal["level"]
     dimensions: list[str] = Field(min_length=1)
@@ -256,7 +256,7 @@ class Level(Test):
 
 
 class Tax(Test):
-    """The alignment tax of some blocks paid, or ruled out by the margin (`alignment_tax`)."""
+    """The tax paid, by signed-rank tests of gain and loss; or below the margin, by t-tests; by prompt."""
 
     kind: Literal["tax"]
     blocks: list[str] = Field(min_length=1)
@@ -293,7 +293,7 @@ class Tax(Test):
 
 
 class Models(Test):
-    """One model above others under each strategy (Wilcoxon's signed-rank test by prompt)."""
+    """Each difference between models above zero, by Wilcoxon's signed-rank test paired by prompt."""
 
     kind: Literal["models"]
     model: str
@@ -325,7 +325,7 @@ class Models(Test):
 
 
 class Reward(_Compared):
-    """Held-out preferences: one block's reward margin or accuracy above others', by prompt."""
+    """Each difference above zero, by Wilcoxon's signed-rank test, one-sided, paired by prompt."""
 
     kind: Literal["reward"]
     measure: Literal["hit"]  # not the margin, which grows with any update
@@ -336,7 +336,7 @@ class Reward(_Compared):
 
 
 class Objective(_Compared):
-    """The reward margin on one objective's contrasts, one block's above others', by prompt."""
+    """Each difference above zero, by Wilcoxon's signed-rank test, one-sided, paired by prompt."""
 
     kind: Literal["objective"]
     objective: Literal["grammar", "coherence", "factuality"]
@@ -361,7 +361,7 @@ def _of_pairs(test: _Compared, material: Material, group: str, measure: str) -> 
 
 
 class Loss(Test):
-    """The training loss of each cell falls with the step (Kendall's rank correlation)."""
+    """Loss and step correlated negatively in each cell, by Kendall's rank correlation, one-sided."""
 
     kind: Literal["loss"]
     unit: str = Field("Kendall's tau", exclude=True)
@@ -386,7 +386,7 @@ class Loss(Test):
 
 
 class Parameters(Test):
-    """Trained parameters of a block over those of another, at most a share; by counting."""
+    """The share no larger than stated, by counting; no test."""
 
     kind: Literal["parameters"]
     block: str
@@ -411,7 +411,7 @@ class Parameters(Test):
 
 
 class Partition(Test):
-    """Table 4 against `numpy.array_split`, model by model; by computation."""
+    """Equal for every model of Table 4, by computation; no test."""
 
     kind: Literal["partition"]
     unit: str = Field("layers", exclude=True)
@@ -439,7 +439,7 @@ class Probe(Test):
 
 
 class Untestable(Test):
-    """What the paper says too loosely for any test."""
+    """None: the paper says it too loosely."""
 
     kind: Literal["untestable"]
     why: str

@@ -210,10 +210,9 @@ def overview(study: Study) -> Table:
 
 
 def headlines(study: Study) -> Table:
-    """The claims that stand on the front page, with their verdicts and why."""
+    """The claims that stand on the front page, with their verdicts."""
     rows = [
         {"The paper says": f.claim.text, "Version": f.claim.paper, "Verdict": f.verdict}
-        | {"Why": f.reason}
         for f in findings(study)
         if f.claim.headline
     ]
