@@ -78,9 +78,9 @@ def means() -> dict[Side, Mean]:
     return found
 
 
-def listed_models() -> list[str]:
+def listed_models(known: dict[Side, Mean]) -> list[str]:
     """The models of Table 3."""
-    return list(dict.fromkeys(row["model"] for row in paper.rows("table_3")))
+    return list(dict.fromkeys(m for m, _ in known if m not in (ALL, LLAMA, ANCHOR[0])))
 
 
 def compare(pairs: Sequence[tuple[Side, Side]], correlation: float = 0.0) -> pd.DataFrame:
@@ -123,7 +123,7 @@ def within() -> dict[str, float]:
 def _between(block: str, known: dict[Side, Mean]) -> float:
     """The variance of the models' means around the mean of all, the Llama models as one."""
     overall = known[ALL, block]
-    parts = [known[models, block] for models in (*listed_models(), LLAMA)]
+    parts = [known[models, block] for models in (*listed_models(known), LLAMA)]
     return sum(part.n * (part.mean - overall.mean) ** 2 for part in parts) / overall.n
 
 
@@ -136,7 +136,8 @@ def llama() -> Table:
     The last column holds for each of them by itself: none is above Table 3's last place, and the
     scale starts at 1.
     """
-    known, names = means(), listed_models()
+    known = means()
+    names = listed_models(known)
     total = len(paper.load_paper()["models"])
     rest, last = total - len(names), min(row["mean"] for row in paper.rows("table_3"))
     rows = []
@@ -158,7 +159,8 @@ def llama() -> Table:
 
 def gains() -> Table:
     """What each trained strategy adds to Base, by models, and the Llama models' share in it."""
-    known, names = means(), listed_models()
+    known = means()
+    names = listed_models(known)
     total, rows = len(paper.load_paper()["models"]), []
     for block in (b for b in STRATEGIES if b != "base"):
         row: dict[str, Any] = {"Strategy": strategy_of(block)}
@@ -172,7 +174,7 @@ def gains() -> Table:
 def points() -> pd.DataFrame:
     """What the figure shows: models, strategy, block, mean, standard_error, low, high."""
     known, rows = means(), []
-    for models in (*listed_models(), LLAMA):
+    for models in (*listed_models(known), LLAMA):
         for block in STRATEGIES:
             found = known[models, block]
             row: dict[str, Any] = {"models": models, "strategy": strategy_of(block), "block": block}
@@ -194,7 +196,7 @@ def by_models() -> "Figure":
             marker = plots.MARKERS[x % len(plots.MARKERS)]
             look: dict[str, Any] = {"markersize": 7, "markeredgecolor": "white"}
             panel.plot(x, row.mean, marker=marker, color=colour, **look)
-            plots.write(panel, x, float(row.high) + 0.035, f"{row.mean:.3f}", fontsize=8)
+            plots.write(panel, x, float(row.high) + 0.045, f"{row.mean:.3f}", fontsize=8)
         panel.axhline(plots.ANCHOR, color="#555555", linestyle="--", linewidth=1, zorder=1)
         labels = [strategy_of(b).removesuffix("-Align").removesuffix("-DPO") for b in STRATEGIES]
         panel.set_xticks(range(len(labels)), labels, fontsize=9)

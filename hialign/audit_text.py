@@ -46,8 +46,8 @@ class Statement:
 
 def statements() -> list[Statement]:
     """Each statement of v2's text that its tables speak to, in the text's order."""
-    first, *others = listed_models()
-    groups = (*listed_models(), LLAMA)
+    first, *others = listed = listed_models(means())
+    groups = (*listed, LLAMA)
     tuned = [block for block in STRATEGIES if block != "base"]
     rest = [block for block in tuned if block != "global"]
     return [
@@ -312,7 +312,7 @@ def facts() -> dict[str, str]:
     qwen = found[("Qwen2.5-7B", "mid"), ("Qwen2.5-7B", "full")]
     full, local = known[ALL, "full"], found[(ALL, "full"), (ALL, "local")]
     spans = {}
-    for name in listed_models():
+    for name in listed_models(known):
         of_model = [known[name, block].mean for block in STRATEGIES]
         spans[name] = max(of_model) - min(of_model)
     spreads = within().values()
