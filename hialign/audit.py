@@ -149,7 +149,7 @@ def llama() -> Table:
             left -= known[name, block].mean
             row[f"less {name}"] = left
         row[f"over {rest}: Llama mean"] = found.mean
-        row |= {"Rounding, ±": found.rounding, "Standard error": found.error}
+        row |= {"Rounding, ±": found.rounding}
         ends = (found.mean - Z * found.error, found.mean + Z * found.error)
         row["95% interval"] = interval_text(*ends)
         lowest = max(1.0, rest * found.mean - (rest - 1) * last)
@@ -257,7 +257,7 @@ def checks() -> Table:
         ("Appendix A: the rule for any depth", "the first blocks get the remainder",
          f"numpy.array_split, depths {DEPTHS[0]} to {DEPTHS[-1]}", all(_rule(n) == _even(n) for n in DEPTHS)),
         ("Table 6: the dimensions", f"{dimensions}",
-         f"{content['design']['judge_dimensions']['value']} (section 4.1)",
+         f"{content['design']['judge_dimensions']['value']} (§4.1)",
          dimensions == content["design"]["judge_dimensions"]["value"]),
     ]  # fmt: skip
     return table_of(

@@ -53,87 +53,85 @@ def statements() -> list[Statement]:
     return [
         Statement(
             "Mid-Align matches or exceeds Full-DPO throughout",
-            "abstract, section 1",
+            "abstract, §1",
             _across(groups, "mid", "full"),
         ),
         Statement(
             "Tuning the last third alone does not suffice: it stays below Full-DPO",
-            "abstract, section 4.2.1",
+            "abstract, §4.2.1",
             _across(groups, "full", "global"),
         ),
         Statement(
             "Global-Align is clearly below the other trained strategies",
-            "section 1",
+            "§1",
             _within(ALL, *((block, "global") for block in rest)),
         ),
         Statement(
             "The intermediate third drives preference learning more than the others",
-            "section 1",
+            "§1",
             _within(ALL, ("mid", "local"), ("mid", "global")),
         ),
         Statement(
             "The intermediate third loses nothing against tuning all layers",
-            "section 1",
+            "§1",
             _within(ALL, ("mid", "full")),
         ),
         Statement(
             "Mid-Align updates far fewer parameters than Full-DPO",
-            "abstract, section 4.2.1",
+            "abstract, §4.2.1",
             other=_parameters,
         ),
-        Statement(
-            "The gradient of an objective is concentrated in one block", "section 3.1", other=_none
-        ),
+        Statement("The gradient of an objective is concentrated in one block", "§3.1", other=_none),
         Statement(
             "The baseline that tunes everything is full-parameter DPO", "abstract", other=_adapters
         ),
         Statement(
             "Full-DPO is highest, then Local-Align, then Mid-Align",
-            "section 4.2.1, Table 2",
+            "§4.2.1, Table 2",
             _within(ALL, ("full", "local"), ("local", "mid")),
         ),
         Statement(
             "Global-Align alone of the trained strategies is below the baseline; the baseline read "
             "as Base, as Table 1 has it",
-            "section 4.2.1",
+            "§4.2.1",
             _within(ALL, ("base", "global"), *((block, "base") for block in rest)),
             printed=True,
         ),
         Statement(
             "The same, the baseline read as the judge's anchor of 3",
-            "section 4.2.1",
+            "§4.2.1",
             ((ANCHOR, (ALL, "global")), *(((ALL, block), ANCHOR) for block in rest)),
         ),
         Statement(
             "Local-Align, Mid-Align and Full-DPO are above Base",
-            "section 4.2.1, Table 2",
+            "§4.2.1, Table 2",
             _within(ALL, *((block, "base") for block in rest)),
         ),
         Statement(
             f"{first} is best under every strategy",
-            "section 4.2.1, Figure 2",
+            "§4.2.1, Figure 2",
             tuple(((first, block), (model, block)) for block in STRATEGIES for model in others),
         ),
         Statement(
             f"On {first}, Mid-Align is above Full-DPO",
-            "section 4.2.1, Table 3",
+            "§4.2.1, Table 3",
             _within(first, ("mid", "full")),
         ),
         Statement(
             f"{first} untuned is above tuned variants of other models",
-            "section 4.2.1, Table 3",
+            "§4.2.1, Table 3",
             tuple(((first, "base"), (model, block)) for model in others for block in tuned),
             printed=True,
         ),
         Statement(
             "Local-Align gains most in fluency, conciseness and robustness; Mid-Align in coherence "
             "and depth; Full-DPO and Local-Align in following instructions",
-            "section 4.2.1, Figure 3",
+            "§4.2.1, Figure 3",
             other=_none,
         ),
         Statement(
             "Safety and EthicsSensitivity are above 4.0 under every condition",
-            "section 4.2.1, Figure 3",
+            "§4.2.1, Figure 3",
             other=_none,
         ),
     ]
@@ -262,7 +260,7 @@ def judge(statement: Statement, found: dict[Pair, dict[str, Any]]) -> tuple[str,
         else:
             row = found[upper, lower]
             difference, sure = row["difference"], row["p_holm"] < ALPHA
-            test = f" (z {signed(row['z'], 1)})"
+            test = f" (z\u00a0{signed(row['z'], 1)})"
         signs.append((1 if difference > 0 else -1) if sure else 0)
         parts.setdefault(what, []).append(f"{signed(difference)}{where}{test}")
     text = "; ".join(f"{what}: {', '.join(values)}" for what, values in parts.items())
@@ -285,18 +283,18 @@ def versions() -> Table:
     overall = (
         f"{strategy_of(best)} has the highest mean ({known[ALL, best].mean:.3f}); Global-Align is "
         f"number {place} of {len(ranked)}, {signed(-gap['difference'])} from Full-DPO "
-        f"(z {signed(-gap['z'], 1)})"
+        f"(z\u00a0{signed(-gap['z'], 1)})"
     )
     silent = "no number; the text does not say"
     rows = [
         ("Models", ", ".join(models["v1"]),
          f"{', '.join(models['v2'])}: {len(shared)} in common ({', '.join(shared) or 'none'})", None),
         ("Global-Align against all", "above every baseline", overall, verdict),
-        ("Best for logic", "Global-Align", "Mid-Align (section 4.2.1; no number)", DISAGREES),
+        ("Best for logic", "Global-Align", "Mid-Align (§4.2.1; no number)", DISAGREES),
         ("Global-Align and facts", "raises factuality", silent, UNSETTLED),
-        ("Local-Align and fluency", "raises it", "raises it (section 4.2.1; no number)", AGREES),
+        ("Local-Align and fluency", "raises it", "raises it (§4.2.1; no number)", AGREES),
         ("Alignment tax", "standard DPO pays it, no third does",
-         "argued for (section 3.2, Figure 1), not measured", UNSETTLED),
+         "argued for (§3.2, Figure 1), not measured", UNSETTLED),
     ]  # fmt: skip
     names = ["Question", "v1 (abstract)", "v2 (text and Table 2)", "Verdict"]
     return Table([dict(zip(names, row, strict=True)) for row in rows])
@@ -351,12 +349,12 @@ def _name(block: str) -> str:
 
 
 def _named(row: dict[Any, Any]) -> dict[str, Any]:
-    """The first columns of a comparison's row."""
+    """The first columns of a comparison's row; two models' means have theirs beside the strategy."""
     (a, upper), (b, lower) = row["upper"], row["lower"]
     crossed = a and b and a != b
-    shown = {"Models": f"{a}, {b}" if crossed else a or b}
-    words = f"{_name(upper)} on the first above the second" if crossed else ""
-    shown["As the text has it"] = words or f"{_name(upper)} above {_name(lower)}"
+    shown = {"Models": None if crossed else a or b}
+    shown["Said to be above"] = f"{a}, {_name(upper)}" if crossed else _name(upper)
+    shown["Said to be below"] = f"{b}, {_name(lower)}" if crossed else _name(lower)
     return shown | {"Difference": row["difference"]}
 
 

@@ -37,10 +37,9 @@ def set_mean(content: dict[str, Any], block: str, mean: float, model: str | None
 
 
 def row_of(frame: pd.DataFrame, **where: str) -> pd.Series:
-    """The only row with these values; `text` and `models` stand for the long names."""
-    names = {"models": "Models", "text": "As the text has it", "says": "What the text says"}
+    """The only row with these values, the columns' spaces written as underscores."""
     for name, value in where.items():
-        frame = frame[frame[names.get(name, name)] == value]
+        frame = frame[frame[name.replace("_", " ")] == value]
     assert len(frame) == 1
     return frame.iloc[0]
 
@@ -66,7 +65,7 @@ def test_llama_means_by_hand() -> None:
     # 3.067; x 4; - 3.514; - 3.264; / 2
     assert full[steps].tolist() == pytest.approx([3.067, 12.268, 8.754, 5.490, 2.745])
     assert full["Rounding, ±"] == pytest.approx((4 * 0.0005 + 2 * 0.0005) / 2) == 0.0015
-    assert full["Standard error"] == pytest.approx(1.253 / math.sqrt(2000))
+    assert audit.means()[LLAMA, "full"].error == pytest.approx(1.253 / math.sqrt(2000))
     # 2.745 ± 1.96 x 0.02802; the other Llama at 3.240 at most: 2 x 2.745 - 3.240
     assert full["95% interval"] == "2.690 to 2.800"
     assert full["Each Llama model"] == "2.250 to 3.240"
@@ -111,18 +110,26 @@ def test_a_hole_in_table_3_is_named(changed: Change) -> None:
 
 def test_differences_by_hand() -> None:
     table = audit_text.comparisons()
-    mid = row_of(table, models="Qwen2.5-7B", text="Mid-Align above Full-DPO")
+    mid = row_of(
+        table, Models="Qwen2.5-7B", Said_to_be_above="Mid-Align", Said_to_be_below="Full-DPO"
+    )
     assert mid["Difference"] == pytest.approx(0.020)
     assert mid["Standard error"] == pytest.approx(math.sqrt((1.273**2 + 1.253**2) / 1000))
     assert mid["Standard error"] == pytest.approx(1.25 * math.sqrt(2 / 1000), abs=0.001)  # 0.056
-    local = row_of(table, models="all four", text="Full-DPO above Local-Align")
+    local = row_of(
+        table, Models="all four", Said_to_be_above="Full-DPO", Said_to_be_below="Local-Align"
+    )
     assert local["Difference"] == pytest.approx(0.054)
     assert local["z"] == pytest.approx(0.054 / math.sqrt((1.253**2 + 1.269**2) / 4000))
     assert local["z"] == pytest.approx(1.9, abs=0.05)
-    llama = row_of(table, models="the two Llama", text="Mid-Align above Full-DPO")
+    llama = row_of(
+        table, Models="the two Llama", Said_to_be_above="Mid-Align", Said_to_be_below="Full-DPO"
+    )
     assert llama["Difference"] == pytest.approx(-0.143)
     assert llama["z"] == pytest.approx(-0.143 / math.sqrt((1.273**2 + 1.253**2) / 2000))
-    anchor = row_of(table, models="all four", text="Mid-Align above the anchor")
+    anchor = row_of(
+        table, Models="all four", Said_to_be_above="Mid-Align", Said_to_be_below="the anchor"
+    )
     assert anchor["z"] == pytest.approx(0.002 / (1.273 / math.sqrt(4000)))
 
 
@@ -184,18 +191,32 @@ def test_at_the_correlation_needed_z_is_196() -> None:
             again = audit.compare([(row["upper"], row["lower"])], row["needed"]).iloc[0]
             assert abs(again.z) == pytest.approx(1.96, abs=1e-4)
     table = audit_text.pairing()
-    assert row_of(table, models="all four", text="Full-DPO above Base")["r for z = 1.96"] == "any"
-    near = row_of(table, models="Qwen2.5-7B", text="Mid-Align above Full-DPO")
+    assert (
+        row_of(table, Models="all four", Said_to_be_above="Full-DPO", Said_to_be_below="Base")[
+            "r for z = 1.96"
+        ]
+        == "any"
+    )
+    near = row_of(
+        table, Models="Qwen2.5-7B", Said_to_be_above="Mid-Align", Said_to_be_below="Full-DPO"
+    )
     # (1.273² + 1.253² - 1000 x 0.02² / 1.96²) / (2 x 1.273 x 1.253)
     assert near["r for z = 1.96"] == "0.967"
-    assert not table["As the text has it"].str.contains("anchor").any()
+    assert not table["Said to be below"].str.contains("anchor").any()
 
 
 def test_cohens_d_by_hand() -> None:
-    row = row_of(audit_text.sizes(), models="all four", text="Full-DPO above Base")
+    row = row_of(
+        audit_text.sizes(), Models="all four", Said_to_be_above="Full-DPO", Said_to_be_below="Base"
+    )
     assert row["Cohen's d"] == pytest.approx(0.302 / math.sqrt((1.253**2 + 1.340**2) / 2))
     assert row["One response in"] == pytest.approx(1 / 0.302)
-    alone = row_of(audit_text.sizes(), models="all four", text="Full-DPO above the anchor")
+    alone = row_of(
+        audit_text.sizes(),
+        Models="all four",
+        Said_to_be_above="Full-DPO",
+        Said_to_be_below="the anchor",
+    )
     assert alone["Cohen's d"] == pytest.approx(0.067 / 1.253)
 
 
