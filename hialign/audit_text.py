@@ -308,7 +308,7 @@ def facts() -> dict[str, str]:
     known, found = means(), _by_pair()
     words = [judge(statement, found)[1] for statement in statements()]
     qwen = found[("Qwen2.5-7B", "mid"), ("Qwen2.5-7B", "full")]
-    full, local = known[ALL, "full"], found[(ALL, "full"), (ALL, "local")]
+    full, to_full = known[ALL, "full"], found[(ALL, "mid"), (ALL, "full")]
     spans = {}
     for name in listed_models(known):
         of_model = [known[name, block].mean for block in STRATEGIES]
@@ -322,10 +322,8 @@ def facts() -> dict[str, str]:
         **{f"paper_llama_{b}": f"{known[LLAMA, b].mean:.3f}" for b in STRATEGIES},
         "paper_llama_share": f"{shares['Full-DPO']:.0f}%",
         "paper_full_base": f"{full.mean - known[ALL, 'base'].mean:.3f}",
-        "paper_full_local": f"{local['difference']:.3f}",
-        "paper_full_local_z": f"{local['z']:.1f}",
         "paper_full_mid": f"{full.mean - known[ALL, 'mid'].mean:.3f}",
-        "paper_full_error": f"{local['standard_error']:.3f}",
+        "paper_full_error": f"{to_full['standard_error']:.3f}",
         "paper_mid_global": f"{known[ALL, 'mid'].mean - known[ALL, 'global'].mean:.3f}",
         "paper_llama_mid_full": signed(known[LLAMA, "mid"].mean - known[LLAMA, "full"].mean),
         "paper_qwen25_mid_full": signed(qwen["difference"]),

@@ -166,7 +166,7 @@ def test_figures_have_name_caption_and_alt_text() -> None:
             r"^```\{code-cell\}.*?^```$", page.read_text("utf-8"), re.MULTILINE | re.DOTALL
         )
         for cell in cells:
-            if not re.search(r"^figures\.", cell, re.MULTILINE):
+            if 'book.show(study, "figure-' not in cell:
                 continue
             header = yaml.safe_load(cell.split("---")[1])
             figure = header["mystnb"]["figure"]
@@ -174,4 +174,4 @@ def test_figures_have_name_caption_and_alt_text() -> None:
             assert len(figure["caption"].split()) > 10, f"{page.name}: {figure['name']}"
             alt = header["mystnb"]["image"]["alt"]
             assert len(alt.split()) > 5, f"{page.name}: {figure['name']}"
-    assert len(names) == len(set(names)) == 9
+    assert len(names) == len(set(names)) > 9
