@@ -17,6 +17,8 @@ DASH = "–"
 SCROLLING = '<div style="overflow-x: auto" tabindex="0" role="region" aria-label="table">'
 DIGITS = {"KL from Base (nats/token)": 4, "Response length (tokens)": 1}  # decimals, if not three
 DIGITS |= {"Training (min)": 2, "Peak memory (GiB)": 2}
+DIGITS |= {"z": 2, "z, r = 0": 2, "z, r = 0.5": 2, "z, r = 0.9": 2, "One response in": 1}
+DIGITS |= {"Rounding, ±": 4, "Llama share (%)": 0}
 
 
 class Table(pd.DataFrame):

@@ -17,7 +17,19 @@ from typing import Any
 
 import pandas as pd
 
-from hialign import claims, execution, facts, figures, heatmap, judged, paths, records, tables
+from hialign import (
+    audit,
+    audit_text,
+    claims,
+    execution,
+    facts,
+    figures,
+    heatmap,
+    judged,
+    paths,
+    records,
+    tables,
+)
 from hialign.errors import HialignError
 from hialign.judge import accounts, report
 from hialign.study import Study
@@ -33,7 +45,7 @@ class Exhibit:
     title: str
     draw: Callable[..., Any]  # of the study, or of nothing: a Table, or a matplotlib Figure
     stages: str = ""  # the stages whose records it shows
-    data: Callable[[Study], pd.DataFrame] | None = None  # a figure's numbers
+    data: Callable[..., pd.DataFrame] | None = None  # a figure's numbers, of the same
 
     @property
     def is_figure(self) -> bool:
@@ -101,6 +113,18 @@ EXHIBITS = {
         Exhibit("table-judge-injection", "Attacks on the judge", report.injection),
         Exhibit("table-judge-usage", "What judging took", accounts.usage, "judge"),
         Exhibit("table-judge-failures", "Missing judgments", accounts.failures, "judge"),
+        Exhibit("table-audit-statements", "Text and tables", audit_text.disagreements),
+        Exhibit(
+            *("figure-audit-models", "The Llama models beside the others", audit.by_models),
+            data=audit.points,
+        ),
+        Exhibit("table-audit-llama", "What is left for the Llama models", audit.llama),
+        Exhibit("table-audit-gains", "Gains over Base by model", audit.gains),
+        Exhibit("table-audit-comparisons", "The text's comparisons", audit_text.comparisons),
+        Exhibit("table-audit-pairing", "The same, if paired", audit_text.pairing),
+        Exhibit("table-audit-sizes", "How large the differences are", audit_text.sizes),
+        Exhibit("table-audit-versions", "v1 beside v2", audit_text.versions),
+        Exhibit("table-audit-checks", "Checks that assume nothing", audit.checks),
     )
 }
 
@@ -109,7 +133,11 @@ def draw(study: Study, name: str) -> Any:
     """The exhibit called `name`: a Table or a matplotlib Figure."""
     if name not in EXHIBITS:
         raise HialignError(f"there is no exhibit {name!r}: they are {', '.join(EXHIBITS)}")
-    function = EXHIBITS[name].draw
+    return _of(study, EXHIBITS[name].draw)
+
+
+def _of(study: Study, function: Callable[..., Any]) -> Any:
+    """What `function` makes of the study, or of nothing if it takes nothing."""
     return function(study) if inspect.signature(function).parameters else function()
 
 
@@ -163,7 +191,7 @@ def write(study: Study, name: str, folder: Path) -> list[Path]:
             path = folder / f"{name}.{kind}"
             save(drawn, path)
             made.append(path)
-        frame = exhibit.data(study) if exhibit.data else None
+        frame = _of(study, exhibit.data) if exhibit.data else None
     else:
         frame = drawn
         path = folder / f"{name}.html"

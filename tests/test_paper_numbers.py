@@ -81,47 +81,7 @@ def test_counts(paper: dict[str, Any]) -> None:
     assert len(paper["table_6"]["dimensions"]) == paper["design"]["judge_dimensions"]["value"]
     training = {r["key"]: r["value"] for r in paper["table_5"]["rows"]}
     batch = training["batch_size"] * training["gradient_accumulation_steps"]
-    steps = math.ceil(paper["design"]["training_pairs"]["value"] / batch)
-    assert paper["derived"]["optimizer_steps"]["value"] == steps
-
-
-def test_llama_means_follow_from_tables_2_and_3(paper: dict[str, Any]) -> None:
-    overall = means(paper, "table_2")
-    qwen25 = means(paper, "table_3", model="Qwen2.5-7B")
-    qwen3 = means(paper, "table_3", model="Qwen3-8B")
-    llama = paper["derived"]["llama_mean"]
-    for block, mean in overall.items():
-        assert llama[block] == pytest.approx(
-            (4 * mean - qwen25[block] - qwen3[block]) / 2, abs=1e-9
-        )
-        assert len(paper["models"]) * mean == pytest.approx(
-            2 * llama[block] + qwen25[block] + qwen3[block], abs=1e-9
-        )
-    known = {"full": 2.745, "local": 2.675, "mid": 2.602, "global": 2.245, "base": 2.170}
-    assert {b: llama[b] for b in known} == known
-    gap = paper["derived"]["llama_mid_minus_full"]["value"]
-    assert gap == pytest.approx(llama["mid"] - llama["full"])
-
-
-def test_differences_and_standard_errors(paper: dict[str, Any]) -> None:
-    rows = {r["strategy"]: r for r in paper["table_2"]["rows"]}
-    for pair in paper["derived"]["differences"]:
-        a, b = (rows[name] for name in pair["of"])
-        error = math.hypot(a["std"], b["std"]) / math.sqrt(pair["n"])
-        assert pair["difference"] == pytest.approx(a["mean"] - b["mean"])
-        assert pair["standard_error"] == pytest.approx(error, abs=ROUNDING)
-    overall, qwen = means(paper, "table_2"), paper["derived"]["qwen25_mid_minus_full"]
-    best = means(paper, "table_3", model="Qwen2.5-7B")
-    assert qwen["difference"] == pytest.approx(best["mid"] - best["full"])
-    assert qwen["standard_error"] == pytest.approx(1.25 * math.sqrt(2 / qwen["n"]), abs=ROUNDING)
-    gap = paper["derived"]["mid_minus_global"]["value"]
-    assert gap == pytest.approx(overall["mid"] - overall["global"])
-    gain = paper["derived"]["full_minus_base"]["value"]
-    assert gain == pytest.approx(overall["full"] - overall["base"])
-    for model, span in paper["derived"]["spans"].items():
-        if model != "source":
-            of_model = means(paper, "table_3", model=model).values()
-            assert span == pytest.approx(max(of_model) - min(of_model))
+    assert math.ceil(paper["design"]["training_pairs"]["value"] / batch) == 417
 
 
 def test_table_5_is_the_default_of_a_study(paper: dict[str, Any]) -> None:
@@ -162,7 +122,7 @@ def test_everything_has_a_source(paper: dict[str, Any]) -> None:
 
 
 def test_numbers_in_the_text_are_the_papers(paper: dict[str, Any]) -> None:
-    """A number with three decimals in a page can only be the paper's, or computed from its."""
+    """A number with three decimals in a page can only be the paper's: what follows from those is glued."""
     known = {f"{abs(n):.3f}" for n in numbers(paper)}
     for page in PAGES:
         text = re.sub(r"\d{4}\.\d{4,}", "", page.read_text(encoding="utf-8"))  # arXiv numbers
@@ -206,7 +166,7 @@ def test_figures_have_name_caption_and_alt_text() -> None:
             r"^```\{code-cell\}.*?^```$", page.read_text("utf-8"), re.MULTILINE | re.DOTALL
         )
         for cell in cells:
-            if not re.search(r'^book\.show\(study, "figure', cell, re.MULTILINE):
+            if 'book.show(study, "figure-' not in cell:
                 continue
             header = yaml.safe_load(cell.split("---")[1])
             figure = header["mystnb"]["figure"]
@@ -214,4 +174,4 @@ def test_figures_have_name_caption_and_alt_text() -> None:
             assert len(figure["caption"].split()) > 10, f"{page.name}: {figure['name']}"
             alt = header["mystnb"]["image"]["alt"]
             assert len(alt.split()) > 5, f"{page.name}: {figure['name']}"
-    assert len(names) == len(set(names)) >= 10
+    assert len(names) == len(set(names)) > 9
