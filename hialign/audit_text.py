@@ -347,12 +347,13 @@ def _name(block: str) -> str:
 
 
 def _named(row: dict[Any, Any]) -> dict[str, Any]:
-    """The first columns of a comparison's row; two models' means have theirs beside the strategy."""
+    """The first columns of a comparison's row: of two strategies, or of two models under one."""
     (a, upper), (b, lower) = row["upper"], row["lower"]
-    crossed = a and b and a != b
-    shown = {"Models": None if crossed else a or b}
-    shown["Said to be above"] = f"{a}, {_name(upper)}" if crossed else _name(upper)
-    shown["Said to be below"] = f"{b}, {_name(lower)}" if crossed else _name(lower)
+    models = a and b and a != b
+    where, above, below = (a or b, _name(upper), _name(lower))
+    if models:
+        where, above, below = f"under {above}", a, b
+    shown = {"Where": where, "Said to be above": above, "Said to be below": below}
     return shown | {"Difference": row["difference"]}
 
 

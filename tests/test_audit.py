@@ -111,24 +111,24 @@ def test_a_hole_in_table_3_is_named(changed: Change) -> None:
 def test_differences_by_hand() -> None:
     table = audit_text.comparisons()
     mid = row_of(
-        table, Models="Qwen2.5-7B", Said_to_be_above="Mid-Align", Said_to_be_below="Full-DPO"
+        table, Where="Qwen2.5-7B", Said_to_be_above="Mid-Align", Said_to_be_below="Full-DPO"
     )
     assert mid["Difference"] == pytest.approx(0.020)
     assert mid["Standard error"] == pytest.approx(math.sqrt((1.273**2 + 1.253**2) / 1000))
     assert mid["Standard error"] == pytest.approx(1.25 * math.sqrt(2 / 1000), abs=0.001)  # 0.056
     local = row_of(
-        table, Models="all four", Said_to_be_above="Full-DPO", Said_to_be_below="Local-Align"
+        table, Where="all four", Said_to_be_above="Full-DPO", Said_to_be_below="Local-Align"
     )
     assert local["Difference"] == pytest.approx(0.054)
     assert local["z"] == pytest.approx(0.054 / math.sqrt((1.253**2 + 1.269**2) / 4000))
     assert local["z"] == pytest.approx(1.9, abs=0.05)
     llama = row_of(
-        table, Models="the two Llama", Said_to_be_above="Mid-Align", Said_to_be_below="Full-DPO"
+        table, Where="the two Llama", Said_to_be_above="Mid-Align", Said_to_be_below="Full-DPO"
     )
     assert llama["Difference"] == pytest.approx(-0.143)
     assert llama["z"] == pytest.approx(-0.143 / math.sqrt((1.273**2 + 1.253**2) / 2000))
     anchor = row_of(
-        table, Models="all four", Said_to_be_above="Mid-Align", Said_to_be_below="the anchor"
+        table, Where="all four", Said_to_be_above="Mid-Align", Said_to_be_below="the anchor"
     )
     assert anchor["z"] == pytest.approx(0.002 / (1.273 / math.sqrt(4000)))
 
@@ -192,13 +192,13 @@ def test_at_the_correlation_needed_z_is_196() -> None:
             assert abs(again.z) == pytest.approx(1.96, abs=1e-4)
     table = audit_text.pairing()
     assert (
-        row_of(table, Models="all four", Said_to_be_above="Full-DPO", Said_to_be_below="Base")[
+        row_of(table, Where="all four", Said_to_be_above="Full-DPO", Said_to_be_below="Base")[
             "r for z = 1.96"
         ]
         == "any"
     )
     near = row_of(
-        table, Models="Qwen2.5-7B", Said_to_be_above="Mid-Align", Said_to_be_below="Full-DPO"
+        table, Where="Qwen2.5-7B", Said_to_be_above="Mid-Align", Said_to_be_below="Full-DPO"
     )
     # (1.273² + 1.253² - 1000 x 0.02² / 1.96²) / (2 x 1.273 x 1.253)
     assert near["r for z = 1.96"] == "0.967"
@@ -207,13 +207,13 @@ def test_at_the_correlation_needed_z_is_196() -> None:
 
 def test_cohens_d_by_hand() -> None:
     row = row_of(
-        audit_text.sizes(), Models="all four", Said_to_be_above="Full-DPO", Said_to_be_below="Base"
+        audit_text.sizes(), Where="all four", Said_to_be_above="Full-DPO", Said_to_be_below="Base"
     )
     assert row["Cohen's d"] == pytest.approx(0.302 / math.sqrt((1.253**2 + 1.340**2) / 2))
     assert row["One response in"] == pytest.approx(1 / 0.302)
     alone = row_of(
         audit_text.sizes(),
-        Models="all four",
+        Where="all four",
         Said_to_be_above="Full-DPO",
         Said_to_be_below="the anchor",
     )
