@@ -115,7 +115,11 @@ def _evaluate(cell: Cell, rng: np.random.Generator, pairs: int) -> None:
         row |= {"reward_accuracy_high": hits + 0.03}
     kl = {"n": pairs, "kl": moved / 10, "kl_low": moved / 11, "kl_high": moved / 9}
     kl |= {"response_tokens": 200.0, "response_tokens_low": 195.0, "response_tokens_high": 205.0}
-    _stage(cell, "evaluate", {"objectives": {"all": row}, "divergence": kl, "pairs": values})
+    _stage(
+        cell,
+        "evaluate",
+        {"beta": 0.1, "objectives": {"all": row}, "divergence": kl, "pairs": values},
+    )
 
 
 def _judge(
