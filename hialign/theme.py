@@ -19,9 +19,18 @@ def setup(app: Any) -> dict[str, bool]:
     for listeners in app.events.listeners.values():
         # Jupyter Book always loads it and has no setting against it.
         listeners[:] = [one for one in listeners if one.handler.__module__ != "sphinx_thebe"]
+    # The theme puts a page's title into its header for printing as it is, markup and all.
+    app.connect("html-page-context", _escape_title, priority=900)
     files = app.registry.css_files
     files[:] = [(name, attributes) for name, attributes in files if "thebe" not in name]
     return {"parallel_read_safe": True, "parallel_write_safe": True}
+
+
+def _escape_title(app: Any, page: str, template: str, context: dict[str, Any], tree: Any) -> None:
+    from html import escape
+
+    if "pagetitle" in context:
+        context["pagetitle"] = escape(context["pagetitle"])
 
 
 def _inline(writer: Any, node: Any) -> None:

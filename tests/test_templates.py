@@ -77,7 +77,7 @@ def test_a_badge_opens_the_template_in_colab(addressed: None) -> None:
 
 
 def test_a_run_page_has_the_badge_under_its_title(addressed: None) -> None:
-    from hialign.book import as_page
+    from hialign.pages import as_page
 
     made = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# Train\n\nText.")])
     page = as_page(made, "Train: M, mid", repository.badge("train"))
@@ -202,6 +202,15 @@ def test_it_installs_nothing_into_a_readers_own_environment(
     with pytest.raises(RuntimeError, match="upload its wheel"):
         run_cell(monkeypatch, installed=False, colab=True)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_clone_beside_the_notebook_is_no_installation(tmp_path: Path) -> None:
+    """Its folder, `hialign`, can be imported like a package without being one."""
+    (tmp_path / "hialign" / "hialign").mkdir(parents=True)
+    (tmp_path / "cell.py").write_text((paths.data() / "setup_cell.py").read_text())
+    isolated = [sys.executable, "-S", "cell.py"]  # none of what is installed, but this folder
+    done = subprocess.run(isolated, cwd=tmp_path, capture_output=True, text=True, env={})
+    assert "RuntimeError: hialign is not installed here" in done.stderr
 
 
 # --- workflows -----------------------------------------------------------------------------------

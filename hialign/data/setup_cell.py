@@ -8,7 +8,8 @@ def _set_up(package: str = "") -> None:
     from importlib.metadata import distributions
     from pathlib import Path
 
-    if importlib.util.find_spec("hialign") is None:
+    found = importlib.util.find_spec("hialign")
+    if found is None or found.origin is None:  # a mere folder of that name, such as a clone
         if "COLAB_RELEASE_TAG" not in os.environ:
             raise RuntimeError(
                 "hialign is not installed here: `make setup` in a clone makes a .venv to run this "
@@ -23,8 +24,8 @@ def _set_up(package: str = "") -> None:
             )
         # What came with Colab fits its drivers and is in use: it stays as it is.
         companions = ("torch", "numpy", "triton", "xformers", "nvidia-", "cuda-")
-        found = {d.name: d.version for d in distributions() if d.name}
-        kept = [f"{n}=={v}" for n, v in found.items() if n.lower().startswith(companions)]
+        here = {d.name: d.version for d in distributions() if d.name}
+        kept = [f"{n}=={v}" for n, v in here.items() if n.lower().startswith(companions)]
         constraints = Path("hialign-constraints.txt")
         constraints.write_text("\n".join(sorted(kept)) + "\n")
         install = [sys.executable, "-m", "pip", "install", "--quiet"]
