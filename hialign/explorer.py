@@ -58,36 +58,33 @@ class _Column:
 def write(study: Study, folder: Path) -> Sizes:
     """Write the study's index and texts into `folder`, beside the page's own scripts and style.
 
-    The same records give the same bytes. One model's texts and judgments are in memory at a time,
-    besides the responses of all. HialignError if `folder` cannot be written.
+    The same records give the same bytes. One model's texts are in memory at a time. HialignError if
+    `folder` cannot be written.
     """
     from hialign.judge.rubric import load_rubric
 
     rubric = load_rubric(study.judge.rubric) if study.judge else None
     dimensions = list(rubric.dimensions) if rubric else []
-    answers = records.responses(study)
-    answers["prompt_id"] = answers["prompt_id"].map(str)
     prompts: dict[str, str] = {}
-    for name, prompt in zip(answers["prompt_id"], answers["prompt"], strict=True):
-        prompts.setdefault(name, prompt if isinstance(prompt, str) else "")
-    of_cell = {key: group for key, group in answers.groupby(["model", "block"], sort=False)}
+    for cell in study.cells():
+        for row in records.responses_of(cell):
+            prompt = row.get("prompt")
+            prompts.setdefault(str(row.get("prompt_id")), prompt if isinstance(prompt, str) else "")
     _prepare(folder)
-    cells, chunks, total, responses = [], list[list[Any]](), 0, 0
+    cells: list[list[dict[str, Any] | None]] = []
+    chunks: list[list[tuple[int, int, int, str]]] = []
+    total = responses = 0
     for number, model in enumerate(study.models):
-        columns: list[_Column | None] = []
-        for cell in (c for c in study.cells() if c.model == model):
-            group = of_cell.get((model.label, cell.block))
-            rows = [] if group is None else group.to_dict("records")
-            found: dict[str, Any] = {str(row["prompt_id"]): row for row in rows}
-            columns.append(_column(cell, found, list(prompts), dimensions) if found else None)
-            responses += sum(flags & ANSWERED for flags in columns[-1].flags) if columns[-1] else 0
+        of_model = [cell for cell in study.cells() if cell.model == model]
+        columns = [_column(cell, list(prompts), dimensions) for cell in of_model]
+        responses += sum(flags & ANSWERED for c in columns if c for flags in c.flags)
         same = _identical(columns, len(prompts))
-        cells.append([c and _indexed(c, s) for c, s in zip(columns, same, strict=True)])
+        cells.append([_indexed(c, s) if c else None for c, s in zip(columns, same, strict=True)])
         chunks.append([])
-        for first, rows_ in _chunked(list(prompts.values()), columns):
+        for first, rows in _chunked(list(prompts.values()), columns):
             name = f"texts-{number}-{len(chunks[-1])}"
-            size, digest = _write(folder, name, rows_)
-            chunks[-1].append([first, len(rows_), size, digest])
+            size, digest = _write(folder, name, rows)
+            chunks[-1].append((first, len(rows), size, digest))
             total += size
     index = {
         "study": study.name,
@@ -119,28 +116,30 @@ def _prepare(folder: Path) -> None:
         raise HialignError(f"cannot write {folder}: {error.strerror or error}") from None
 
 
-def _column(
-    cell: Cell, rows: dict[str, dict[str, Any]], names: Sequence[str], dimensions: Sequence[str]
-) -> _Column:
-    """What the cell answered to the prompts `names`, and what its judge said of it."""
+def _column(cell: Cell, names: Sequence[str], dimensions: Sequence[str]) -> _Column | None:
+    """What the cell answered to the prompts `names`, and what its judge said; None for nothing."""
+    rows = {str(row.get("prompt_id")): row for row in records.responses_of(cell)}
+    if not rows:
+        return None
     judgments: dict[str, tuple[list[int], str | list[str]]] = {}
     if cell.study.judge:
         for row in records.judgments_of(cell):
             judgments[str(row.get("prompt_id"))] = _judgment(row, dimensions)
     column = _Column()
     for name in names:
-        answer = rows.get(name)
-        response = answer["response"] if answer else None
-        scores, said = [0] * len(dimensions), None
-        flags, text = 0, None
-        if answer is not None and isinstance(response, str):
-            flags = ANSWERED + CUT * (answer["finish_reason"] == "length")
+        answer = rows.get(name, {})
+        response, flags, tokens = answer.get("response"), 0, None
+        scores: list[int] = [0] * len(dimensions)
+        text: tuple[str, str | list[str] | None] | None = None
+        if isinstance(response, str):
+            flags = ANSWERED + CUT * (answer.get("finish_reason") == "length")
             flags += PROMPT_CUT * (answer.get("prompt_truncated") is True)
+            tokens, text = _whole(answer.get("tokens")), (response, None)
             if name in judgments:
                 scores, said = judgments[name]
                 flags += JUDGED + VALID * any(scores)
-            text = (response, said)
-        column.tokens.append(_whole(answer["tokens"]) if answer and text else None)
+                text = (response, said)
+        column.tokens.append(tokens)
         column.flags.append(flags)
         column.scores.append(scores)
         column.texts.append(text)

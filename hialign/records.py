@@ -259,6 +259,11 @@ def judgments_of(cell: Cell) -> list[dict[str, Any]]:
     return _rows(judgments_file(cell))
 
 
+def responses_of(cell: Cell) -> list[dict[str, Any]]:
+    """The cell's responses as they were written, untrusted text; none before it has answered."""
+    return _rows(cell.folder / "responses.jsonl")
+
+
 def failed_notebook(cell: Cell, stage: str, block: str = "") -> Path:
     """Where a stage that failed leaves its notebook, with the error in it."""
     out = paths.notebook_output(cell.study.name, stage, cell.model.name, block or cell.block)
@@ -343,14 +348,12 @@ def divergences(study: Study) -> pd.DataFrame:
 @remembered
 def responses(study: Study) -> pd.DataFrame:
     """A row a cell and evaluation prompt. What models wrote is untrusted text."""
-    return _frame(
-        (
-            _labels(cell) | row
-            for cell in study.cells()
-            for row in _rows(cell.folder / "responses.jsonl")
-        ),
-        ["prompt_id", "prompt", "response", "tokens", "finish_reason"],
-    )
+    # Half a character has no UTF-8, which pandas' own strings are stored in
+    with pd.option_context("future.infer_string", False):
+        return _frame(
+            (_labels(cell) | row for cell in study.cells() for row in responses_of(cell)),
+            ["prompt_id", "prompt", "response", "tokens", "finish_reason"],
+        )
 
 
 @remembered

@@ -327,3 +327,13 @@ def test_another_judge_is_another_run(study: Study) -> None:
     other = study.model_copy(update={"judge": judge})
     assert cell_status(other.cell("random-llama", "mid"), "judge") == "missing"
     assert cell_status(other.cell("random-llama", "mid"), "train") == "done"
+
+
+def test_half_a_character_is_no_end_of_the_responses(tiny_study: Any, outputs: Path) -> None:
+    """An endpoint can send one; it has no UTF-8, which pandas may want to store strings in."""
+    study = load_study(tiny_study(blocks=["base"]))
+    (cell,) = study.cells()
+    row = {"prompt_id": "p", "prompt": "?", "response": "half \ud83d", "tokens": 2}
+    records.write_jsonl(cell.folder / "responses.jsonl", [row | {"finish_reason": "stop"}])
+    assert records.responses(study)["response"].tolist() == ["half \ud83d"]
+    assert records.responses_of(cell)[0]["response"] == "half \ud83d"

@@ -2,7 +2,7 @@
 "use strict";
 (() => {
   const { box, line, make, nodes, number, visible } = window.hialignExplorer.text;
-  const listed = (names) => names.map((name) => visible(name)).join(", ");
+  const listed = (names) => names.map((name) => line(name, 40)).join(", ");
 
   /** A score as it is shown; scores that are all whole numbers have no decimals. */
   function points(value, whole) {
@@ -51,9 +51,9 @@
   /** One response: strategy, length, score, marks, text. `answer` is null until it is loaded. */
   function response(store, state, strategy, prompt, answer, whole) {
     const { model } = state;
-    const name = visible(store.index.strategies[strategy]);
+    const name = line(store.index.strategies[strategy], 40);
     const part = make("section", { class: "hx-response", "aria-label": name });
-    part.append(make("h4", {}, nodes(store.index.strategies[strategy])));
+    part.append(make("h4", {}, name));
     if (!store.has(model, strategy, prompt, "answered")) {
       part.classList.add("hx-missing");
       part.append(make("p", {}, "missing: no response in the records"));
@@ -79,7 +79,7 @@
     else {
       const text = answer.response;
       const empty = make("p", { class: "hx-empty" }, "(an empty response)");
-      part.append(text.trim() || text.length ? box(text, `Response of ${name}`) : empty);
+      part.append(text ? box(text, `Response of ${name}`) : empty);
       part.append(scores(store, state, strategy, prompt, answer.said, whole) || "");
     }
     return part;
@@ -98,14 +98,11 @@
 
   /** The texts of a card, once they are loaded; until then (`texts` is null) what the index has. */
   function inside(store, state, prompt, texts, whole) {
-    const { index } = store;
-    const beginning = index.beginnings[prompt];
-    const more = index.lengths[prompt] > Array.from(beginning).length ? " …" : "";
     const columns = state.shown.map((s) =>
       response(store, state, s, prompt, texts ? texts.answers[s] || null : null, whole)
     );
     return [
-      box(texts ? texts.prompt : beginning + more, `Prompt ${prompt + 1}`),
+      box(texts ? texts.prompt : store.beginning(prompt), `Prompt ${prompt + 1}`),
       make("div", { class: "hx-responses" }, ...columns),
     ];
   }
@@ -117,7 +114,7 @@
       "h3",
       {},
       `Prompt ${number(prompt + 1)} `,
-      make("code", {}, nodes(index.ids[prompt])),
+      make("code", {}, line(index.ids[prompt], 40)),
       distance(store, state, prompt, whole)
     );
     const body = make("div", { class: "hx-body" });
@@ -126,10 +123,11 @@
       try {
         const texts = await store.read(state.model, prompt);
         body.replaceChildren(...inside(store, state, prompt, texts, whole));
-        reachable(body);
+        body.querySelectorAll(".hx-text").forEach((text) => scrolling.observe(text));
       } catch (error) {
         const words = `These texts are not to be had: ${error.message}. Build the book again.`;
         body.append(make("p", { class: "hx-problem", role: "alert" }, words));
+        body.querySelectorAll(".hx-wait").forEach((wait) => wait.remove());
       }
     };
     if (index.harmless) {
@@ -139,7 +137,7 @@
     const marks = state.shown.map((s) => {
       const score = verdict(store, state, s, prompt, whole);
       const has = store.has(state.model, s, prompt, "answered");
-      return `${visible(index.strategies[s])}: ${has ? score || "answered" : "missing"}`;
+      return `${line(index.strategies[s], 40)}: ${has ? score || "answered" : "missing"}`;
     });
     const summary = make("summary", {}, title, make("span", {}, marks.join(" · ")));
     const details = make("details", { class: "hx-card" }, summary, body);
@@ -148,13 +146,12 @@
   }
 
   /** Boxes that scroll can be reached by keyboard; the others are no stop on the way. */
-  function reachable(body) {
-    requestAnimationFrame(() => {
-      for (const text of body.querySelectorAll(".hx-text")) {
-        if (text.scrollHeight > text.clientHeight + 1) text.tabIndex = 0;
-      }
-    });
-  }
+  const scrolling = new ResizeObserver((entries) => {
+    for (const { target } of entries) {
+      if (target.scrollHeight > target.clientHeight + 1) target.tabIndex = 0;
+      else target.removeAttribute("tabindex");
+    }
+  });
 
   Object.assign(window.hialignExplorer, { card });
 })();

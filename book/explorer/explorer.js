@@ -14,10 +14,10 @@
   };
   const FILTERS = {
     all: "all prompts",
-    missing: "a response or judgment missing",
-    cut: "a response cut at the limit",
-    same: "identical responses",
-    different: "no identical responses",
+    missing: "those with a response or judgment missing",
+    cut: "those with a response cut at the limit",
+    same: "those with identical responses",
+    different: "those without identical responses",
   };
 
   class Page {
@@ -46,6 +46,9 @@
     follow() {
       this.hits = null;
       this.run += 1;
+      this.progress.hidden = true;
+      clearTimeout(this.typing);
+      this.controls.words.value = this.state.words;
       this.show();
       if (this.state.texts && this.state.words.trim()) this.searchTexts();
     }
@@ -53,12 +56,14 @@
     /** Change the state, and with it the address, the controls and the list. */
     change(changes) {
       const before = this.state;
-      this.state = { ...before, page: 0, ...changes };
+      clearTimeout(this.typing); // what was typed counts, also if its search has not begun
+      this.state = { ...before, page: 0, words: this.controls.words.value, ...changes };
       const anew = ["model", "words", "texts"].some((name) => before[name] !== this.state[name]);
       if (before.model !== this.state.model) this.drawMap();
       if (anew) {
         this.hits = null;
         this.run += 1; // ends a search that is under way
+        this.progress.hidden = true;
       }
       const hash = select.write(this.store, this.state);
       try {
@@ -124,10 +129,9 @@
       const { index } = this.store;
       const numbered = (list) => list.map((words, i) => [i, words]);
       const words = make("input", { type: "search", maxlength: 200, autocomplete: "off" });
-      let timer = 0;
       words.addEventListener("input", () => {
-        clearTimeout(timer);
-        timer = setTimeout(() => this.change({ words: words.value }), PATIENCE);
+        clearTimeout(this.typing);
+        this.typing = setTimeout(() => this.change({}), PATIENCE);
       });
       const texts = make("input", { type: "checkbox" });
       texts.addEventListener("change", () => this.change({ texts: texts.checked }));
@@ -135,7 +139,8 @@
         const input = make("input", { type: "checkbox" });
         input.addEventListener("change", () => {
           const chosen = shown.map((box, i) => (box.checked ? i : -1)).filter((i) => i >= 0);
-          this.change({ shown: chosen, page: this.state.page });
+          const { page, shown: before } = this.state;
+          this.change({ shown: chosen.length ? chosen : before, page }); // one at least
         });
         return input;
       });
@@ -152,7 +157,7 @@
         make("label", { class: "hx-check hx-wide" }, texts, " also in whole prompts and responses"),
         this.choice("model", "Model", numbered(index.models)),
         judged ? this.choice("dimension", "Dimension", numbered(index.dimensions)) : null,
-        this.choice("filter", "Prompts with", Object.entries(FILTERS)),
+        this.choice("filter", "Prompts", Object.entries(FILTERS)),
         this.choice("sort", "Sorted by", Object.entries(SORTS), unscored),
         this.choice("a", "of", numbered(index.strategies)),
         this.choice("b", "and", numbered(index.strategies)),
@@ -209,7 +214,6 @@
       for (const name of ["model", "dimension", "filter", "sort", "a", "b"]) {
         if (controls[name]) controls[name].value = String(state[name]);
       }
-      if (controls.words.value.trim() !== state.words.trim()) controls.words.value = state.words;
       controls.texts.checked = state.texts;
       controls.shown.forEach((box, s) => (box.checked = state.shown.includes(s)));
       controls.a.parentElement.hidden = !["lowest", "highest", "pair"].includes(state.sort);
@@ -260,8 +264,9 @@
     tellSizes() {
       const { store } = this;
       this.sizes.textContent =
-        `All texts of this study: ${megabytes(store.total)} MB in ${number(store.files)} files. ` +
-        `${megabytes(store.size)} MB are loaded at the start, texts when they are shown.`;
+        `The texts and scores of this study: ${megabytes(store.total)} MB in ` +
+        `${number(store.files)} file${store.files === 1 ? "" : "s"}, of which ` +
+        `${megabytes(store.size)} MB are loaded at the start and the rest when it is shown.`;
     }
 
     // --- searching all texts -------------------------------------------------------------------------

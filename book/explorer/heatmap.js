@@ -11,21 +11,30 @@
     let n = 0;
     let difference = 0;
     let pairs = 0;
-    for (let p = 0; p < store.prompts; p++) {
-      const score = store.score(model, strategy, p, dimension);
-      if (Number.isNaN(score)) continue;
-      sum += score;
+    const own = store.scores(model, strategy);
+    const base = store.base < 0 ? [] : store.scores(model, store.base);
+    for (let i = dimension; i < own.length; i += store.index.dimensions.length) {
+      if (!own[i]) continue;
+      sum += own[i] / store.scale;
       n += 1;
-      const base = store.base < 0 ? NaN : store.score(model, store.base, p, dimension);
-      if (Number.isNaN(base)) continue;
-      difference += score - base;
+      if (!base[i]) continue;
+      difference += (own[i] - base[i]) / store.scale;
       pairs += 1;
     }
     return { n, mean: n ? sum / n : NaN, pairs, difference: pairs ? difference / pairs : NaN };
   }
 
-  const signed = (value, digits) =>
-    (value < 0 ? "−" : "+") + Math.abs(value).toFixed(digits);
+  /** `+0.12`, or, where three decimals are needed, `+.012`. */
+  function signed(value, digits) {
+    const size = Math.abs(value).toFixed(digits);
+    return (value < 0 ? "−" : "+") + (digits > 2 ? size.replace(/^0/, "") : size);
+  }
+
+  /** A name in one word, such as GrammarFluency, with places to break it. */
+  function breakable(name) {
+    const parts = visible(name).split(/(?=[A-Z])/).filter((part) => part);
+    return parts.flatMap((part, i) => (i ? [document.createElement("wbr"), part] : [part]));
+  }
 
   /** The squares' table; `choose(dimension, strategy)` is called for the one that is pressed. */
   function draw(store, model, choose) {
@@ -54,6 +63,7 @@
         "button",
         { type: "button", "aria-label": label, title: label, tabindex: -1 },
         make("span", {}, found.mean.toFixed(2)),
+        compared ? " " : null,
         compared ? make("small", {}, signed(found.difference, digits)) : null
       );
       button.dataset.side = Number.isNaN(value) ? "none" : value < 0 ? "low" : "high";
@@ -69,14 +79,14 @@
       make(
         "tr",
         {},
-        make("th", { scope: "row" }, visible(name)),
+        make("th", { scope: "row" }, ...breakable(name)),
         ...strategies.map((_, s) => square(d, s))
       )
     );
     const reference =
       store.base < 0
         ? `colours part at ${ANCHOR}, the judge's anchor, and end at ${ANCHOR} ± ${end.toFixed(2)}`
-        : `below it the difference from Base on the prompts that both have a score for; ` +
+        : `beside it the difference from Base over the prompts that both have a score for; ` +
           `colours end at ± ${end.toFixed(2)}`;
     const table = make(
       "table",

@@ -34,11 +34,12 @@
       return found < 0 ? otherwise : found;
     };
     const shown = blocks.map((_, s) => s).filter((s) => given.getAll("show").includes(blocks[s]));
+    const sort = SORTS[place("sort", SORTS, 0)];
     return {
       model: place("model", models, state.model),
       shown: shown.length ? shown : state.shown,
       dimension: place("dimension", dimensions, state.dimension),
-      sort: SORTS[place("sort", SORTS, 0)],
+      sort: dimensions.length ? sort : "prompt",
       a: place("a", blocks, state.a),
       b: place("b", blocks, state.b),
       filter: FILTERS[place("filter", FILTERS, 0)],

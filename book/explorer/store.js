@@ -49,15 +49,14 @@
       Object.assign(this, { folder, index: content, size, total });
       this.files = content.chunks.reduce((sum, files) => sum + files.length, 1);
       this.prompts = content.ids.length;
+      this.scale = SCALE;
       this.base = content.blocks.indexOf("base");
       this.searchable = content.beginnings.map((text, i) =>
         `${text}\n${content.ids[i]}`.toLowerCase()
       );
-      this.shortened = content.lengths.some((n, i) => n > content.beginnings[i].length);
-      this.decoded = new Map(); // "model strategy" -> scores
+      this.shortened = content.ids.some((_, i) => this.isCut(i));
+      this.decoded = content.models.map(() => []); // by model and strategy, when first asked for
       this.texts = new Map(); // name of a file -> promise of its rows, oldest first
-      this.seen = new Set();
-      this.loaded = size;
     }
 
     static async open(folder) {
@@ -68,29 +67,43 @@
       return this.index.cells[model][strategy];
     }
 
+    /** Whether the index holds only the beginning of a prompt. */
+    isCut(prompt) {
+      const { beginnings, lengths } = this.index;
+      return lengths[prompt] > Array.from(beginnings[prompt]).length;
+    }
+
+    beginning(prompt) {
+      return this.index.beginnings[prompt] + (this.isCut(prompt) ? " …" : "");
+    }
+
     has(model, strategy, prompt, flag) {
       const cell = this.cell(model, strategy);
       return cell !== null && (cell.flags[prompt] & FLAGS[flag]) !== 0;
     }
 
+    /** A cell's scores times SCALE: prompt by prompt, in each the dimensions; 0 for none. */
+    scores(model, strategy) {
+      const known = this.decoded[model];
+      if (known[strategy] === undefined) {
+        const cell = this.cell(model, strategy);
+        known[strategy] = numbers(cell ? cell.scores : "");
+      }
+      return known[strategy];
+    }
+
     /** A score of 1 to 5, NaN where there is none. */
     score(model, strategy, prompt, dimension) {
-      const key = `${model} ${strategy}`;
-      if (!this.decoded.has(key)) {
-        const cell = this.cell(model, strategy);
-        this.decoded.set(key, numbers(cell ? cell.scores : ""));
-      }
       const place = prompt * this.index.dimensions.length + dimension;
-      const value = this.decoded.get(key)[place];
+      const value = this.scores(model, strategy)[place];
       return value ? value / SCALE : NaN;
     }
 
     /** Whether the model's scores are all whole numbers, so that decimals would be noise. */
     whole(model) {
-      return this.index.blocks.every((_, s) => {
-        this.score(model, s, 0, 0);
-        return this.decoded.get(`${model} ${s}`).every((value) => value % SCALE === 0);
-      });
+      return this.index.blocks.every((_, s) =>
+        this.scores(model, s).every((value) => value % SCALE === 0)
+      );
     }
 
     /** Strategies that gave the same response as `strategy` did. */
@@ -105,7 +118,7 @@
     async read(model, prompt) {
       const files = this.index.chunks[model];
       const number = files.findIndex(([first, count]) => prompt < first + count);
-      if (number < 0) return { prompt: this.index.beginnings[prompt], answers: [] };
+      if (number < 0) return { prompt: this.beginning(prompt), answers: [] }; // none answered
       const rows = await this.file(model, number);
       const [text, answers] = rows[prompt - files[number][0]];
       const answer = (a) => a && { response: a[0], said: a[1] };
@@ -115,15 +128,11 @@
     /** The rows of one file of texts, from memory or anew. */
     file(model, number) {
       const name = `texts-${model}-${number}`;
-      const [, , size, version] = this.index.chunks[model][number];
+      const [, , , version] = this.index.chunks[model][number];
       let rows = this.texts.get(name);
       if (rows) this.texts.delete(name); // and put last again
       else {
-        rows = load(this.folder, name, version).then((file) => {
-          if (!this.seen.has(name)) this.loaded += size;
-          this.seen.add(name);
-          return file.content;
-        });
+        rows = load(this.folder, name, version).then((file) => file.content);
         rows.catch(() => this.texts.delete(name)); // the next reader tries again
       }
       this.texts.set(name, rows);

@@ -3,7 +3,7 @@
 "use strict";
 (() => {
   const LONGEST = 4000; // characters shown before "show all"
-  const MOST_MARKS = 2000; // elements for marks in one text; more become plain text
+  const MOST_MARKS = 300; // elements for marks in one text; more become plain text
   // Control characters but line feed and tab, bidi marks, what has no width, halves of characters,
   // tags. The joiners U+200C and U+200D stay: scripts and emoji are written with them.
   const HIDDEN = new RegExp(
@@ -13,11 +13,17 @@
     "gu"
   );
 
-  /** The mark of one hidden character: ␛, or ‹U+202E›. */
+  // Of ASCII, from NUL on. Unicode has pictures of them (␛), which many fonts lack.
+  const NAMES = (
+    "NUL SOH STX ETX EOT ENQ ACK BEL BS TAB LF VT FF CR SO SI DLE DC1 DC2 DC3 DC4 NAK SYN ETB CAN " +
+    "EM SUB ESC FS GS RS US"
+  ).split(" ");
+
+  /** The mark of one hidden character: ‹ESC›, or ‹U+202E›. */
   function mark(character) {
     const code = character.codePointAt(0);
-    if (code < 0x20) return String.fromCharCode(0x2400 + code);
-    if (code === 0x7f) return "\u2421";
+    if (code < NAMES.length) return `‹${NAMES[code]}›`;
+    if (code === 0x7f) return "‹DEL›";
     return "‹U+" + code.toString(16).toUpperCase().padStart(4, "0") + "›";
   }
 
