@@ -142,6 +142,8 @@ def prompts_needed(difference: float, std: float, power: float = 0.8) -> float:
         return 6.0
     # Normal theory needs fewer, by less than 3 (statsmodels' own search does not always converge)
     least = ((norm.ppf(1 - ALPHA / 2) + norm.ppf(power)) / effect) ** 2
+    if least > 1e6:  # where so few prompts more change the power by less than rounding does
+        return float(np.ceil(least + norm.ppf(1 - ALPHA / 2) ** 2 / 2))
     return float(
         np.ceil(brentq(lambda n: solver.power(effect, n, ALPHA) - power, max(6, least), least + 9))
     )

@@ -151,6 +151,12 @@ def test_prompts_needed_have_the_power_and_one_less_has_not(effect: float) -> No
     assert (np.abs(t) > stats.t.ppf(0.975, n - 1)).mean() == pytest.approx(0.8, abs=0.03)
 
 
+def test_prompts_needed_for_next_to_nothing_are_those_of_the_normal() -> None:
+    z = stats.norm.ppf(0.975) + stats.norm.ppf(0.8)
+    for effect in (0.0017, 1e-6):  # statsmodels' power no longer tells such numbers apart
+        assert prompts_needed(effect, 1) == pytest.approx((z / effect) ** 2, rel=1e-5)
+
+
 def test_power_of_nothing() -> None:
     for difference, std in ((0, 1), (0.1, 0), (math.nan, 1), (0.1, math.nan)):
         assert math.isnan(prompts_needed(difference, std))
