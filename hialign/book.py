@@ -73,7 +73,7 @@ def build(study: Study) -> Path:
     Every warning is an error, and a page without HTML is one too. The book that was there before
     stays until the new one is whole.
     """
-    from hialign import exhibits, explorer, pages, theme
+    from hialign import claim_pages, exhibits, explorer, pages, theme
 
     work = paths.study_dir(study.name) / ".book"
     shutil.rmtree(work, ignore_errors=True)
@@ -88,7 +88,9 @@ def build(study: Study) -> Path:
     for path in work.glob("*.md"):
         text = pages.with_sources(path.read_text(encoding="utf-8"), study)
         sections = (data / "claims.md").read_text(encoding="utf-8")
-        path.write_text(text.replace(f"\n{pages.CLAIMS}\n", f"\n{sections}"), encoding="utf-8")
+        path.write_text(
+            text.replace(f"\n{claim_pages.CLAIMS}\n", f"\n{sections}"), encoding="utf-8"
+        )
     names = pages.write_toc(work, pages.add_runs(study, work / "runs"))
     log = work.with_name(".book.log")
     environment = os.environ | {STUDY_VARIABLE: _study_argument(study, work)}

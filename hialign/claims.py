@@ -19,7 +19,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from hialign import paths, records
-from hialign.claim_tests import AnyTest, Material, Part, Untested
+from hialign.claim_data import Material, Part, Untested
+from hialign.claim_tests import AnyTest
 from hialign.comparisons import holm
 from hialign.display import Table, table_of
 from hialign.errors import HialignError

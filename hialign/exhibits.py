@@ -169,7 +169,7 @@ def _write_some(study: Study, names: list[str], folder: Path) -> None:
             if name == "facts":
                 records.write_json(folder / "facts.json", facts.facts(study))
             elif name == "claims":
-                from hialign.pages import claim_sections
+                from hialign.claim_pages import claim_sections
 
                 (folder / "claims.md").write_text(claim_sections(study), encoding="utf-8")
             else:

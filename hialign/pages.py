@@ -12,10 +12,9 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from hialign import claim_tests, claims, execution, exhibits, paths, records
+from hialign import execution, exhibits, paths, records
 from hialign.display import Table
 from hialign.repository import badge
-from hialign.statistics import p_text
 from hialign.study import STAGES, Cell, Study
 
 SHOWN = re.compile(r'^```\{code-cell\}[^`]*?book\.show\(study, "([a-z0-9-]+)"\)\n```\n', re.M)
@@ -75,55 +74,6 @@ def plain(text: str) -> str:
     return MARKUP.sub(lambda m: "\\" + m[0], " ".join(text.split()))
 
 
-# --- claims --------------------------------------------------------------------------------------
-
-CLAIMS = "% claims"  # a comment on the ledger's page, which a build puts the claims in place of
-
-
-def claim_sections(study: Study) -> str:
-    """The ledger as a table, then a section for each claim with its evidence."""
-    found = claims.findings(study)
-    parts = ["## The ledger", raw(_ledger(found))]
-    for paper, title in claims.PAPERS.items():
-        parts.append(f"## {title}")
-        for one in [f for f in found if f.claim.paper == paper]:
-            parts += _claim_section(one)
-    return "\n\n".join(parts) + "\n"
-
-
-def _ledger(found: list[claims.Finding]) -> str:
-    rows = "".join(
-        f'<tr><td><a href="#{escape(f.claim.id)}">{escape(f.claim.text)}</a></td>'
-        f"<td>{escape(f.claim.paper)}</td><td>{_verdict(f.verdict)}</td></tr>"
-        for f in found
-    )
-    head = "<tr><th>Claim, in our words</th><th>Paper</th><th>Verdict</th></tr>"
-    table = f'<table class="dataframe ledger"><thead>{head}</thead><tbody>{rows}</tbody></table>'
-    return f'<div class="cell"><div class="cell_output">{table}</div></div>'
-
-
-def _verdict(word: str) -> str:
-    return f'<span class="verdict verdict-{word.replace(" ", "-")}">{word}</span>'
-
-
-def _claim_section(found: claims.Finding) -> list[str]:
-    claim, test = found.claim, found.claim.test
-    about = {"Source": f"{claims.PAPERS[claim.paper]}: {claim.source}", "Measured": claim.quantity}
-    if isinstance(test, claim_tests.Probe):
-        about |= {"Supported if": test.supported_if, "Contradicted if": test.contradicted_if}
-    else:
-        about["Test"] = " ".join((type(test).__doc__ or "").split())
-    about |= {"Note": claim.note} if claim.note else {}
-    if not pd.isna(found.p_for):
-        corrected = f"{p_text(found.p_for)} for, {p_text(found.p_against)} against"
-        about["p, corrected over the ledger"] = corrected
-    rows = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in about.items())
-    verdict = f"<p>{_verdict(found.verdict)} {escape(found.reason)}</p>"
-    parts = [f"({claim.id})=", f"### {plain(claim.text.rstrip('.'))}"]
-    parts.append(raw(f'{verdict}<dl class="claim">{rows}</dl>'))
-    return [*parts, _table(claims.evidence(found))] if found.parts else parts
-
-
 # --- a page a cell -------------------------------------------------------------------------------
 
 
@@ -166,7 +116,7 @@ def _notebooks(study: Study, folder: Path, model: str, block: str, title: str) -
 def _cell_page(cell: Cell, notebooks: list[str]) -> str:
     parts = [f"# {plain(f'{cell.strategy}, {cell.model.label}')}", _status(cell)]
     stages = execution.stages(cell.study, [cell]).drop(columns=["Model", "Strategy"])
-    parts += ["## Stages", _table(stages)]
+    parts += ["## Stages", table(stages)]
     if notebooks:
         links = [f"[{name.removeprefix('runs/').split('-')[0]}](/{name})" for name in notebooks]
         parts.append("The executed notebooks: " + ", ".join(links) + ".")
@@ -178,9 +128,9 @@ def _cell_page(cell: Cell, notebooks: list[str]) -> str:
     manifest = records.stage_manifest(cell, "train")
     if manifest.is_file():
         content = records.read_json(manifest)
-        parts += ["## What was trained", _table(execution.facts_of(content))]
-        parts += ["## Parameters", _table(execution.flat(content.get("settings", {})))]
-        parts += ["## Environment", _table(execution.environment(content))]
+        parts += ["## What was trained", table(execution.facts_of(content))]
+        parts += ["## Parameters", table(execution.flat(content.get("settings", {})))]
+        parts += ["## Environment", table(execution.environment(content))]
     parts += ["## Records", raw(_record_links(cell))]
     return "\n\n".join(parts) + "\n"
 
@@ -231,7 +181,7 @@ def write_records(study: Study, folder: Path) -> None:
             exhibits.save(figures.curves(cell), folder / f"{slug}.svg")
 
 
-def _table(frame: pd.DataFrame) -> str:
+def table(frame: pd.DataFrame) -> str:
     """Within the classes by which the theme knows a notebook's output."""
     html = Table(frame)._repr_html_()
     return raw(f'<div class="cell"><div class="cell_output">{html}</div></div>')

@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from hialign import claims, paths, records
-from hialign.claim_tests import Material, Probe, Untested
+from hialign.claim_data import Material, Untested
+from hialign.claim_tests import Probe
 from hialign.errors import HialignError
 from hialign.judge import agreement
 from hialign.judge.rubric import DIMENSIONS

@@ -7,7 +7,7 @@ import nbformat
 import pytest
 from simulated import simulate
 
-from hialign import book, pages, records
+from hialign import book, claim_pages, records
 from hialign.study import Study
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
@@ -108,5 +108,5 @@ def test_what_failed_is_no_result(hostile: Path, chromium: Any) -> None:
 
 
 def test_a_claims_placeholder_in_a_record_is_no_placeholder(hostile: Path) -> None:
-    assert pages.CLAIMS in EVIL
+    assert claim_pages.CLAIMS in EVIL
     assert (hostile / "claims.html").read_text().count('class="dataframe ledger"') == 1
