@@ -152,7 +152,7 @@ def _missing(study: Study, claim: Claim, parts: Sequence[Part]) -> str:
     power = study.analysis.power
     worst = max(kept, key=lambda part: part.p_for)
     shown = smallest_difference(worst.n, worst.std, power)
-    text = f"{worst.n} prompts show a difference of {shown:.3f} {claim.test.unit} with {power:.0%} power"
+    text = f"{worst.n} prompts can show a difference of {shown:.3f} {claim.test.unit} with {power:.0%} power"
     needed = prompts_needed(claim.size, worst.std, power) if claim.size else float("nan")
     if np.isnan(needed):
         return text

@@ -49,8 +49,8 @@ def show(frame: pd.DataFrame) -> "Styler":
         props = "text-align: left" + ("; white-space: nowrap" if short else "")
         css.append({"selector": f".col{i}", "props": props})
     css.append({"selector": "th.col_heading", "props": "white-space: normal"})
-    # The same table has the same id in each build (pandas would draw one).
-    key = hashlib.sha256(repr(list(frame.columns)).encode()).hexdigest()[:8]
+    # The same table has the same id in each build (pandas would draw one), and another one another.
+    key = hashlib.sha256(frame.to_csv().encode(errors="replace")).hexdigest()[:8]
     # The theme styles `table.dataframe` for light and dark; other tables get a white box in dark.
     style = pd.DataFrame(frame).style.set_table_attributes('class="dataframe"').set_uuid(key)
     style.format(formats, na_rep=DASH, escape="html")  # type: ignore[arg-type]
