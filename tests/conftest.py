@@ -259,7 +259,7 @@ def smoke(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         os.environ["HIALIGN_OUTPUTS"] = before
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # while it is there, its event loop keeps others from running
 def chromium() -> Iterator[Any]:
     """A headless Chromium of this machine; without one the test skips, or fails where CI says so."""
     from playwright.sync_api import sync_playwright
