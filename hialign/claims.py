@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
-import pandas as pd
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -180,33 +179,13 @@ def _unmeasured(study: Study, claim: Claim) -> str:
 # --- as tables -----------------------------------------------------------------------------------
 
 
-def verdicts(study: Study) -> pd.DataFrame:
-    """A row a claim: id, paper, source, text, verdict, reason; and of its least certain part the
-    estimate, low, high, bound; unit; the claim's p_for and p_against after correction."""
-    rows = []
-    for found in findings(study):
-        claim = found.claim
-        row: dict[str, Any] = {"id": claim.id, "paper": claim.paper, "source": claim.source}
-        row |= {"text": claim.text, "verdict": found.verdict, "reason": found.reason}
-        row |= dict.fromkeys(("estimate", "low", "high", "bound"), float("nan"))
-        if found.parts:
-            worst = max(found.parts, key=lambda p: (p.p_for, -p.estimate))
-            row |= {"estimate": worst.estimate, "low": worst.low, "high": worst.high}
-            row |= {"bound": worst.bound}
-        rows.append(
-            row | {"unit": claim.test.unit, "p_for": found.p_for, "p_against": found.p_against}
-        )
-    return pd.DataFrame(rows)
-
-
 def overview(study: Study) -> Table:
     """How many claims of each paper have which verdict."""
-    found = verdicts(study)
     rows = []
     for paper, title in PAPERS.items():
-        kept = found[found.paper == paper].verdict
+        kept = [f.verdict for f in findings(study) if f.claim.paper == paper]
         row: dict[str, Any] = {"Paper": title, "Claims": len(kept)}
-        rows.append(row | {v.capitalize(): int((kept == v).sum()) for v in VERDICTS})
+        rows.append(row | {verdict.capitalize(): kept.count(verdict) for verdict in VERDICTS})
     return table_of(rows)
 
 

@@ -47,7 +47,7 @@ def _ended(cell: Cell, stage: str) -> str | None:
 
 
 def totals(study: Study) -> Table:
-    """Hours, tokens and USD of each stage over all cells, and what they ran on."""
+    """Cells, hours and peak memory of each stage over all cells, and what they ran on."""
     every, rows = stages(study), []
     for stage, found in every.groupby("Stage", sort=False):
         done = found[found.Status.isin(["done", "stale"])]

@@ -6,9 +6,8 @@
 import ast
 from typing import TYPE_CHECKING, Any
 
-from hialign import paths, records, repository
-from hialign.display import Table, table_of
-from hialign.study import STAGES, Study
+from hialign import paths, repository
+from hialign.study import STAGES
 
 if TYPE_CHECKING:
     from IPython.display import Markdown
@@ -72,35 +71,6 @@ def listing() -> "Markdown":
         lines += [link] if (link := repository.badge(name)) else []
         items.append("\n".join(["- " + lines[0], *(f"  - {line}" for line in lines[1:])]))
     return Markdown("\n".join(items))
-
-
-def measured(study: Study) -> Table:
-    """What each notebook took in this study, from its records: minutes of all cells together, the
-    most memory one held, the device."""
-    rows = []
-    for name in TEMPLATES:
-        found = _explored(study) if name == "explore" else _recorded(study, name)
-        seconds = [float(m["seconds"]) for m in found]
-        if name == "train":  # work that cells of one pass share counts once
-            runs = records.manifests(study)
-            seconds = [records.training_seconds(runs[runs["status"] == "done"])] if found else []
-        memory = [float(m["peak_memory_bytes"]) for m in found if m.get("peak_memory_bytes")]
-        devices = dict.fromkeys(str(m["device"]) for m in found)
-        row: dict[str, Any] = {"Notebook": name, "Runs": len(found)}
-        row["Minutes together"] = sum(seconds) / 60 if seconds else None
-        row["Peak memory (GiB)"] = max(memory) / 2**30 if memory else None
-        rows.append(row | {"Device": ", ".join(devices) or None})
-    return table_of(rows)
-
-
-def _recorded(study: Study, stage: str) -> list[dict[str, Any]]:
-    files = [records.stage_manifest(cell, stage) for cell in study.cells()]
-    return [records.read_json(file) for file in files if file.is_file()]
-
-
-def _explored(study: Study) -> list[dict[str, Any]]:
-    files = sorted(paths.explorations(study.name).glob("*.json"))
-    return [records.read_json(file)["made"] for file in files]
 
 
 if __name__ == "__main__":
