@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hialign import blocks
+from hialign.blocks import Choice
 from hialign.errors import HialignError
 from hialign.logprobs import Reference, TokenPair, token_pairs
 from hialign.study import TrainingSettings
@@ -37,7 +38,7 @@ def train_blocks(
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
     pairs: "Dataset",
-    layers: Mapping[str, Sequence[int]],
+    layers: Mapping[str, Sequence[int] | Choice],
     settings: TrainingSettings,
     weights: dict[str, str],
     work: Path,
@@ -45,8 +46,8 @@ def train_blocks(
 ) -> "DPOTrainer":
     """Minimise Eq. 1 over LoRA matrices in the layers of each block (Eq. 2); the trainer, after it.
 
-    `layers` maps each block to its layers: all are trained in one pass, each as if it were alone.
-    `weights` is the base model's identity, for the reference's cache; `work` holds checkpoints, from
+    `layers` maps each block to its layers, or to all that it chooses (`blocks.Choice`): all are
+    trained in one pass, each as if it were alone. `weights` is the base model's identity, for the reference's cache; `work` holds checkpoints, from
     which an interrupted run goes on; `callbacks` are transformers' own. The trainer's `strategies` name the adapters in its model and
     its `confinement` the proof, for each block. Raises HialignError where a loss or gradient is not
     finite, memory or disk space runs out, or a parameter outside a block changed.
@@ -55,9 +56,13 @@ def train_blocks(
     from safetensors import SafetensorError
     from transformers import set_seed
 
-    targets = {
-        block: blocks.target_modules(model, inside, settings.target_modules)
+    choices = {
+        block: inside if isinstance(inside, Choice) else Choice(tuple(sorted(inside)))
         for block, inside in layers.items()
+    }
+    targets = {
+        block: list(c.modules or blocks.target_modules(model, c.layers, settings.target_modules))
+        for block, c in choices.items()
     }
     kept = token_pairs(tokenizer, pairs, settings.max_length, settings.truncation)
     tokens = kept.tokens
@@ -70,15 +75,20 @@ def train_blocks(
     work.mkdir(parents=True, exist_ok=True)
 
     def lora(block: str) -> LoraConfig:
+        rank = choices[block].rank or settings.lora_rank
+        alpha = settings.lora_alpha * rank / settings.lora_rank  # the same scale at any rank
         return LoraConfig(
             task_type="CAUSAL_LM",
-            r=settings.lora_rank,
-            lora_alpha=settings.lora_alpha,
+            r=rank,
+            lora_alpha=int(alpha) if alpha.is_integer() else alpha,  # type: ignore[arg-type]
             lora_dropout=settings.lora_dropout,
             target_modules=targets[block],
         )
 
-    first, *others = layers
+    def strategy(block: str, adapter: str) -> Strategy:
+        return Strategy(block, list(choices[block].layers), adapter, choices[block].period)
+
+    first, *others = choices
     config = _config(settings, model, work, packed=not why)
     set_seed(settings.seed)  # so that each adapter begins as it would alone
     trainer = _trainer_class(stock=bool(why))(
@@ -94,11 +104,11 @@ def train_blocks(
             f"TRL kept {len(trainer.train_dataset)} of {len(pairs)} pairs, we {len(tokens)}: "
             f"training.max_length {settings.max_length} is too short for their prompts"
         )
-    trainer.strategies = [Strategy(first, sorted(layers[first]), "default")]
+    trainer.strategies = [strategy(first, "default")]
     for number, block in enumerate(others, 1):
         set_seed(settings.seed)
         trainer.model.add_adapter(f"strategy{number}", lora(block))
-        trainer.strategies.append(Strategy(block, sorted(layers[block]), f"strategy{number}"))
+        trainer.strategies.append(strategy(block, f"strategy{number}"))
     trainer.reference = reference
     trainer.truncated = kept.truncated
     if why:

@@ -109,14 +109,19 @@ def _groups(cell: Cell) -> dict[str, list[Pair]]:
     own = [dict(p) for p in load_pairs(cell.study.preferences).evaluation]
     groups = {"all": own[: settings.pairs]}
     if settings.contrast_prompts:
-        contrasts = [dict(p) for p in load_pairs("builtin", train=None, evaluation=None).evaluation]
-        prompts = list(dict.fromkeys(str(p["prompt"]) for p in contrasts))
-        chosen = set(prompts[: settings.contrast_prompts])
-        for name in OBJECTIVES:
-            groups[name] = [
-                p for p in contrasts if p["objective"] == name and str(p["prompt"]) in chosen
-            ]
+        groups |= contrasts_of(settings.contrast_prompts)
     return groups
+
+
+def contrasts_of(prompts: int) -> dict[str, list[Pair]]:
+    """For each objective the built-in contrasts of the first `prompts` held-out prompts."""
+    contrasts = [dict(p) for p in load_pairs("builtin", train=None, evaluation=None).evaluation]
+    names = list(dict.fromkeys(str(p["prompt"]) for p in contrasts))
+    chosen = set(names[:prompts])
+    return {
+        name: [p for p in contrasts if p["objective"] == name and str(p["prompt"]) in chosen]
+        for name in OBJECTIVES
+    }
 
 
 def _summary(

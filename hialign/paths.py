@@ -69,7 +69,7 @@ def shared_data() -> Path:
 
 def slug(name: str) -> str:
     """`name` as one path component: `meta-llama/Llama-2-7b` -> `meta-llama--Llama-2-7b`."""
-    return name.replace("/", "--").replace(":", "-").replace(",", "_")
+    return name.replace("/", "--").replace(":", "-").replace(",", "_").replace("%", "pct")
 
 
 def study_dir(study: str) -> Path:
@@ -79,6 +79,11 @@ def study_dir(study: str) -> Path:
 def cell_dir(study: str, model: str, block: str) -> Path:
     """`outputs/<study>/<model>/<block>/`, where the files of one cell lie."""
     return study_dir(study) / slug(model) / slug(block)
+
+
+def probe_record(study: str, model: str, probe: str) -> Path:
+    """`outputs/<study>/<model>/probes/<probe>.json`, what a probe of a model measured."""
+    return study_dir(study) / slug(model) / "probes" / f"{probe}.json"
 
 
 def notebook_output(study: str, stage: str, model: str, block: str) -> Path:

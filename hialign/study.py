@@ -6,22 +6,36 @@ setting with our choice and the reason (`book/choices.md` tells them together).
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from hialign import blocks as blocks_
 from hialign import paths
 from hialign.errors import HialignError
+from hialign.settings import (
+    GradientSettings,
+    IlaSettings,
+    MatrixSettings,
+    PatchingSettings,
+    ProbeSettings,
+    Settings,
+    SweepSettings,
+)
 
 STAGES = ("train", "respond", "evaluate", "judge")
-
-
-class Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+# The probes of a model, in the order in which they are run, and their settings
+PROBES: Mapping[str, type[Settings]] = {
+    "gradients": GradientSettings,
+    "matrix": MatrixSettings,
+    "ila": IlaSettings,
+    "patching": PatchingSettings,
+    "sweep": SweepSettings,
+}
 
 
 class ModelSettings(Settings):
@@ -91,7 +105,7 @@ class TrainingSettings(Settings):
     lora_rank: int = Field(16, ge=1)  # Table 5
     lora_alpha: int = Field(32, ge=1)  # Table 5
     lora_dropout: float = Field(0.05, ge=0, lt=1)  # Table 5
-    target_modules: list[str] = ["q_proj", "k_proj", "v_proj", "o_proj"]  # Table 5
+    target_modules: list[str] = Field(["q_proj", "k_proj", "v_proj", "o_proj"])  # Table 5
     gradient_checkpointing: bool = True  # Table 5; costs time, changes no number
     max_length: int = Field(2048, ge=8)  # Table 5, tokens of prompt and response
     seed: int = 42  # Table 5
@@ -112,7 +126,7 @@ class TrainingSettings(Settings):
     engine: Literal["packed", "stock"] = "packed"
     tokens_per_pass: int | None = Field(None, ge=1)
     one_pass: bool = True
-    report_to: list[str] = []  # trackers of transformers' Trainer: tensorboard, wandb, …
+    report_to: list[str] = Field([])  # trackers of transformers' Trainer: tensorboard, wandb, …
 
     @property
     def effective_batch(self) -> int:
@@ -169,7 +183,7 @@ class JudgeSettings(Settings):
     max_tokens: int = Field(4096, ge=16)
     seed: int = 42
     # More fields of a request, as the endpoint names them (`enable_thinking: false`, …).
-    extra_body: dict[str, Any] = {}
+    extra_body: dict[str, Any] = Field({})
     rubric: str | None = None  # a file of your own instead of Table 6
     # `random`: the dimensions in another order for each prompt (drawn from `seed`; the same for all
     # strategies), so that none always comes first. It ends a provider's caching of the prompt.
@@ -202,7 +216,9 @@ class JudgeSettings(Settings):
 class ValidationSettings(Settings):
     """What the judge is measured against (`hialign judge STUDY --validate`)."""
 
-    judges: list[JudgeSettings] = []  # further judges, who score a part of the same responses
+    judges: list[JudgeSettings] = Field(
+        []
+    )  # further judges, who score a part of the same responses
 
 
 class AnalysisSettings(Settings):
@@ -227,7 +243,7 @@ class Study(Settings):
     title: str
     description: str = ""
     models: list[ModelSettings] = Field(min_length=1)
-    blocks: list[str] = ["base", "full", "local", "mid", "global"]  # Table 1
+    blocks: list[str] = Field(["base", "full", "local", "mid", "global"])  # Table 1
     preferences: PreferenceSettings = PreferenceSettings()
     training: TrainingSettings = TrainingSettings()
     responses: ResponseSettings = ResponseSettings()
@@ -235,6 +251,7 @@ class Study(Settings):
     judge: JudgeSettings | None = JudgeSettings()  # null: no judge
     validation: ValidationSettings = ValidationSettings()
     analysis: AnalysisSettings = AnalysisSettings()
+    probes: ProbeSettings | None = None  # null: none is run with the study
 
     @field_validator("models", mode="before")
     @classmethod
@@ -303,6 +320,8 @@ class Cell:
         parts["preferences"] = study.preferences
         if self.block != "base":
             parts["training"] = study.training
+        if probe := blocks_.probe_of(self.block):  # what it measured chose the layers
+            parts["probe"] = self.probe_settings(probe)
         if stage in ("respond", "evaluate", "judge"):
             parts["responses"] = study.responses
         if stage == "evaluate":
@@ -311,17 +330,33 @@ class Cell:
             parts["judge"] = study.judge
         return {k: v.model_dump() if isinstance(v, Settings) else v for k, v in parts.items()}
 
+    def probe_settings(self, probe: str) -> dict[str, Any]:
+        """All that the record of a probe of the cell's model depends on in the study."""
+        study, probes = self.study, self.study.probes or ProbeSettings()
+        parts: dict[str, Any] = {"model": self.model, "preferences": study.preferences}
+        parts["training"] = study.training
+        parts["probes"] = probes.model_dump(exclude=set(PROBES))
+        parts[probe] = getattr(probes, probe) or PROBES[probe]()
+        return {k: v.model_dump() if isinstance(v, Settings) else v for k, v in parts.items()}
+
+    def probe_fingerprint(self, probe: str) -> str:
+        """A short hash of `probe_settings(probe)`, as `fingerprint` is of a stage's."""
+        return _hash(self.probe_settings(probe))
+
     def fingerprint(self, stage: str) -> str:
         """A short hash of `settings(stage)`: when it differs from a manifest's, the run is stale.
 
         Settings that change what a run costs and not what it finds are left out.
         """
-        settings = self.settings(stage)
-        for part, names in COSTS_ONLY.items():
-            if settings.get(part):
-                settings[part] = {k: v for k, v in settings[part].items() if k not in names}
-        text = json.dumps(settings, sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return _hash(self.settings(stage))
+
+
+def _hash(settings: dict[str, Any]) -> str:
+    for part, names in COSTS_ONLY.items():
+        if settings.get(part):
+            settings[part] = {k: v for k, v in settings[part].items() if k not in names}
+    text = json.dumps(settings, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def study_names() -> list[str]:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import random
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hialign import records
+from hialign.blocks import decoder_layers
 from hialign.errors import HialignError
 from hialign.logprobs import Reference, TokenPair
 from hialign.packing import pack, plan
@@ -46,12 +48,25 @@ class Strategy:
     block: str
     layers: list[int]
     adapter: str
+    period: int | None = (
+        None  # LISA: optimizer steps between two draws of the layers that are tuned
+    )
     sums: dict[str, float] = field(default_factory=dict)
 
     @property
     def start(self) -> int:
         """The first adapted layer: all below it is the base model's."""
         return min(self.layers)
+
+
+def sampled_layers(depth: int, period: int, step: int, seed: int) -> list[int]:
+    """LISA: the layers (a third of `depth`) that are tuned in a step, counted from 0.
+
+    Pan et al. (2024) tune the parameters themselves, with embeddings and head; here it is the
+    adapters, as of every other block.
+    """
+    drawn = random.Random(seed * 1_000_003 + step // period)
+    return sorted(drawn.sample(range(depth), max(1, round(depth / 3))))
 
 
 def trainer_class(stock: bool = False) -> type["DPOTrainer"]:
@@ -76,6 +91,16 @@ def trainer_class(stock: bool = False) -> type["DPOTrainer"]:
         def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             self.bar.close()
 
+    class LayerSampling(TrainerCallback):  # type: ignore[misc]
+        """LISA in stock TRL's steps; ours draw when they switch to an adapter."""
+
+        def __init__(self, trainer: Any) -> None:
+            self.trainer = trainer
+
+        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            for strategy in self.trainer.strategies:
+                self.trainer.sample_layers(strategy)
+
     class StockTrainer(DPOTrainer):  # type: ignore[misc]
         is_stock = True
         strategies: list[Strategy]
@@ -87,6 +112,7 @@ def trainer_class(stock: bool = False) -> type["DPOTrainer"]:
             super().__init__(*args, **kwargs)
             self.remove_callback(PrinterCallback)
             self.add_callback(Bar())
+            self.add_callback(LayerSampling(self))
             self._since = time.perf_counter()
 
         def train(self, resume_from_checkpoint: str | None = None, **kwargs: Any) -> Any:
@@ -101,6 +127,17 @@ def trainer_class(stock: bool = False) -> type["DPOTrainer"]:
             seconds, self._since = now - self._since, now
             self.attribute(logs, seconds)
             super().log(logs, start_time)
+
+        def sample_layers(self, strategy: Strategy) -> None:
+            """Freeze what a strategy does not tune in this step, if it tunes a part at a time."""
+            if strategy.period is None:
+                return
+            prefix, depth = decoder_layers(self.model.get_base_model())
+            drawn = sampled_layers(depth, strategy.period, self.state.global_step, self.args.seed)
+            inside = tuple(f"base_model.model.{prefix}.{layer}." for layer in drawn)
+            for name, parameter in self.model.named_parameters():
+                if is_of(name, strategy.adapter):
+                    parameter.requires_grad_(name.startswith(inside))
 
         def attribute(self, logs: dict[str, float], seconds: float) -> None:
             """Put a step's seconds into what is logged of it."""
@@ -202,6 +239,7 @@ def trainer_class(stock: bool = False) -> type["DPOTrainer"]:
                         hash((self.settings.seed, self.state.global_step, *chosen)) % 2**32
                     )
                     self.model.set_adapter(strategy.adapter)
+                    self.sample_layers(strategy)
                     self._backward(strategy, layout, known, reference, weight)
                     strategy.sums["seconds"] += self._now() - began
 

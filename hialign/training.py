@@ -1,5 +1,6 @@
 """Cells in training: what is refused beforehand, and what a run leaves in its folder."""
 
+import hashlib
 import shutil
 import tempfile
 import time
@@ -36,7 +37,7 @@ def train_together(cells: Sequence[Cell]) -> list[dict[str, Any]]:
     settings = cell.study.training
     _check_choices(settings)
     depth = depth_of(cell.model)
-    layers = {c.block: blocks.layers_of(c.block, depth) for c in cells}  # refuses before loading
+    choices = {c.block: choice(c, depth) for c in cells}  # refuses before loading
     pairs = load_pairs(cell.study.preferences)
     model, tokenizer = load_model(cell.model)
     weights = identity(cell.model)
@@ -55,14 +56,14 @@ def train_together(cells: Sequence[Cell]) -> list[dict[str, Any]]:
         "parameters": sum(p.numel() for p in model.parameters()),
         **records.environment(),
     }
-    tuned = {block: chosen for block, chosen in layers.items() if chosen}
+    tuned = {block: chosen for block, chosen in choices.items() if chosen.layers}
     passes = [tuned] if tuned else []
     if len(tuned) > 1 and (why := dpo.why_stock(model, tokenizer, pairs.train, settings)):
         print(f"The blocks are trained one after the other by stock TRL: {why}")
         passes = [{block: chosen} for block, chosen in tuned.items()]
     manifests: dict[str, dict[str, Any]] = {}
     for c in cells:
-        if not layers[c.block]:
+        if not choices[c.block].layers:
             started = time.perf_counter()
             if not tuned:  # for the cells that are trained by themselves
                 limits = settings.max_length, settings.truncation
@@ -82,12 +83,19 @@ def train_together(cells: Sequence[Cell]) -> list[dict[str, Any]]:
     return [manifests[c.block] for c in cells]
 
 
+def choice(cell: Cell, depth: int) -> blocks.Choice:
+    """What the cell's block tunes; where a probe chooses, by its record, which has to be there."""
+    from hialign.probes import scores_of
+
+    return blocks.choice_of(cell.block, depth, lambda measure: scores_of(cell, measure))
+
+
 def _train_pass(
     cells: Sequence[Cell],
     model: Any,
     tokenizer: "PreTrainedTokenizerBase",
     pairs: Any,
-    layers: dict[str, list[int]],
+    choices: dict[str, blocks.Choice],
     common: dict[str, Any],
 ) -> dict[str, dict[str, Any]]:
     """Train some cells in one pass and publish each; their manifests."""
@@ -95,7 +103,9 @@ def _train_pass(
 
     settings, weights = cells[0].study.training, identity(cells[0].model)
     checkpoints = _checkpoints(cells)
-    trainer = dpo.train_blocks(model, tokenizer, pairs, layers, settings, weights, work=checkpoints)
+    trainer = dpo.train_blocks(
+        model, tokenizer, pairs, choices, settings, weights, work=checkpoints
+    )
     adapted = trainer.accelerator.unwrap_model(trainer.model)
     manifests = {}
     with tempfile.TemporaryDirectory(prefix="hialign-") as scratch:
@@ -156,6 +166,8 @@ def _checkpoints(cells: Sequence[Cell]) -> Path:
     study, model = cells[0].study, cells[0].model
     place = paths.study_dir(study.name) / ".checkpoints" / f"{paths.slug(model.name)}"
     blocks_ = "+".join(paths.slug(c.block) for c in cells)
+    if len(blocks_) > 120:  # no file system takes a name of over 255 bytes
+        blocks_ = hashlib.sha256(blocks_.encode()).hexdigest()[:16]
     here = place / f"{blocks_}-{cells[0].fingerprint('train')}"
     for other in place.glob("*"):
         if other != here and other.name.rpartition("-")[0] == blocks_:

@@ -1,0 +1,41 @@
+"""Probes: measurements of where in a model alignment happens.
+
+Each takes a cell (a model of a study) and leaves one record, `outputs/<study>/<model>/probes/
+<probe>.json`. A record names what it came from; it is computed again only if that has changed.
+"""
+
+from typing import Any
+
+from hialign import paths, records
+from hialign.blocks import MEASURES
+from hialign.errors import HialignError
+from hialign.study import Cell
+
+
+def record_of(cell: Cell, probe: str) -> dict[str, Any]:
+    """The record of a probe of the cell's model; HialignError says how to make it."""
+    path = paths.probe_record(cell.study.name, cell.model.name, probe)
+    if not path.is_file():
+        raise HialignError(
+            f"there is no record of the {probe} probe of {cell.model.name} in study "
+            f"{cell.study.name}: run `hialign run probe-{probe} -p study {cell.study.name} "
+            f"-p model {cell.model.name}` first"
+        )
+    return records.read_json(path)
+
+
+def scores_of(cell: Cell, measure: str) -> list[float]:
+    """What a measure (`blocks.MEASURES`) says of each layer of the cell's model: more is more."""
+    if MEASURES[measure]:
+        record = record_of(cell, MEASURES[measure])
+        if record["fingerprint"] != cell.probe_fingerprint(MEASURES[measure]):
+            raise HialignError(
+                f"block {cell.block}: the record of the {MEASURES[measure]} probe of "
+                f"{cell.model.name} is of other settings than study {cell.study.name} has now: "
+                f"run `hialign run probe-{MEASURES[measure]} -p study {cell.study.name} -p model "
+                f"{cell.model.name}` again"
+            )
+        return [float(score) for score in record["layer_scores"]]
+    from hialign.probes.spectrum import layer_scores
+
+    return layer_scores(cell.model)

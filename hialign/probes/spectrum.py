@@ -1,0 +1,61 @@
+"""Spectrum (Hartford et al., 2024): layers by the signal-to-noise ratio of their weights.
+
+No data and no gradient: the singular values of a weight matrix above the edge that pure noise would
+have (Marchenko-Pastur) are signal, those below it noise. A comparison, not one of the papers' claims.
+"""
+
+import numpy as np
+
+from hialign import paths
+from hialign.blocks import decoder_layers, target_modules
+from hialign.models import identity, load_model
+from hialign.records import read_json, write_json
+from hialign.study import ModelSettings, TrainingSettings
+
+NORMAL_IQR = 1.349  # interquartile range of a standard normal
+
+
+def signal_to_noise(singular: np.ndarray, shape: tuple[int, int]) -> float:
+    """The sum of singular values above the noise's edge over the sum of those below it.
+
+    The edge is sigma (1 + sqrt(beta)) with sigma from the values' interquartile range and beta the
+    shorter side of the matrix over the longer. Infinite where nothing is below.
+    """
+    quarter, three = np.percentile(singular, [25, 75])
+    edge = (three - quarter) / NORMAL_IQR * (1 + np.sqrt(min(shape) / max(shape)))
+    signal, noise = singular[singular > edge].sum(), singular[singular <= edge].sum()
+    return float(signal / noise) if noise else float("inf")
+
+
+def matrices(settings: ModelSettings, projections: list[str]) -> dict[str, float]:
+    """The signal-to-noise ratio of each layer's `projections`, by the module's full name."""
+    import torch
+
+    model, _ = load_model(settings, "cpu")
+    _, depth = decoder_layers(model)
+    found = {}
+    for name in target_modules(model, range(depth), projections):
+        weight = model.get_submodule(name).weight.detach().float()
+        values = torch.linalg.svdvals(weight).numpy()
+        found[name] = signal_to_noise(values, (weight.shape[0], weight.shape[1]))
+    return found
+
+
+def layer_scores(settings: ModelSettings) -> list[float]:
+    """Each layer's rank (0 to 1, higher is more signal) within a module type, averaged over types.
+
+    Kept in the cache, by the weights' identity.
+    """
+    from scipy.stats import rankdata
+
+    projections = TrainingSettings().target_modules
+    (name,) = [str(v) for v in identity(settings).values()]
+    path = paths.cache() / "spectrum" / f"{paths.slug(name)}.json"
+    if not path.is_file():
+        write_json(path, {"matrices": matrices(settings, projections)})
+    known = read_json(path)["matrices"]
+    by_type: dict[str, list[float]] = {}
+    for module, ratio in known.items():
+        by_type.setdefault(module.rsplit(".", 1)[-1], []).append(ratio)
+    ranks = [rankdata(ratios) / len(ratios) for ratios in by_type.values()]
+    return [float(x) for x in np.mean(ranks, axis=0)]
