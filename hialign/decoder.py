@@ -45,13 +45,17 @@ class Decoder:
         AttentionInterface.register(ATTENTION, _attention)
         self._own_attention = self.model.config._attn_implementation
         self.model.set_attn_implementation(ATTENTION)
+        # one Decoder may act inside another, whose gates come back afterwards
+        self._before = [layer.__dict__.get("forward") for layer in self.layers]
         for index, layer in enumerate(self.layers):
             layer.forward = self._gate(index, layer)
         return self
 
     def __exit__(self, *_: object) -> None:
-        for layer in self.layers:
+        for layer, before in zip(self.layers, self._before, strict=True):
             del layer.forward  # the class's own shows again
+            if before is not None:
+                layer.forward = before
         self.model.set_attn_implementation(self._own_attention)
 
     def _gate(self, index: int, layer: torch.nn.Module) -> Any:

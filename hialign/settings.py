@@ -16,9 +16,10 @@ class GradientSettings(Settings):
 
     contrast_prompts: int = Field(24, ge=2)  # built-in held-out prompts, three contrasts each
     permutations: int = Field(10_000, ge=100)  # of objectives within prompts, for the null
-    # Along training: the steps of the block `full` after which the gradient is taken again, and the
-    # pairs of each source that it is taken on. No steps: at initialization only.
-    at_steps: list[int] = [1, 2, 4, 8, 16]
+    # Along training: the optimizer steps of the block `full` after which the gradient is taken again
+    # (those that the study's training has), and the pairs of each source that it is taken on. No
+    # steps: at initialization only.
+    at_steps: list[int] = [1, 2, 4, 8, 16, 32, 64, 128, 256]
     along_pairs: int = Field(24, ge=2)
 
 

@@ -1,0 +1,313 @@
+"""Gradients: which layers does an objective's loss want to move (Hypothesis 2, section 3.1)?
+
+The paper's inequality is about E ||d l(x) / d Theta_k||, the norm of one pair's gradient in the
+parameters of a block, averaged over pairs. So each pair has a backward pass of its own, through all
+layers at once, and the norms of all parameters are taken as their gradients come by: none is kept.
+
+Any loss has a trend with depth. What an objective adds to it shows when objectives are compared
+within a prompt, whose three contrasts share prompt and good response.
+"""
+
+import math
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hialign import dpo
+from hialign.blocks import Choice, decoder_layers, split_layers, target_modules
+from hialign.contrasts import OBJECTIVES
+from hialign.models import identity, load_model
+from hialign.preferences import load_pairs
+from hialign.probes.common import (
+    Parts,
+    ProbePair,
+    contrast_pairs_of,
+    held_out,
+    measured,
+    packable,
+    probe_settings,
+)
+from hialign.probes.meter import Meter, norms_of, of_modules
+from hialign.settings import GradientSettings
+from hialign.statistics import mean_interval, pooled_interval
+from hialign.study import Cell
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+# Section 3.2.1: the block that the paper assigns to each objective
+ASSIGNED = {"grammar": "local", "coherence": "mid", "factuality": "global"}
+PREFERENCE = "preference"  # the study's own pairs
+
+
+def gradients(cell: Cell) -> dict[str, Any]:
+    """Measure the gradient of the DPO loss in every layer of the cell's model, at initialization and
+    along the training of `full`, and leave `probes/gradients.json`.
+
+    Fields: `depth`; `parameters`, of a layer, by module; `pairs`, for each source (`preference` and
+    the objectives) a row a pair with `id`, `prompt` and `norms`, a number a layer (nats per root
+    mean square unit of weight: the Euclidean norm over all its parameters, over the root of their
+    number); `modules`, the same by source and module, means over pairs; `layers` and `blocks`, means
+    with 95% intervals over prompts, per parameter (`rms`) and in `total`; `inequality`, a row an
+    objective and other block (see `inequality`); `along`, a row a step, source and layer;
+    `layer_scores`, the rms over the study's target modules, mean over the preference pairs.
+    """
+    settings = probe_settings(cell)
+    chosen = settings.gradients or GradientSettings()
+    model, tokenizer = load_model(cell.model)
+    own, fingerprint = held_out(cell, tokenizer)
+    sources = {PREFERENCE: own}
+    contrasts = contrast_pairs_of(cell, tokenizer, chosen.contrast_prompts)
+    for objective in OBJECTIVES:
+        sources[objective] = [p for p in contrasts if p.objective == objective]
+    packable(model, contrasts[:2])
+    weights = identity(cell.model)
+    came_from = {"model": weights, "preferences": fingerprint}
+
+    def compute(parts: Parts) -> dict[str, Any]:
+        meter = Meter(model)
+        beta, draws = cell.study.training.beta, settings.resamples
+        found = {
+            name: parts.part(name, lambda n=name: meter.measure(sources[n], beta, what=n))  # type: ignore[misc]
+            for name in sources
+        }
+        steps = [step for step in chosen.at_steps if step <= _steps(cell)]
+        few = {name: pairs[: chosen.along_pairs] for name, pairs in sources.items()}
+        references = {
+            name: [pair["margin"] for pair in found[name][: chosen.along_pairs]] for name in few
+        }
+        along = (
+            parts.part(
+                "along", lambda: _along(cell, model, tokenizer, weights, few, references, steps)
+            )
+            if steps
+            else []
+        )
+        norms = {n: norms_of(pairs, meter.sizes) for n, pairs in found.items()}
+        kin = {name: [pair.prompt for pair in pairs] for name, pairs in sources.items()}
+        targets = target_modules(model, range(meter.depth), cell.study.training.target_modules)
+        inside = {name.split(f"{meter.prefix}.", 1)[1].partition(".")[2] for name in targets}
+        return {
+            "depth": meter.depth,
+            "parameters": meter.sizes,
+            "pairs": {
+                name: [
+                    {"id": p.id, "prompt": p.prompt, "norms": [_short(x) for x in row]}
+                    for p, row in zip(sources[name], norms[name].tolist(), strict=True)
+                ]
+                for name in sources
+            },
+            "modules": {name: _by_module(pairs, meter.sizes) for name, pairs in found.items()},
+            "layers": _layers(norms, kin, meter.sizes, draws),
+            "blocks": _blocks(found, kin, meter.sizes, draws),
+            "inequality": inequality(
+                {name: norms[name] for name in OBJECTIVES}, kin, chosen.permutations, settings.seed
+            ),
+            "along": _first(found, few, meter.sizes) + along,
+            "layer_scores": np.mean(
+                [of_modules(pair["squares"], meter.sizes, inside) for pair in found[PREFERENCE]],
+                axis=0,
+            ).tolist(),
+        }
+
+    return measured(cell, "gradients", came_from, compute)
+
+
+# --- along training ------------------------------------------------------------------------------
+
+
+def _steps(cell: Cell) -> int:
+    """Optimizer steps of the study's training."""
+    training = cell.study.training
+    pairs = len(load_pairs(cell.study.preferences).train)
+    return math.ceil(math.ceil(pairs / training.effective_batch) * training.epochs)
+
+
+def _along(
+    cell: Cell,
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    weights: dict[str, str],
+    pairs: Mapping[str, Sequence[ProbePair]],
+    references: Mapping[str, Sequence[float]],
+    steps: Sequence[int],
+) -> list[dict[str, Any]]:
+    """Train `full` as the study does, as far as the last of `steps`, and measure after each: a row a
+    step, source and layer."""
+    from transformers import TrainerCallback
+
+    rows: list[dict[str, Any]] = []
+    beta = cell.study.training.beta
+
+    class Along(TrainerCallback):  # type: ignore[misc]
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step in steps:
+                meter = Meter(model)
+                for name, some in pairs.items():
+                    found = meter.measure(some, beta, references[name])
+                    rows.extend(_row(state.global_step, name, found, meter.sizes))
+            control.should_training_stop |= state.global_step >= max(steps)
+
+    everything = {"full": Choice(tuple(range(decoder_layers(model)[1])))}
+    with tempfile.TemporaryDirectory(prefix="hialign-probe-") as work:
+        trainer = dpo.train_blocks(
+            model,
+            tokenizer,
+            load_pairs(cell.study.preferences).train,
+            everything,
+            cell.study.training,
+            weights,
+            work=Path(work),
+            callbacks=[Along()],
+        )
+    trainer.accelerator.unwrap_model(trainer.model).unload()
+    return rows
+
+
+def _first(
+    found: Mapping[str, Sequence[dict[str, Any]]],
+    few: Mapping[str, Sequence[ProbePair]],
+    sizes: list[dict[str, int]],
+) -> list[dict[str, Any]]:
+    """The rows of step 0, of the pairs that are measured along training."""
+    return [row for name in few for row in _row(0, name, found[name][: len(few[name])], sizes)]
+
+
+def _row(
+    step: int, source: str, found: Sequence[dict[str, Any]], sizes: list[dict[str, int]]
+) -> list[dict[str, Any]]:
+    norms = norms_of(found, sizes)
+    return [
+        {"step": step, "source": source, "layer": layer, "rms": _short(mean), "n": len(found)}
+        for layer, mean in enumerate(norms.mean(axis=0).tolist())
+    ]
+
+
+# --- what it says --------------------------------------------------------------------------------
+
+
+def inequality(
+    norms: Mapping[str, np.ndarray],
+    kin: Mapping[str, Sequence[str]],
+    permutations: int,
+    seed: int,
+) -> list[dict[str, Any]]:
+    """The paper's inequality as numbers: a row an objective and block that is not its own.
+
+    `norms` is by objective (pairs, depth), `kin` by objective the pairs' prompts. `ratio` is the
+    geometric mean over prompts of the norm per parameter in the objective's block over that in the
+    other. `detrended` compares with
+    the other objectives of the same prompt: exp of the mean over prompts of D(objective) less the
+    mean D of all objectives, D being the log ratio of the two blocks' norms; above 1, the objective
+    is more in its block than the objectives are in general. Intervals are over prompts. `p_above`
+    and `p_below`, one-sided: how often objectives that are permuted within each prompt give as much
+    (as little). Only prompts that have all objectives count.
+    """
+    objectives = list(norms)
+    depth = next(iter(norms.values())).shape[1]
+    split = split_layers(depth)
+    shared = [p for p in dict.fromkeys(kin[objectives[0]]) if all(p in kin[o] for o in objectives)]
+    levels = {  # objective, block -> a number a shared prompt: the log of the block's rms norm
+        (o, b): np.array(
+            [np.log(np.sqrt((norms[o][kin[o].index(p)][list(layers)] ** 2).mean())) for p in shared]
+        )
+        for o in objectives
+        for b, layers in split.items()
+    }
+    rng = np.random.default_rng(seed)
+    # for each permutation and prompt, which objective's value stands in whose place
+    orders = rng.permuted(
+        np.tile(np.arange(len(objectives)), (permutations, len(shared), 1)), axis=2
+    )
+    rows = []
+    for place, objective in enumerate(objectives):
+        block = ASSIGNED[objective]
+        for other in (b for b in split if b != block):
+            all_d = np.stack([levels[o, block] - levels[o, other] for o in objectives], axis=1)
+            residual = all_d - all_d.mean(axis=1, keepdims=True)  # (prompts, objectives)
+            observed = residual[:, place].mean()
+            drawn = residual[np.arange(len(shared)), orders[:, :, place]].mean(axis=1)
+            raw = all_d[:, place]
+            low, high = mean_interval(list(residual[:, place]), None, permutations)
+            raw_low, raw_high = mean_interval(list(raw), None, permutations)
+            rows.append(
+                {
+                    "objective": objective,
+                    "block": block,
+                    "other": other,
+                    "n": len(shared),
+                    "ratio": float(np.exp(raw.mean())),
+                    "ratio_low": float(np.exp(raw_low)),
+                    "ratio_high": float(np.exp(raw_high)),
+                    "detrended": float(np.exp(observed)),
+                    "detrended_low": float(np.exp(low)),
+                    "detrended_high": float(np.exp(high)),
+                    "detrended_log_std": float(residual[:, place].std(ddof=1)),
+                    "p_above": (1 + int((drawn >= observed - 1e-12).sum())) / (1 + permutations),
+                    "p_below": (1 + int((drawn <= observed + 1e-12).sum())) / (1 + permutations),
+                }
+            )
+    return rows
+
+
+def _by_module(
+    found: Sequence[dict[str, Any]], sizes: list[dict[str, int]]
+) -> dict[str, list[float]]:
+    """By module, a number a layer: rms over its parameters, mean over pairs."""
+    return {
+        name: [
+            _short(
+                float(np.mean([math.sqrt(pair["squares"][i][name] / size[name]) for pair in found]))
+            )
+            for i, size in enumerate(sizes)
+        ]
+        for name in sizes[0]
+    }
+
+
+def _layers(
+    norms: Mapping[str, np.ndarray],
+    kin: Mapping[str, Sequence[str]],
+    sizes: list[dict[str, int]],
+    draws: int,
+) -> list[dict[str, Any]]:
+    rows = []
+    for source, values in norms.items():
+        for layer, size in enumerate(sizes):
+            mean = float(values[:, layer].mean())
+            low, high = pooled_interval(list(values[:, layer]), kin[source], draws)
+            rows.append(
+                {"source": source, "layer": layer, "n": len(values)}
+                | {"rms": mean, "rms_low": low, "rms_high": high}
+                | {"total": mean * math.sqrt(sum(size.values()))}
+            )
+    return rows
+
+
+def _blocks(
+    found: Mapping[str, Sequence[dict[str, Any]]],
+    kin: Mapping[str, Sequence[str]],
+    sizes: list[dict[str, int]],
+    draws: int,
+) -> list[dict[str, Any]]:
+    rows = []
+    for source, pairs in found.items():
+        for block, layers in split_layers(len(sizes)).items():
+            count = sum(sum(sizes[i].values()) for i in layers)
+            totals = [math.sqrt(sum(sum(p["squares"][i].values()) for i in layers)) for p in pairs]
+            ends = pooled_interval(totals, kin[source], draws)
+            row: dict[str, Any] = {"source": source, "block": block, "n": len(pairs)}
+            row["parameters"] = count
+            values = zip(("", "_low", "_high"), (float(np.mean(totals)), *ends), strict=True)
+            for name, value in values:
+                row |= {f"total{name}": value, f"rms{name}": value / math.sqrt(count)}
+            rows.append(row)
+    return rows
+
+
+def _short(value: float) -> float:
+    """Six digits: what is told of a pair."""
+    return float(f"{value:.6g}")
