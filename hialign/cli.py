@@ -36,7 +36,7 @@ def reproduce(
 @app.command()
 def run(
     notebook: Annotated[
-        str, typer.Argument(help="train, respond, evaluate, judge, explore, or a path.")
+        str, typer.Argument(help="train, respond, evaluate, judge, explore, probe-…, or a path.")
     ],
     parameter: Annotated[
         list[str] | None,
@@ -55,8 +55,9 @@ def run(
 @app.command()
 def status(study: StudyName = "demo") -> None:
     """Which cells of STUDY are done, stale (settings changed since), failed or missing."""
-    from hialign.notebook import stages_of
+    from hialign.notebook import probes_of, stages_of
     from hialign.notebook import status as status_of
+    from hialign.records import probe_status
     from hialign.study import load_study
 
     loaded = load_study(study)
@@ -67,6 +68,12 @@ def status(study: StudyName = "demo") -> None:
         marks = [f"[{colours[s]}]{s}[/]" for s in status_of(cell).values()]
         table.add_row(cell.model.label, cell.block, *marks)
     Console().print(table)
+    if probes := probes_of(loaded):
+        table = Table("model", *probes, title="Probes")
+        for model in loaded.models:
+            found = [probe_status(loaded, model, probe) for probe in probes]
+            table.add_row(model.label, *(f"[{colours[s]}]{s}[/]" for s in found))
+        Console().print(table)
 
 
 @app.command()

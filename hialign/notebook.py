@@ -14,7 +14,7 @@ from typing import Any
 
 from hialign import blocks, paths, records
 from hialign.errors import HialignError
-from hialign.study import STAGES, Cell, load_study
+from hialign.study import PROBES, STAGES, Cell, Study, load_study
 
 # What IPython and Jupyter themselves put into a notebook's namespace
 SHELL_NAMES = {"In", "Out", "exit", "quit", "open", "get_ipython", "hialign"}
@@ -27,13 +27,15 @@ MORE: Mapping[str, Mapping[str, tuple[type, ...]]] = {
     "judge": {"retry_failed": (bool,)},
     "explore": {"question": (str,)},
 }
+PASSES = ("all", "measured")  # blocks that are trained together, and those that probes choose
 BEGUN = "_hialign_begun"  # in a notebook's namespace, once its parameters were checked
 
 
 def parameters_of(stage: str) -> dict[str, tuple[type, ...]]:
-    """The parameters of a notebook and their types; `explore` is about all blocks of a model."""
+    """The parameters of a notebook and their types; `explore` and the probes are about a model."""
     known = {**PARAMETERS, **MORE.get(stage, {})}
-    return {k: v for k, v in known.items() if (stage, k) != ("explore", "block")}
+    whole = stage == "explore" or stage.startswith("probe-")
+    return {k: v for k, v in known.items() if not (whole and k == "block")}
 
 
 def begin(namespace: Mapping[str, Any], stage: str) -> Cell:
@@ -58,12 +60,19 @@ def begin(namespace: Mapping[str, Any], stage: str) -> Cell:
 
 def begin_pass(namespace: Mapping[str, Any], stage: str) -> list[Cell]:
     """As `begin`, for a notebook whose block may be `all`: the cells of the model that are not done
-    with the study's present settings (all of them if all are)."""
-    if namespace.get("block") != "all":
+    with the study's present settings (all of them if all are). Blocks that probes choose are not
+    among them, as their probes come first: they are `measured`."""
+    if (chosen := namespace.get("block")) not in PASSES:
         return [begin(namespace, stage)]
     first = begin({**namespace, "block": "base"}, stage)
     _mark(namespace)
-    cells = [Cell(first.study, first.model, block) for block in first.study.blocks]
+    cells = [
+        Cell(first.study, first.model, block)
+        for block in first.study.blocks
+        if bool(blocks.probe_of(block)) == (chosen == "measured")
+    ]
+    if not cells:
+        raise HialignError(f"study {first.study.name} has no block that a probe chooses")
     return [c for c in cells if records.cell_status(c, stage) != "done"] or cells
 
 
@@ -96,9 +105,10 @@ def run(notebook: str, parameters: Mapping[str, Any]) -> Path:
         values = {name: ast.literal_eval(default) for name, default in known.items()}
         values |= parameters
         _check({k: v for k, v in values.items() if k in ours}, template.stem)
-        together = "block" not in ours or (values["block"] == "all" and template.stem == "train")
-        cell = _cell(values | {"block": "base"} if together else values)
-        block = "all" if together else cell.block
+        together = values.get("block") in PASSES and template.stem == "train"
+        whole = "block" not in ours  # about a model
+        cell = _cell(values | {"block": "base"} if together or whole else values)
+        block = values["block"] if together else "all" if whole else cell.block
         output = paths.notebook_output(cell.study.name, template.stem, cell.model.name, block)
     else:
         output = paths.outputs() / "notebooks" / template.name
@@ -172,7 +182,8 @@ def _template(notebook: str) -> Path:
         path = paths.notebooks() / f"{notebook}.ipynb"
     if not path.is_file():
         raise HialignError(
-            f"there is no notebook {notebook!r}: give one of {', '.join(STAGES)}, explore, or a path"
+            f"there is no notebook {notebook!r}: give one of {', '.join(STAGES)}, explore, "
+            f"{', '.join(f'probe-{probe}' for probe in PROBES)}, or a path"
         )
     return path
 
@@ -190,11 +201,10 @@ def _check(values: Mapping[str, Any], stage: str) -> None:
 def _cell(values: Mapping[str, Any]) -> Cell:
     study = load_study(values["study"])
     cell = study.cell(values["model"], values["block"])
-    if not cell.block.startswith("layers:"):
-        return cell
-    from hialign.models import depth_of
+    if cell.block.startswith(("layers:", "window:")):
+        from hialign.models import depth_of
 
-    blocks.layers_of(cell.block, depth_of(cell.model))
+        blocks.layers_of(cell.block, depth_of(cell.model))
     return cell
 
 
@@ -227,6 +237,11 @@ def _quiet() -> None:
 def stages_of(cell: Cell) -> list[str]:
     """The stages that a cell of this study goes through."""
     return [stage for stage in STAGES if stage != "judge" or cell.study.judge]
+
+
+def probes_of(study: Study) -> list[str]:
+    """The probes that a study runs of each of its models."""
+    return [name for name in PROBES if study.probes and getattr(study.probes, name)]
 
 
 def status(cell: Cell) -> dict[str, str]:

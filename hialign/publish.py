@@ -19,8 +19,8 @@ import yaml
 from hialign import paths
 from hialign.errors import HialignError
 from hialign.explorations import Explorer
-from hialign.notebook import status
-from hialign.records import stage_manifest
+from hialign.notebook import probes_of, status
+from hialign.records import probe_status, stage_manifest
 from hialign.study import Study
 
 # Files by their pattern in a study's folder; `{cell}` is a cell's folder. All else stays behind:
@@ -32,6 +32,7 @@ COPIED = (
     "{cell}/judgments-*.jsonl",
     "judge-validation-*.json",
     "notebooks/*.ipynb",
+    "*/probes/*.json",
 )
 LEFT = re.compile(r"^\.|\.earlier\.|\.partial|\.failed\.|^explore-")
 WRITTEN_BY_MODELS = re.compile(r"^(responses|judgments-.*)\.jsonl$|/explorations/")
@@ -154,6 +155,11 @@ def _unfinished(study: Study) -> list[str]:
         for cell in study.cells()
         for stage, state in status(cell).items()
         if state != "done"
+    ] + [
+        f"the {probe} probe of {model.label} is {state}"
+        for model in study.models
+        for probe in probes_of(study)
+        if (state := probe_status(study, model, probe)) != "done"
     ]
 
 

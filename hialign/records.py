@@ -24,8 +24,9 @@ import numpy as np
 import pandas as pd
 
 from hialign import paths
+from hialign.blocks import probe_of
 from hialign.errors import HialignError
-from hialign.study import Cell, JudgeSettings, Study
+from hialign.study import Cell, JudgeSettings, ModelSettings, Study
 
 T = TypeVar("T")
 PACKAGES = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "numpy")
@@ -198,10 +199,30 @@ def cell_status(cell: Cell, stage: str = "train") -> str:
         return "failed"
     if file.is_file() and read_json(file).get("fingerprint") == cell.fingerprint(stage):
         return "done"
-    together = failed_notebook(cell, stage, "all")  # of a pass in which this cell was to be
+    name = "measured" if probe_of(cell.block) else "all"
+    together = failed_notebook(cell, stage, name)  # of a pass in which this cell was to be
     if together.is_file() and not (file.is_file() and _newer(file, together)):
         return "failed"
     return "stale" if file.is_file() else "missing"
+
+
+def probe_status(study: Study, model: ModelSettings, probe: str) -> str:
+    """`cell_status` of a probe of a model."""
+    cell = Cell(study, model, "base")
+    file = paths.probe_record(study.name, model.name, probe)
+    failed = failed_notebook(cell, f"probe-{probe}", "all")
+    if failed.is_file() and not (file.is_file() and _newer(file, failed)):
+        return "failed"
+    if not file.is_file():
+        return "missing"
+    fresh = read_json(file).get("fingerprint") == cell.probe_fingerprint(probe)
+    return "done" if fresh else "stale"
+
+
+def probes(study: Study, probe: str) -> dict[str, dict[str, Any]]:
+    """The records of a probe by the models' labels, where they are there."""
+    files = {m.label: paths.probe_record(study.name, m.name, probe) for m in study.models}
+    return {label: read_json(file) for label, file in files.items() if file.is_file()}
 
 
 def _newer(a: Path, b: Path) -> bool:

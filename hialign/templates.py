@@ -7,12 +7,12 @@ import ast
 from typing import TYPE_CHECKING, Any
 
 from hialign import paths, repository
-from hialign.study import STAGES
+from hialign.study import PROBES, STAGES
 
 if TYPE_CHECKING:
     from IPython.display import Markdown
 
-TEMPLATES = (*STAGES, "explore")
+TEMPLATES = (*STAGES, *(f"probe-{probe}" for probe in PROBES), "explore")
 TAG = "remove-cell"  # of the set-up cell: the book leaves it out
 
 
@@ -63,9 +63,10 @@ def listing() -> "Markdown":
     items = []
     for name in TEMPLATES:
         found = described(name)
-        example = "question '…'" if name == "explore" else "block mid"
+        example = " -p question '…'" if name == "explore" else " -p block mid"
+        example = " -p study demo" if name.startswith("probe-") else example
         lines = [f"**{found['title']}** (`notebooks/{name}.ipynb`). {found['text']}"]
-        lines += [f"`papermill notebooks/{name}.ipynb out.ipynb -p {example}`"]
+        lines += [f"`papermill notebooks/{name}.ipynb out.ipynb{example}`"]
         own = [p for p in found["parameters"] if p[0] not in ("study", "model")]
         lines += [f"`{p}` (`{default!r}`): {text}" for p, default, text in own]
         lines += [link] if (link := repository.badge(name)) else []

@@ -1,0 +1,80 @@
+"""Figures along the depth of a model: layers on one axis, the thirds of the paper behind them."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from hialign.blocks import STRATEGIES, split_layers
+from hialign.plots import PALETTE, WIDEST, canvas, plain, write
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+def rows(
+    labels: Sequence[str], panels: int, height: float = 2.8, **options: Any
+) -> "tuple[Figure, dict[str, list[Axes]]]":
+    """A row of `panels` a model, `height` inches each; axes by the model's label."""
+    width = WIDEST if panels > 1 else 6.5
+    figure, axes = canvas(width, height * len(labels) + 0.7, (len(labels), panels), **options)
+    found = {}
+    for i, label in enumerate(labels):
+        found[label] = axes[i * panels : (i + 1) * panels]
+        if len(labels) > 1:
+            found[label][0].set_title(plain(label), loc="left", fontweight="bold")
+    return figure, found
+
+
+def thirds(axes: "Axes", depth: int, names: bool = True) -> None:
+    """Shade the three blocks, and label the axis of layers."""
+    for block, layers in split_layers(depth).items():
+        ends = layers[0] - 0.5, layers[-1] + 0.5
+        axes.axvspan(*ends, color=PALETTE[block], alpha=0.08, linewidth=0, zorder=0)
+        if names:
+            look: dict[str, Any] = {"transform": axes.get_xaxis_transform(), "fontsize": 7.5}
+            look |= {"color": "#555555", "va": "bottom"}
+            write(axes, sum(ends) / 2, 1.005, block, **look)
+    axes.set(xlim=(-0.5, depth - 0.5), xlabel="layer")
+    axes.locator_params(axis="x", integer=True)
+
+
+def line(
+    axes: "Axes",
+    values: Sequence[float | None],
+    ends: "Sequence[tuple[float | None, float | None]] | None" = None,
+    **look: Any,
+) -> None:
+    """A number a layer, with the 95% interval as a band; a gap where there is none."""
+    data = [float("nan") if v is None else v for v in values]
+    drawn: dict[str, Any] = {"linewidth": 1.6, "marker": "o", "markersize": 3} | look
+    axes.plot(range(len(data)), data, **drawn)
+    if ends is not None:
+        low = [float("nan") if e[0] is None else e[0] for e in ends]
+        high = [float("nan") if e[1] is None else e[1] for e in ends]
+        colour = drawn.get("color")
+        axes.fill_between(range(len(data)), low, high, color=colour, alpha=0.18, linewidth=0)
+
+
+def legend(figure: "Figure", axes: "Axes", note: str = "", columns: int = 4) -> None:
+    """What the lines of `axes` mean, and a note, below the panels."""
+    handles, names = axes.get_legend_handles_labels()
+    figure.legend(
+        handles,
+        names,
+        loc="outside lower center",
+        ncols=min(columns, max(1, len(names))),
+        fontsize=9,
+        title=note or None,
+        title_fontsize=8.5,
+    )
+
+
+def name_of(block: str) -> str:
+    """`Mid-Align` for `mid`; a block that names itself as it is."""
+    return STRATEGIES.get(block, block)
+
+
+def by_layer(table: Sequence[Mapping[str, Any]], depth: int, name: str) -> list[float | None]:
+    """The column `name` of rows that have a `layer`, as a list by layer."""
+    known = {row["layer"]: row[name] for row in table}
+    return [known.get(layer) for layer in range(depth)]

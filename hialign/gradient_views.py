@@ -1,0 +1,146 @@
+"""What the gradient probe and the strategy x objective matrix found, as figures and tables."""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hialign import depth, records
+from hialign.blocks import split_layers, strategy_of
+from hialign.contrasts import OBJECTIVES
+from hialign.display import Table, table_of
+from hialign.plots import LINES, PALETTE, nothing, plain
+from hialign.statistics import interval_text, p_text
+from hialign.study import Study
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+PREFERENCE = "preference"
+# An objective has the colour of the third that the paper assigns to it.
+COLOURS = {PREFERENCE: "#333333", "grammar": PALETTE["local"], "coherence": PALETTE["mid"]}
+COLOURS |= {"factuality": PALETTE["global"]}
+STYLE = dict(zip(COLOURS, LINES, strict=True))
+
+
+def curves(study: Study) -> "Figure":
+    """Gradient norm by layer of each source of pairs, and each objective beside their mean."""
+    found = records.probes(study, "gradients")
+    if not found:
+        return nothing("gradients")
+    figure, axes = depth.rows(list(found), 2)
+    for label, record in found.items():
+        left, right = axes[label]
+        n = record["depth"]
+        logs = {}
+        for source, colour in COLOURS.items():
+            table = [row for row in record["layers"] if row["source"] == source]
+            ends = [(row["rms_low"], row["rms_high"]) for row in table]
+            look: dict[str, Any] = {"color": colour, "linestyle": STYLE[source], "label": source}
+            depth.line(left, depth.by_layer(table, n, "rms"), ends, **look)
+            if source in OBJECTIVES:
+                norms = np.array([pair["norms"] for pair in record["pairs"][source]])
+                logs[source] = np.log(norms).mean(axis=0)
+        middle = np.mean(list(logs.values()), axis=0)
+        for source, values in logs.items():
+            look = {"color": COLOURS[source], "linestyle": STYLE[source]}
+            depth.line(right, list(np.exp(values - middle)), **look)
+        left.set(yscale="log", ylabel="gradient norm, rms over weights (nats)")
+        right.axhline(1, color="#555555", linestyle=":", linewidth=1)
+        right.set(ylabel="norm over the objectives' mean")
+        for panel in (left, right):
+            depth.thirds(panel, n)
+    note = "bands: 95% intervals; an objective has the colour of the third that it should be in"
+    depth.legend(figure, axes[next(iter(found))][0], note)
+    return figure
+
+
+def layers(study: Study) -> Table:
+    """The gradient norm of each layer by source: per parameter, with its interval, and in total."""
+    return table_of(
+        [
+            {
+                "Model": label,
+                "Pairs of": row["source"],
+                "Layer": row["layer"],
+                "Norm per parameter": row["rms"],
+                "Low": row["rms_low"],
+                "High": row["rms_high"],
+                "Total norm": row["total"],
+                "Pairs": row["n"],
+            }
+            for label, record in records.probes(study, "gradients").items()
+            for row in record["layers"]
+        ],
+        None if records.probes(study, "gradients") else ["Model", "Pairs of", "Layer"],
+    )
+
+
+def inequality(study: Study) -> Table:
+    """Hypothesis 2's inequality: the objective's block over each other, raw and without the trend."""
+    rows: list[dict[str, Any]] = []
+    for label, record in records.probes(study, "gradients").items():
+        for row in record["inequality"]:
+            rows.append(
+                {
+                    "Model": label,
+                    "Objective": row["objective"],
+                    "Block over": f"{row['block']} over {row['other']}",
+                    "Ratio": row["ratio"],
+                    "95% interval": interval_text(row["ratio_low"], row["ratio_high"]),
+                    "Without the trend": row["detrended"],
+                    "95% interval, without": interval_text(
+                        row["detrended_low"], row["detrended_high"]
+                    ),
+                    "p, permuted": p_text(row["p_above"]),
+                    "Prompts": row["n"],
+                }
+            )
+    return table_of(rows, None if rows else ["Model", "Objective", "Block over", "Ratio"])
+
+
+def along(study: Study) -> "Figure":
+    """The share of each third in the gradient's norm, by optimizer step of Full-DPO."""
+    found = records.probes(study, "gradients")
+    if not found:
+        return nothing("gradients")
+    figure, axes = depth.rows(list(found), len(COLOURS), 2.3, sharey=True)
+    for label, record in found.items():
+        split = split_layers(record["depth"])
+        for panel, source in zip(axes[label], COLOURS, strict=True):
+            table = [row for row in record["along"] if row["source"] == source]
+            steps = sorted({row["step"] for row in table})
+            for i, (block, members) in enumerate(split.items()):
+                shares = []
+                for step in steps:
+                    norms = {row["layer"]: row["rms"] for row in table if row["step"] == step}
+                    shares.append(sum(norms[n] for n in members) / sum(norms.values()))
+                look: dict[str, Any] = {"color": PALETTE[block], "linestyle": LINES[i]}
+                panel.plot(steps, shares, marker="o", markersize=3, label=block, **look)
+            panel.axhline(1 / 3, color="#555555", linestyle=":", linewidth=1)
+            panel.set(xlabel="optimizer step", ylim=(0, 1))
+            panel.set_title(source, fontsize=9)
+            panel.locator_params(axis="x", integer=True)
+        axes[label][0].set_ylabel(
+            "share of the norm" if len(found) == 1 else f"{plain(label, 18)}\nshare of the norm"
+        )
+    depth.legend(figure, axes[next(iter(found))][0], "third; dotted: an equal share")
+    return figure
+
+
+def shares(study: Study) -> Table:
+    """`along` as numbers: step, source, and the share of each third."""
+    rows = []
+    for label, record in records.probes(study, "gradients").items():
+        split = split_layers(record["depth"])
+        seen = dict.fromkeys((row["step"], row["source"]) for row in record["along"])
+        for step, source in seen:
+            norms = {
+                row["layer"]: row["rms"]
+                for row in record["along"]
+                if (row["step"], row["source"]) == (step, source)
+            }
+            row: dict[str, Any] = {"Model": label, "Step": step, "Pairs of": source}
+            for block, members in split.items():
+                row[strategy_of(block)] = sum(norms[n] for n in members) / sum(norms.values())
+            rows.append(row)
+    return table_of(rows, None if rows else ["Model", "Step", "Pairs of"])
