@@ -71,6 +71,12 @@ class SweepSettings(Settings):
     singles: bool = True  # also each layer alone
 
 
+class WeightsSettings(Settings):
+    """What the weights alone say: of the base model, and of a tuned block (probes/weights.py)."""
+
+    tuned: str = "full"  # a block of the study
+
+
 class ProbeSettings(Settings):
     """The probes of a study's models: what is measured, on how many pairs."""
 
@@ -85,3 +91,4 @@ class ProbeSettings(Settings):
     ila: IlaSettings | None = IlaSettings()
     patching: PatchingSettings | None = PatchingSettings()
     sweep: SweepSettings | None = SweepSettings()
+    weights: WeightsSettings | None = WeightsSettings()

@@ -25,6 +25,7 @@ from hialign.settings import (
     ProbeSettings,
     Settings,
     SweepSettings,
+    WeightsSettings,
 )
 
 STAGES = ("train", "respond", "evaluate", "judge")
@@ -35,6 +36,7 @@ PROBES: Mapping[str, type[Settings]] = {
     "ila": IlaSettings,
     "patching": PatchingSettings,
     "sweep": SweepSettings,
+    "weights": WeightsSettings,
 }
 
 
