@@ -35,11 +35,15 @@ class Part:
     n: int = 0  # prompts (or steps)
     std: float = NAN  # of the prompts' values
     decided: bool | None = None  # without a test: by computation
+    undecided: str = ""  # by computation too: why it is neither
+    least: float | None = None  # what the estimate itself must reach, if that is not the bound
     floor: float | None = None  # below which it counts as refuted, if that is not the bound
 
     @property
     def backs(self) -> bool:
         """Whether the interval agrees with a test for the claim."""
+        if self.least is not None and self.estimate <= self.least:
+            return False
         return self.estimate > self.bound if np.isnan(self.low) else self.low > self.bound
 
     @property

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from hialign import paper, records
+from hialign import claim_probes, paper, records
 from hialign.blocks import check_block, strategy_of
 from hialign.claim_data import NAN, Material, Part, Untested
 from hialign.comparisons import above, alignment_tax, paired_differences, signed_rank
@@ -320,15 +320,24 @@ class Partition(Test):
 
 
 class Probe(Test):
-    """For a probe's records: what decides is fixed here, in words."""
+    """Of a probe's records: what decides was fixed in words before there were any."""
 
     kind: Literal["probe"]
     probe: Literal["gradients", "ila", "patching"]
+    statistic: str
     supported_if: str
     contradicted_if: str
+    unit: str = Field("of its unit", exclude=True)
+
+    @field_validator("statistic")
+    @classmethod
+    def _statistic(cls, name: str) -> str:
+        if name not in claim_probes.STATISTICS:
+            raise ValueError(f"{name!r} is not one of {', '.join(claim_probes.STATISTICS)}")
+        return name
 
     def parts(self, material: Material) -> list[Part]:
-        raise Untested(f"this study has no records of the {self.probe} probe")
+        return claim_probes.probe_parts(material.study, self.probe, self.statistic)
 
 
 class Untestable(Test):

@@ -110,8 +110,10 @@ def findings(study: Study) -> list[Finding]:
             continue
         if claim.test.judged and gate:
             open_[claim.id] = Finding(claim, INCONCLUSIVE, gate, parts)
-        elif parts[0].decided is not None:
-            verdict = SUPPORTED if all(part.decided for part in parts) else CONTRADICTED
+        elif parts[0].decided is not None or parts[0].undecided:
+            verdicts = [part.decided for part in parts]
+            verdict = SUPPORTED if all(verdicts) else INCONCLUSIVE
+            verdict = CONTRADICTED if False in verdicts else verdict
             open_[claim.id] = Finding(claim, verdict, "by computation, without a test", parts)
         else:
             tested.append((claim, parts))
@@ -204,8 +206,8 @@ def evidence(found: Finding) -> Table:
     rows = []
     for part in found.parts:
         row: dict[str, Any] = {"Part": part.what, "Estimate": part.estimate}
-        if part.decided is not None:
-            rows.append(row | {"Holds": "yes" if part.decided else "no"})
+        if part.decided is not None or part.undecided:
+            rows.append(row | {"Holds": part.undecided or ("yes" if part.decided else "no")})
             continue
         row |= {"Should be above": part.bound}
         row |= {"95% interval": interval_text(part.low, part.high)}

@@ -21,13 +21,18 @@ from hialign import (
     audit,
     audit_text,
     claims,
+    concordance,
     execution,
     facts,
     figures,
+    gradient_views,
     heatmap,
+    ila_views,
     judged,
+    patching_views,
     paths,
     records,
+    sweep_views,
     tables,
 )
 from hialign.errors import HialignError
@@ -46,6 +51,7 @@ class Exhibit:
     draw: Callable[..., Any]  # of the study, or of nothing: a Table, or a matplotlib Figure
     stages: str = ""  # the stages whose records it shows
     data: Callable[..., pd.DataFrame] | None = None  # a figure's numbers, of the same
+    probes: str = ""  # the probes whose records it shows
 
     @property
     def is_figure(self) -> bool:
@@ -58,6 +64,57 @@ class Exhibit:
 
 def _curves(study: Study) -> pd.DataFrame:
     return records.training(study)[[*records.CELL_COLUMNS, "step", "loss"]]
+
+
+def _probe_exhibits() -> Iterator[Exhibit]:
+    """Those of the probes: name, title, what draws it, a figure's numbers."""
+    every = "gradients ila patching sweep weights"
+    for name, title, draw, data, probes in (
+        ("figure-where", "Every measure by layer", concordance.overview, concordance.layers, every),
+        ("table-where", "Shares of each third", concordance.shares, None, every),
+        ("table-where-correlations", "Measures compared", concordance.correlations, None, every),
+        ("figure-windows", "Windows", sweep_views.windows, sweep_views.curve, "sweep"),
+        ("table-windows", "Windows and controls", sweep_views.controls, None, "sweep"),
+        (
+            *("figure-gradients", "Gradient norm by layer"),
+            *(gradient_views.curves, gradient_views.layers, "gradients"),
+        ),
+        ("table-inequality", "Hypothesis 2", gradient_views.inequality, None, "gradients"),
+        (
+            *("figure-gradients-along", "Gradients along training"),
+            *(gradient_views.along, gradient_views.shares, "gradients"),
+        ),
+        ("figure-matrix", "Strategy by objective", sweep_views.matrix, sweep_views.cells, "matrix"),
+        ("table-effects", "Own third against others", sweep_views.effects, None, "matrix"),
+        ("figure-ila-gates", "Matrices by gate", ila_views.gates, ila_views.layers, "ila"),
+        ("table-ila-rankings", "Data sets and losses", ila_views.rankings, None, "ila"),
+        ("table-ila-overlaps", "Overlap of data sets", ila_views.overlaps, None, "ila"),
+        (
+            *("figure-ila-interventions", "Tuned by rank"),
+            *(ila_views.interventions, ila_views.variants, "ila"),
+        ),
+        ("table-ila-differences", "Interventions compared", ila_views.differences, None, "ila"),
+        ("table-patching", "What was patched", patching_views.made, None, "patching"),
+        (
+            *("figure-patching", "Recovery by layer"),
+            *(patching_views.recovery, patching_views.layers, "patching"),
+        ),
+        ("table-patching-thirds", "The middle third", patching_views.thirds, None, "patching"),
+        (
+            *("figure-patching-windows", "Recovery by windows"),
+            *(patching_views.windows, patching_views.layers, "patching"),
+        ),
+        (
+            *("figure-patching-lasso", "LASSO with stability selection"),
+            *(patching_views.lasso, patching_views.kept, "patching"),
+        ),
+        ("table-patching-regression", "Regression", patching_views.regression, None, "patching"),
+        (
+            *("figure-patching-rank", "Recovery against rank"),
+            *(patching_views.rank, patching_views.ranks, "patching"),
+        ),
+    ):
+        yield Exhibit(name, title, draw, "", data, probes)
 
 
 # As a reader meets them. "table-3" is the paper's Table 3; names without a number are ours.
@@ -125,6 +182,7 @@ EXHIBITS = {
         Exhibit("table-audit-sizes", "How large the differences are", audit_text.sizes),
         Exhibit("table-audit-versions", "v1 beside v2", audit_text.versions),
         Exhibit("table-audit-checks", "Checks that assume nothing", audit.checks),
+        *_probe_exhibits(),
     )
 }
 
@@ -154,6 +212,7 @@ def write_all(study: Study, folder: Path) -> None:
     together = [
         ["claims", "facts", "table-claims", "table-headlines"],
         ["figure-3", "table-dimensions"],
+        ["figure-where", "table-where", "table-where-correlations"],
     ]
     named = {name for names in together for name in names}
     tasks = [*together, *([name] for name in EXHIBITS if name not in named)]
@@ -254,13 +313,20 @@ def about(study: Study, name: str) -> dict[str, Any]:
 
 
 def runs_behind(study: Study, name: str) -> Iterator[dict[str, str]]:
-    """The cells whose records of the exhibit's stages are there: model, block, stage, file."""
+    """The cells whose records of the exhibit's stages are there, and its probes' records: model, block
+    (empty for a probe), stage, file."""
     for stage in EXHIBITS[name].stages.split():
         for cell in study.cells():
             file = records.stage_manifest(cell, stage)
             if file.is_file():
                 place = str(file.relative_to(paths.study_dir(study.name)))
                 yield {"model": cell.model.name, "block": cell.block, "stage": stage, "file": place}
+    for probe in EXHIBITS[name].probes.split():
+        for model in study.models:
+            file = paths.probe_record(study.name, model.name, probe)
+            if file.is_file():
+                place = str(file.relative_to(paths.study_dir(study.name)))
+                yield {"model": model.name, "block": "", "stage": f"probe-{probe}", "file": place}
 
 
 def source_file(function: Callable[..., Any]) -> str:

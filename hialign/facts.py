@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from hialign import audit_text, claims, execution, judged, paper, paths, records
+from hialign import audit_text, claims, concordance, execution, judged, paper, paths, records
 from hialign.blocks import STRATEGIES, strategy_of
 from hialign.contrasts import OBJECTIVES
 from hialign.findings import joined, overall_finding, reward_finding, tax_finding
@@ -34,6 +34,7 @@ def facts(study: Study) -> dict[str, str]:
         **_judge(study),
         **_claims(study),
         **audit_text.facts(),
+        "where_answer": " ".join(concordance.answer(study, m.label) for m in study.models),
         "paper_best": _paper_best(),
         "margin": f"{study.analysis.margin:g}",
         "shared_with_paper": _shared(study),

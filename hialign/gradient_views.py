@@ -43,10 +43,11 @@ def curves(study: Study) -> "Figure":
         middle = np.mean(list(logs.values()), axis=0)
         for source, values in logs.items():
             look = {"color": COLOURS[source], "linestyle": STYLE[source]}
-            depth.line(right, list(np.exp(values - middle)), **look)
-        left.set(yscale="log", ylabel="gradient norm, rms over weights (nats)")
+            apart = values - middle
+            depth.line(right, list(np.exp(apart - apart.mean())), **look)
+        left.set(yscale="log", ylabel="gradient norm per weight (nats)")
         right.axhline(1, color="#555555", linestyle=":", linewidth=1)
-        right.set(ylabel="norm over the objectives' mean")
+        right.set(ylabel="share of its own, over the mean's")
         for panel in (left, right):
             depth.thirds(panel, n)
     note = "bands: 95% intervals; an objective has the colour of the third that it should be in"

@@ -266,6 +266,32 @@ def heading(cell: Cell, stage: str, *others: Cell) -> Any:
     return Markdown("\n\n".join(lines))
 
 
+def probe_heading(cell: Cell, probe: str) -> Any:
+    """As `heading`, of a probe."""
+    from IPython.display import Markdown
+
+    notes = {
+        "done": "has a record of these settings, which is used if it came from the same",
+        "stale": "has a record of other settings and runs again",
+        "failed": "failed before and is tried again",
+    }
+    state = records.probe_status(cell.study, cell.model, probe)
+    return Markdown(
+        f"**{cell.model.label}** of study **{cell.study.name}**: the {probe} probe "
+        f"{notes.get(state, 'has not run yet')}."
+    )
+
+
+def probed(cell: Cell, probe: str) -> None:
+    """Show the figures and tables of a probe's record."""
+    from IPython.display import display
+
+    from hialign.probed import views
+
+    for view in views(cell, probe):
+        display(view)
+
+
 def loss(*cells: Cell) -> Any:
     """The DPO loss of each optimizer step of some cells as a figure, with the untrained model's log 2."""
     import math

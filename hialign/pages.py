@@ -15,7 +15,7 @@ import yaml
 from hialign import execution, exhibits, paths, records
 from hialign.display import Table
 from hialign.repository import badge
-from hialign.study import STAGES, Cell, Study
+from hialign.study import PROBES, STAGES, Cell, ModelSettings, Study
 
 SHOWN = re.compile(r'^```\{code-cell\}[^`]*?book\.show\(study, "([a-z0-9-]+)"\)\n```\n', re.M)
 MARKUP = re.compile(r"[!-/:-@\[-`{-~]")  # ASCII punctuation, which a backslash makes plain text
@@ -42,7 +42,7 @@ def _source(study: Study, name: str) -> str:
     command = escape(known["command"])
     rows = {"Data": files} if files else {}
     rows |= {"Drawn by": f"{function}, {lines} at {commit}"}
-    rows |= {"From": runs} if exhibit.stages else {}
+    rows |= {"From": runs} if exhibit.stages or exhibit.probes else {}
     rows |= {"Make it again": f"<code>{command}</code>"}
     inner = "".join(f"<dt>{k}</dt><dd>{v}</dd>" for k, v in rows.items())
     title = escape(exhibit.title)
@@ -53,9 +53,17 @@ def _source(study: Study, name: str) -> str:
 
 
 def _run_link(study: Study, run: dict[str, str]) -> str:
+    if not run["block"]:
+        model = study.model(run["model"])
+        words = escape(f"{run['stage'].replace('-', ' ')} {model.label}")
+        return f'<a href="data/runs/{_probe_file(model, run["stage"])}" download>{words}</a>'
     cell = study.cell(run["model"], run["block"])
     words = escape(f"{run['stage']} {cell.model.label} {cell.strategy}")
     return f'<a href="{_page_name(cell)}.html">{words}</a>'
+
+
+def _probe_file(model: ModelSettings, stage: str) -> str:
+    return f"{paths.slug(model.name)}-{stage}.json"
 
 
 def _page_name(cell: Cell) -> str:
@@ -87,13 +95,16 @@ def add_runs(study: Study, folder: Path) -> list[list[str]]:
     found: list[list[str]] = []
     for model in study.models:
         together = _notebooks(study, folder, model.name, "all", f"{model.label}, all blocks")
+        together += _notebooks(
+            study, folder, model.name, "measured", f"{model.label}, blocks that probes choose"
+        )
         found += [together] if together else []
         for cell in [c for c in study.cells() if c.model is model]:
             title = f"{cell.strategy}, {model.label}"
             below = _notebooks(study, folder, model.name, cell.block, title)
             page = folder.parent / f"{_page_name(cell)}.md"
             # Base has no part in a pass but as the reference
-            shared = together if cell.block != "base" else []
+            shared = [n for n in together if n.startswith("runs/train-") and cell.block != "base"]
             page.write_text(_cell_page(cell, [*shared, *below]), encoding="utf-8")
             found.append([_page_name(cell), *below])
     return found
@@ -103,11 +114,13 @@ def _notebooks(study: Study, folder: Path, model: str, block: str, title: str) -
     import nbformat
 
     names = []
-    for stage in STAGES:
+    for stage in (*STAGES, *(f"probe-{probe}" for probe in PROBES)):
         source = paths.notebook_output(study.name, stage, model, block)
         if source.is_file():
             book = nbformat.read(source, as_version=4)
-            page = as_page(book, f"{stage.capitalize()}: {plain(title)}", badge(stage))
+            about = title.removesuffix(", all blocks") if stage.startswith("probe-") else title
+            words = stage.replace("-", " ").capitalize()
+            page = as_page(book, f"{words}: {plain(about)}", badge(stage))
             nbformat.write(page, folder / source.name)
             names.append(f"runs/{source.stem}")
     return names
@@ -172,6 +185,11 @@ def write_records(study: Study, folder: Path) -> None:
     from hialign import figures
 
     folder.mkdir(parents=True, exist_ok=True)
+    for model in study.models:
+        for probe in PROBES:
+            file = paths.probe_record(study.name, model.name, probe)
+            if file.is_file():
+                shutil.copy(file, folder / _probe_file(model, f"probe-{probe}"))
     for cell in study.cells():
         slug = Path(_page_name(cell)).name
         for name in PUBLIC:

@@ -1,0 +1,353 @@
+"""Concordance: every measure of where alignment happens, on one axis of layers, for one model.
+
+What the measures are about differs. `gradient` says where the loss would move the weights, `update`
+and `ila` what was moved and which of it counts, `patching` what carries the tuned model's preference,
+`lasso` whose change predicts it, `tuning` what a layer gains when it is tuned alone. `spectrum` looks
+at the base model's weights and at no preference: it is there as a control.
+
+The answer is fixed beforehand. A measure points to a third if that third has the largest share and
+its lead over each other one is above zero by the 95% interval over prompts. A third is the answer if
+at least three measures point, and all that do point to it. Otherwise there is none.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hialign import depth, records
+from hialign.blocks import share_of, split_layers, strategy_of
+from hialign.display import Table, table_of
+from hialign.plots import LINES, PALETTE, WIDEST, canvas, missing, nothing, plain, write
+from hialign.records import remembered
+from hialign.statistics import interval_text, p_text
+from hialign.study import Study
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+TOP = 30  # per cent of the layers that stand for a measure which only ranks
+ENOUGH = 3  # measures that have to point to the same third
+DRAWS = 2_000
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A number a layer. `draws` are its values a pair (pairs x layers) where it is a mean over pairs,
+    with the pairs' `prompts`; without them it has no interval."""
+
+    name: str
+    says: str  # what it measures, for a reader
+    scores: tuple[float, ...]
+    draws: np.ndarray | None = None
+    prompts: tuple[str, ...] = ()
+    ranks_only: bool = False  # its values have no zero: only the order means anything
+    control: bool = False
+
+    @property
+    def weight(self) -> np.ndarray:
+        """What is shared out between the thirds: the values above 0, or the top layers."""
+        return self._weight(np.array(self.scores))
+
+    def _weight(self, scores: np.ndarray) -> np.ndarray:
+        if self.ranks_only:
+            best = np.argsort(-scores, kind="stable")[: share_of(TOP, len(scores))]
+            return np.array([float(layer in best) for layer in range(len(scores))])
+        return np.array(np.maximum(scores, 0.0))
+
+    def shares(self) -> dict[str, float]:
+        """What share falls into each third; NaN where no layer has any."""
+        return _shares(self.weight)
+
+    def resampled(self, seed: int = 42) -> np.ndarray | None:
+        """The shares (draws x thirds) in bootstrap samples of prompts."""
+        if self.draws is None or len(set(self.prompts)) < 2:
+            return None
+        _, index = np.unique(self.prompts, return_inverse=True)
+        sums = np.zeros((index.max() + 1, self.draws.shape[1]))
+        np.add.at(sums, index, self.draws)
+        n = len(sums)
+        times = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=DRAWS)
+        return np.array([list(_shares(self._weight(row)).values()) for row in times @ sums])
+
+
+def _shares(weight: np.ndarray) -> dict[str, float]:
+    total = weight.sum()
+    return {
+        block: float(weight[list(layers)].sum() / total) if total > 0 else float("nan")
+        for block, layers in split_layers(len(weight)).items()
+    }
+
+
+# --- the measures of a model ---------------------------------------------------------------------
+
+
+def measures(study: Study, label: str) -> tuple[list[Measure], dict[str, str]]:
+    """The measures of the model with that label, and of those that are lacking, why."""
+    found, lacking = [], {}
+    for name, read in READ.items():
+        probe = PROBE_OF.get(name, name)
+        record = records.probes(study, probe).get(label)
+        if record is None:
+            lacking[name] = f"the {probe} probe has not been run"
+            continue
+        measure = read(record)
+        if isinstance(measure, str):
+            lacking[name] = measure
+        else:
+            found.append(measure)
+    return found, lacking
+
+
+def _gradient(record: dict[str, Any]) -> Measure:
+    rows = record["pairs"]["preference"]
+    draws = np.array([row["norms"] for row in rows])
+    says = "gradient norm of the DPO loss per parameter, before training"
+    prompts = tuple(row["prompt"] for row in rows)
+    return Measure("gradient", says, tuple(draws.mean(axis=0)), draws, prompts)
+
+
+def _ila(record: dict[str, Any]) -> Measure | str:
+    if record["layer_scores"] is None:
+        return str(record.get("nothing") or record["layer_scores_reason"])
+    says = f"learned gate on the layer's change (ILA; shares: of the top {TOP}%)"
+    return Measure("ila", says, tuple(record["layer_scores"]), ranks_only=True)
+
+
+def _patching(record: dict[str, Any]) -> Measure | str:
+    if record["layer_scores"] is None:
+        return str(record["layer_scores_reason"])
+    base, tuned = (np.array(record["unpatched"][side]["summed"]) for side in ("base", "tuned"))
+    patched = np.array(record["margins"]["tuned_into_base"]["contribution"]["summed"])
+    draws = (patched - base).T * np.sign((tuned - base).mean())
+    prompts = tuple(pair["prompt"] for pair in record["pairs"])
+    says = "preference recovered by the tuned model's contribution of one layer, in base"
+    return Measure("patching", says, tuple(record["layer_scores"]), draws, prompts)
+
+
+def _lasso(record: dict[str, Any]) -> Measure | str:
+    found = record["lasso"]
+    if found["reason"]:
+        return str(found["reason"])
+    says = "share of bootstrap samples in which LASSO keeps the layer's activation distance"
+    return Measure("lasso", says, tuple(found["stability"]))
+
+
+def _tuning(record: dict[str, Any]) -> Measure | str:
+    if not record.get("singles"):
+        return "no layer was tuned alone"
+    draws = np.array([row["margins"] for row in record["singles"]]).T
+    says = "held-out reward margin when the layer is tuned alone"
+    return Measure("tuning", says, tuple(draws.mean(axis=0)), draws, tuple(record["prompts"]))
+
+
+def _update(record: dict[str, Any]) -> Measure:
+    return Measure("update", "norm of the change of Full-DPO's weights", tuple(record["update"]))
+
+
+def _spectrum(record: dict[str, Any]) -> Measure:
+    says = f"signal-to-noise of the base model's weights (Spectrum; shares: of the top {TOP}%)"
+    return Measure("spectrum", says, tuple(record["spectrum"]), ranks_only=True, control=True)
+
+
+READ: dict[str, Callable[[dict[str, Any]], Measure | str]] = {
+    "gradient": _gradient,
+    "update": _update,
+    "ila": _ila,
+    "patching": _patching,
+    "lasso": _lasso,
+    "tuning": _tuning,
+    "spectrum": _spectrum,
+}
+PROBE_OF = {"gradient": "gradients", "update": "weights", "spectrum": "weights"}
+PROBE_OF |= {"lasso": "patching", "tuning": "sweep"}
+
+
+# --- what they say together ----------------------------------------------------------------------
+
+
+@remembered
+def found(study: Study) -> Table:
+    """A row a model and measure: the share of each third with its interval, and where it points."""
+    rows = []
+    for model in study.models:
+        here, lacking = measures(study, model.label)
+        for measure in here:
+            shares, drawn = measure.shares(), measure.resampled()
+            row: dict[str, Any] = {"model": model.label, "measure": measure.name}
+            row |= {"says": measure.says, "control": measure.control}
+            for i, (block, share) in enumerate(shares.items()):
+                ends = (None, None) if drawn is None else np.nanpercentile(drawn[:, i], [2.5, 97.5])
+                row |= {block: share, f"{block}_low": ends[0], f"{block}_high": ends[1]}
+            rows.append(row | {"points": _points(shares, drawn), "why": ""})
+        for name, why in lacking.items():
+            rows.append({"model": model.label, "measure": name, "points": "", "why": why})
+    columns = [f"{b}{end}" for b in ("local", "mid", "global") for end in ("", "_low", "_high")]
+    return Table(rows, columns=["model", "measure", "says", "control", *columns, "points", "why"])
+
+
+def _points(shares: dict[str, float], drawn: np.ndarray | None) -> str:
+    """The third that leads each other one, by the intervals of the leads; else none."""
+    names = list(shares)
+    best = int(np.nanargmax(list(shares.values()))) if drawn is not None else -1
+    if drawn is None:
+        return ""
+    leads = [drawn[:, best] - drawn[:, i] for i in range(len(names)) if i != best]
+    clear = all(np.nanpercentile(lead, 2.5) > 0 for lead in leads)
+    return names[best] if clear else ""
+
+
+def answer(study: Study, label: str) -> str:
+    """Where alignment happens in a model, by the rule above, in a sentence; or why that is open."""
+    rows = found(study)
+    here = rows[(rows.model == label) & (rows.why == "") & (rows.control != True)]  # noqa: E712
+    pointing = here[here.points != ""]
+    if here.empty:
+        return f"{label}: no probe has been run."
+    where = {b: pointing[pointing.points == b].measure.tolist() for b in split_layers(3)}
+    where = {block: names for block, names in where.items() if names}
+    if len(where) == 1 and len(pointing) >= ENOUGH:
+        (block,) = where
+        names = ", ".join(where[block])
+        return (
+            f"{label}: in the {block} third. {len(pointing)} measures point to one third, and all "
+            f"to this one ({names})."
+        )
+    if len(where) > 1:
+        parts = [f"{', '.join(names)} to the {block} third" for block, names in where.items()]
+        return f"{label}: no single answer. The measures disagree: {'; '.join(parts)}."
+    pointed = [f"only {', '.join(names)} to the {block} third" for block, names in where.items()]
+    what = pointed[0] if pointed else "none points to any"
+    return (
+        f"{label}: no answer. It would take {ENOUGH} measures whose intervals single out one third: "
+        f"{what}."
+    )
+
+
+def shares(study: Study) -> Table:
+    """`found` for a reader."""
+    rows = []
+    for row in found(study).to_dict("records"):
+        shown: dict[str, Any] = {"Model": row["model"], "Measure": row["measure"]}
+        shown["What it says"] = row["why"] or row["says"]
+        for block in split_layers(3):
+            shown[strategy_of(block).removesuffix("-Align")] = row[block]
+            ends = interval_text(row[f"{block}_low"], row[f"{block}_high"])
+            shown[f"95% interval, {block}"] = ends
+        rows.append(shown | {"Points to": row["points"] or None})
+    return table_of(rows)
+
+
+def correlations(study: Study) -> Table:
+    """Spearman's correlation of each two measures over layers, with a bootstrap interval over layers
+    and p against circular shifts.
+
+    Neighbouring layers are alike, so that layers are no independent sample: the interval is too
+    narrow for that reason. p is the share of the shifts of one measure along the layers (which keep
+    its smoothness) that give as large a correlation; of N layers it cannot be below 1 / N.
+    """
+    rows = []
+    for model in study.models:
+        here, _ = measures(study, model.label)
+        for a, b in combinations(here, 2):
+            rho, low, high, p = spearman(a.scores, b.scores)
+            row: dict[str, Any] = {"Model": model.label, "Measures": f"{a.name}, {b.name}"}
+            row |= {"Spearman": rho, "95% interval": interval_text(low, high)}
+            rows.append(row | {"p, shifted": p_text(p), "Layers": len(a.scores)})
+    return table_of(rows, None if rows else ["Model", "Measures", "Spearman"])
+
+
+def spearman(x: Sequence[float], y: Sequence[float]) -> tuple[float, float, float, float]:
+    """Spearman's rho, its 95% bootstrap interval over layers (percentiles), p by circular shifts."""
+    from scipy.stats import bootstrap, rankdata, spearmanr
+
+    if np.ptp(x) == 0 or np.ptp(y) == 0:
+        return (float("nan"),) * 4
+    rho = float(spearmanr(x, y).statistic)
+
+    def statistic(a: np.ndarray, b: np.ndarray, axis: int = -1) -> np.ndarray:
+        ranks = [rankdata(v, axis=-1) for v in (a, b)]
+        centred = [r - r.mean(-1, keepdims=True) for r in ranks]
+        over = (centred[0] * centred[1]).sum(-1)
+        under = np.sqrt((centred[0] ** 2).sum(-1) * (centred[1] ** 2).sum(-1))
+        with np.errstate(invalid="ignore"):
+            return np.asarray(over / under)
+
+    ends = bootstrap(
+        (np.array(x), np.array(y)),
+        statistic,
+        paired=True,
+        n_resamples=DRAWS,
+        method="percentile",
+        rng=np.random.default_rng(42),
+    ).confidence_interval
+    shifted = [abs(spearmanr(x, np.roll(y, k)).statistic) for k in range(len(x))]
+    p = float(np.mean([value >= abs(rho) - 1e-12 for value in shifted]))
+    return rho, float(ends.low), float(ends.high), p
+
+
+def layers(study: Study) -> Table:
+    """Every measure's number for each layer."""
+    rows = []
+    for model in study.models:
+        here, _ = measures(study, model.label)
+        for layer in range(len(here[0].scores) if here else 0):
+            row: dict[str, Any] = {"Model": model.label, "Layer": layer}
+            rows.append(row | {m.name: m.scores[layer] for m in here})
+    return table_of(rows, None if rows else ["Model", "Layer"])
+
+
+def overview(study: Study) -> "Figure":
+    """Layers across, measures down: each measure's layers by rank, and the share of each third."""
+    per_model = {m.label: measures(study, m.label)[0] for m in study.models}
+    per_model = {label: here for label, here in per_model.items() if here}
+    if not per_model:
+        return nothing("probes")
+    table = found(study)
+    heights = [0.42 * len(here) + 0.9 for here in per_model.values()]
+    shape = (len(per_model), 2)
+    options: dict[str, Any] = {"gridspec_kw": {"width_ratios": [3, 1.5], "height_ratios": heights}}
+    figure, axes = canvas(WIDEST, sum(heights) + 0.9, shape, **options)
+    for i, (label, here) in enumerate(per_model.items()):
+        left, right = axes[2 * i : 2 * i + 2]
+        from scipy.stats import rankdata
+
+        n = len(here[0].scores)
+        ranks = np.array([rankdata(m.scores) / n for m in here])
+        left.imshow(ranks, aspect="auto", cmap="cividis", vmin=0, vmax=1)
+        left.set_yticks(range(len(here)), [m.name for m in here])
+        left.locator_params(axis="x", integer=True)
+        left.set(xlabel="layer")
+        for block, inside in split_layers(n).items():
+            left.axvline(inside[-1] + 0.5, color="white", linewidth=1.5)
+            look: dict[str, Any] = {"transform": left.get_xaxis_transform(), "va": "bottom"}
+            write(left, (inside[0] + inside[-1]) / 2, 1.01, block, fontsize=8, **look)
+        if len(per_model) > 1:
+            left.set_title(plain(label), loc="left", fontweight="bold")
+        _share_bars(right, here, table[table.model == label])
+    note = "left: dark is the least, bright the most of a measure's layers; right: dots are the share of"
+    note += "\neach third, lines 95% intervals over prompts where the measure has them, dotted an equal share"
+    depth.legend(figure, axes[1], note, 3)
+    return figure
+
+
+def _share_bars(axes: Any, here: Sequence[Measure], table: Table) -> None:
+    known = {row["measure"]: row for row in table.to_dict("records")}
+    for y, measure in enumerate(here):
+        row = known[measure.name]
+        for i, block in enumerate(split_layers(3)):
+            place, share = y + 0.22 * (i - 1), row[block]
+            if np.isnan(share):
+                missing(axes, 0.5, y, "no layer has any")
+                break
+            ends = row[f"{block}_low"], row[f"{block}_high"]
+            if ends[0] is not None and not np.isnan(ends[0]):
+                axes.plot(ends, [place, place], color=PALETTE[block], linewidth=2.5, alpha=0.5)
+            label = block if y == 0 else None
+            look: dict[str, Any] = {"color": PALETTE[block], "linestyle": "none", "label": label}
+            axes.plot(share, place, marker="osD"[i], markersize=5, **look)
+    axes.axvline(1 / 3, color="#555555", linestyle=LINES[2], linewidth=1)
+    axes.set(ylim=(len(here) - 0.5, -0.5), xlim=(0, 1), xlabel="share of each third", yticks=[])
+    axes.grid(axis="x")

@@ -1,0 +1,217 @@
+"""What decides the claims that rest on probes, on records made up so that the verdict is known."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.stats import hypergeom
+
+from hialign import claims, load_study, paths, records
+from hialign.claim_data import Part, Untested
+from hialign.claim_probes import STATISTICS, probe_parts
+from hialign.study import Study
+
+DRAWS = 300
+
+
+def parts(statistic: str, record: dict[str, Any]) -> list[Part]:
+    return STATISTICS[statistic](record, "", DRAWS)
+
+
+def verdict(parts: list[Part]) -> str:
+    """As the ledger has it, without its correction."""
+    if all(part.p_for < 0.05 and part.backs for part in parts):
+        return "supported"
+    return "contradicted" if any(p.p_against < 0.05 and p.refutes for p in parts) else "open"
+
+
+# --- gradients -----------------------------------------------------------------------------------
+
+
+def row(detrended: float, low: float, high: float, p: float) -> dict[str, Any]:
+    names = {"objective": "grammar", "block": "local", "other": "mid", "n": 24}
+    ends = {"detrended_low": low, "detrended_high": high, "p_above": p, "p_below": 1 - p}
+    return names | {"detrended": detrended} | ends
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        ([row(3, 2, 4, 0.001), row(2.5, 1.2, 3, 0.01)], "supported"),
+        ([row(3, 2, 4, 0.001), row(1.9, 1.2, 3, 0.01)], "open"),  # not much greater
+        ([row(3, 2, 4, 0.001), row(2.5, 0.9, 3, 0.01)], "open"),
+        ([row(3, 2, 4, 0.001), row(0.5, 0.3, 0.9, 0.99)], "contradicted"),
+        ([row(1, 0.8, 1.2, 0.5)], "open"),
+    ],
+)
+def test_inequality(rows: list[dict[str, Any]], expected: str) -> None:
+    assert verdict(parts("inequality", {"inequality": rows})) == expected
+
+
+# --- ILA -----------------------------------------------------------------------------------------
+
+
+def overlap(value: float, low: float, high: float, percent: int = 75) -> dict[str, Any]:
+    size = 90
+    shared = round(2 * size * value / (1 + value))
+    return {
+        "datasets": ["study", "grammar"],
+        "loss": "dpo",
+        "percent": percent,
+        "nothing": None,
+        "size": size,
+        "mean": value,
+        "low": low,
+        "high": high,
+        "n": 3,
+        "of_means": shared / (2 * size - shared),
+        "chance": {"mean": 0.6, "quantile95": 0.66},
+    }
+
+
+def test_overlap() -> None:
+    matrices = {"matrices": [{}] * 120}
+    high = {"overlaps": [overlap(0.9, 0.88, 0.92), overlap(0.3, 0.2, 0.4, 30)], **matrices}
+    found = parts("overlap", high)
+    assert len(found) == 2  # top 75% only, and the mean
+    assert verdict(found) == "supported"
+    assert found[0].p_for == pytest.approx(hypergeom(120, 90, 90).sf(85 - 1))
+    low = {"overlaps": [overlap(0.9, 0.88, 0.92), overlap(0.5, 0.4, 0.6)], **matrices}
+    assert verdict(parts("overlap", low)) == "contradicted"
+    between = {"overlaps": [overlap(0.8, 0.78, 0.82)], **matrices}  # beyond chance, not 0.85
+    assert verdict(parts("overlap", between)) == "open"
+    with pytest.raises(Untested):
+        parts("overlap", {"overlaps": [overlap(0.9, 0.8, 1) | {"nothing": "no seed"}], **matrices})
+
+
+def intervened(gain: float, over_random: float = 0.5, few: float = 0.0) -> dict[str, Any]:
+    """40 prompts; freezing gains `gain` over all and that plus `over_random` over random sets."""
+    rng = np.random.default_rng(3)
+    base = rng.normal(0.1, 0.05, 40)
+    made = {
+        "full": base,
+        "freeze 25%": base + gain + rng.normal(0, 0.02, 40),
+        "freeze 25% random 1": base + gain - over_random + rng.normal(0, 0.02, 40),
+        "freeze 25% random 2": base + gain - over_random + rng.normal(0, 0.02, 40),
+        "top 30%": np.where(np.arange(40) < 40 * few, -1.0, 1.0) * np.abs(base),
+    }
+    variants = [{"name": name, "margins": values.tolist()} for name, values in made.items()]
+    inner = {"nothing": None, "variants": variants, "prompts": [f"p{i}" for i in range(40)]}
+    return {"interventions": inner}
+
+
+def test_freezing_and_few() -> None:
+    assert verdict(parts("freezing", intervened(0.1))) == "supported"
+    assert verdict(parts("freezing", intervened(-0.1))) == "contradicted"
+    # it helps, but so does freezing any quarter: neither supported nor contradicted
+    assert verdict(parts("freezing", intervened(0.1, over_random=-0.1))) == "open"
+    assert verdict(parts("few", intervened(0.1, few=0.5))) == "contradicted"
+    assert verdict(parts("few", intervened(0.1))) == "supported"
+    with pytest.raises(Untested, match="no change"):
+        parts("few", {"interventions": {"nothing": "no change", "variants": []}})
+
+
+# --- Alignment is Localized ------------------------------------------------------------------------
+
+
+def patched(by_third: dict[str, float], second: dict[str, float] | None = None) -> dict[str, Any]:
+    """Six layers, 40 pairs; a third's layers recover the given share in each direction."""
+    rng = np.random.default_rng(4)
+    base, gap = rng.normal(0, 1, 40), 1.0 + rng.normal(0, 0.1, 40)
+    tuned = base + gap
+    margins = {}
+    for direction, (receiver, sign, thirds) in {
+        "tuned_into_base": (base, 1, by_third),
+        "base_into_tuned": (tuned, -1, second or by_third),
+    }.items():
+        shares = [thirds[b] for b in ("local", "mid", "global") for _ in range(2)]
+        layers = [receiver + sign * gap * s + rng.normal(0, 0.02, 40) for s in shares]
+        margins[direction] = {"contribution": {"summed": [x.tolist() for x in layers]}}
+    return {
+        "depth": 6,
+        "difference": {"summed": {"reason": None}},
+        "unpatched": {"base": {"summed": base.tolist()}, "tuned": {"summed": tuned.tolist()}},
+        "pairs": [{"id": f"i{i}", "prompt": f"p{i}"} for i in range(40)],
+        "margins": margins,
+    }
+
+
+def test_middle() -> None:
+    middle = {"local": 0.05, "mid": 0.3, "global": 0.1}
+    late = {"local": 0.05, "mid": 0.1, "global": 0.3}
+    found = parts("middle", patched(middle))
+    assert verdict(found) == "supported"
+    assert found[0].estimate == pytest.approx(0.25, abs=0.02)
+    assert verdict(parts("middle", patched(late))) == "contradicted"
+    assert verdict(parts("middle", patched(middle, late))) == "open"  # directions disagree
+    nothing = patched(middle) | {"difference": {"summed": {"reason": "no difference to recover"}}}
+    with pytest.raises(Untested, match="no difference"):
+        parts("middle", nothing)
+
+
+@pytest.mark.parametrize(
+    ("stable", "decided"), [([3, 4], True), ([], None), (list(range(12)), None), (range(20), False)]
+)
+def test_few_layers(stable: Any, decided: bool | None) -> None:
+    known = {"stability": [0.5] * 30, "stable": list(stable), "reason": None, "n": 200}
+    (part,) = parts("few-layers", {"lasso": known, "depth": 30})
+    assert part.decided is decided
+    assert bool(part.undecided) == (decided is None)
+    with pytest.raises(Untested, match="too few pairs"):
+        parts("few-layers", {"lasso": {"stability": None, "reason": "too few pairs"}, "depth": 30})
+
+
+def low_rank(four: float, whole: float, control: float) -> dict[str, Any]:
+    record = patched({"local": 0.1, "mid": 0.1, "global": 0.1})
+    rng = np.random.default_rng(5)
+    base, tuned = (np.array(record["unpatched"][s]["summed"]) for s in ("base", "tuned"))
+    at = range(0, 40, 2)
+
+    def at_rank(share: float) -> list[float]:
+        values = base + (tuned - base) * share + rng.normal(0, 0.01, 40)
+        return [float(values[i]) for i in at]
+
+    margins = {"svd": [at_rank(four), at_rank(whole)]}
+    for name in ("random_subspace", "random_vector", "shuffled_pairs"):
+        margins[name] = [at_rank(control), at_rank(whole)]
+    into = {"svd": [{"rank": 4}, {"rank": 32}]}
+    layer = {"layer": 3, "recovery": {"tuned_into_base": into}}
+    layer |= {"margins": {"tuned_into_base": margins}}
+    rank = {"reason": None, "layers": [layer], "tested": [f"i{i}" for i in at]}
+    return record | {"rank": rank}
+
+
+def test_low_rank() -> None:
+    assert verdict(parts("low-rank", low_rank(0.38, 0.4, 0.05))) == "supported"
+    assert verdict(parts("low-rank", low_rank(0.2, 0.4, 0.05))) == "open"  # half of the whole
+    assert verdict(parts("low-rank", low_rank(0.38, 0.4, 0.5))) == "contradicted"
+
+
+# --- in the ledger ---------------------------------------------------------------------------------
+
+
+def test_records_decide_the_ledger(outputs: Path) -> None:
+    study = Study(**load_study("smoke").model_dump() | {"name": "probed", "judge": None})
+    name = study.models[0].name
+
+    def verdicts() -> dict[str, str]:
+        return {f.claim.id: f.verdict for f in claims.findings(study)}
+
+    with pytest.raises(Untested, match="no records of the ila probe"):
+        probe_parts(study, "ila", "overlap")
+    before = verdicts()
+    assert before["v2-hypothesis-2"] == before["localized-few-layers"] == "not tested"
+    lasso = {"stability": [1.0] * 6, "stable": [1], "reason": None, "n": 200}
+    record = low_rank(0.38, 0.4, 0.05) | {"lasso": lasso}
+    for probe, content in (
+        ("gradients", {"inequality": [row(3, 2, 4, 1e-5), row(2.5, 1.2, 3, 1e-5)]}),
+        ("patching", record),
+    ):
+        records.write_json(paths.probe_record("probed", name, probe), content)
+    after = verdicts()
+    assert after["v2-hypothesis-2"] == "supported"
+    assert after["localized-few-layers"] == "supported"
+    assert after["localized-low-rank"] == "supported"
+    assert after["localized-middle"] == "inconclusive"
+    assert after["ila-overlap"] == "not tested"

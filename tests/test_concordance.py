@@ -1,0 +1,116 @@
+"""Where do the measures point? On records made up so that the answer is known; scipy's Spearman."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.stats import spearmanr
+
+from hialign import concordance, load_study, paths, records
+from hialign.concordance import Measure, answer, found, spearman
+from hialign.study import Study
+
+DEPTH, PAIRS = 9, 40
+THIRD = {"local": range(3), "mid": range(3, 6), "global": range(6, 9)}
+PROMPTS = [f"p{i}" for i in range(PAIRS)]
+
+
+def peaked(third: str, noise: float = 0.3, seed: int = 1) -> np.ndarray:
+    """Pairs x layers, three times as large in one third; in none for `none`."""
+    rng = np.random.default_rng(seed)
+    values = 1 + rng.normal(0, noise, (PAIRS, DEPTH))
+    if third != "none":
+        values[:, list(THIRD[third])] += 2
+    return values
+
+
+def study_of(outputs: Path, gradient: str, patching: str, tuning: str) -> Study:
+    study = Study(**load_study("smoke").model_dump() | {"name": "made-up", "judge": None})
+    rows = [
+        {"prompt": p, "norms": v.tolist()} for p, v in zip(PROMPTS, peaked(gradient), strict=True)
+    ]
+    gain = peaked(patching, seed=2)
+    record: dict[str, Any] = {
+        "layer_scores": gain.mean(axis=0).tolist(),
+        "unpatched": {"base": {"summed": [0.0] * PAIRS}, "tuned": {"summed": [9.0] * PAIRS}},
+        "margins": {"tuned_into_base": {"contribution": {"summed": gain.T.tolist()}}},
+        "pairs": [{"prompt": p} for p in PROMPTS],
+        "lasso": {"reason": "too few pairs for the regression"},
+    }
+    singles = [{"margins": values.tolist()} for values in peaked(tuning, seed=3).T]
+    contents: dict[str, Any] = {
+        "gradients": {"pairs": {"preference": rows}},
+        "patching": record,
+        "sweep": {"singles": singles, "prompts": PROMPTS},
+        "weights": {"update": [1.0] * DEPTH, "spectrum": list(range(DEPTH))},
+    }
+    for probe, content in contents.items():
+        records.write_json(paths.probe_record("made-up", study.models[0].name, probe), content)
+    return study
+
+
+def test_an_answer_where_three_measures_agree(outputs: Path) -> None:
+    study = study_of(outputs, "mid", "mid", "mid")
+    label = study.models[0].label
+    text = answer(study, label)
+    assert "in the mid third" in text
+    assert "gradient, patching, tuning" in text
+    rows = found(study).set_index("measure")
+    assert rows.points[["gradient", "patching", "tuning"]].tolist() == ["mid"] * 3
+    assert rows.points[["update", "spectrum"]].tolist() == ["", ""]  # no interval, a control
+    expected = peaked("mid").mean(axis=0)
+    assert rows.mid["gradient"] == pytest.approx(expected[3:6].sum() / expected.sum())
+    assert rows.mid_low["gradient"] < rows.mid["gradient"] < rows.mid_high["gradient"]
+    assert rows.mid["update"] == pytest.approx(1 / 3)
+    assert rows["global"]["spectrum"] == 1.0  # its three best of nine layers
+    assert rows.why["lasso"] == "too few pairs for the regression"
+    assert rows.why["ila"] == "the ila probe has not been run"
+    assert len(concordance.correlations(study)) == 10  # of five measures
+    assert concordance.layers(study).shape == (DEPTH, 7)
+    assert "cividis" not in str(concordance.overview(study))  # it draws
+
+
+@pytest.mark.parametrize(
+    ("thirds", "words"),
+    [
+        (("mid", "global", "mid"), "no single answer"),
+        (("mid", "mid", "none"), "no answer"),
+        (("none", "none", "none"), "none points to any"),
+    ],
+)
+def test_no_answer_where_they_disagree_or_are_too_few(
+    thirds: tuple[str, str, str], words: str, outputs: Path
+) -> None:
+    study = study_of(outputs, *thirds)
+    assert words in answer(study, study.models[0].label)
+
+
+def test_a_study_without_probes(outputs: Path) -> None:
+    study = load_study("smoke")
+    assert (
+        answer(study, study.models[0].label) == f"{study.models[0].label}: no probe has been run."
+    )
+    assert concordance.overview(study)
+    assert len(concordance.correlations(study)) == 0
+
+
+def test_shares_of_negative_layers_are_none() -> None:
+    measure = Measure("tuning", "", (-1.0, 2.0, 2.0))
+    assert measure.shares() == {"local": 0.0, "mid": 0.5, "global": 0.5}
+    assert np.isnan(list(Measure("tuning", "", (-1.0, 0.0, -2.0)).shares().values())).all()
+    assert measure.resampled() is None
+
+
+def test_spearman_and_its_p() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=30)
+    y = x + rng.normal(size=30)
+    rho, low, high, p = spearman(x, y)
+    assert rho == pytest.approx(spearmanr(x, y).statistic)
+    assert low < rho < high
+    assert p == pytest.approx(1 / 30)  # no shift gives as much
+    # two smooth measures that have nothing to do with each other: many shifts do
+    waves = np.sin(np.arange(30) / 5), np.cos(np.arange(30) / 4 + 1)
+    assert spearman(*waves)[3] > 0.1
+    assert np.isnan(spearman([1, 1, 1], [1, 2, 3])[0])
