@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hialign import records
+from hialign import depth, records
 from hialign.blocks import split_layers
 from hialign.contrasts import OBJECTIVES
 from hialign.display import Table, table_of
