@@ -18,7 +18,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from hialign.blocks import Choice, decoder_layers, target_modules
+from hialign.blocks import decoder_layers, target_modules
 from hialign.decoder import Decoder, Layout
 from hialign.errors import HialignError
 from hialign.logprobs import TokenPair
@@ -173,7 +173,7 @@ def learn_gates(
     s = torch.full((len(names),), settings.gate_start, device=device, requires_grad=True)
     optimizer = torch.optim.Adam([s], lr=settings.gate_learning_rate)
     drawn = batches(len(loss.pairs), settings.gate_batch, seed)
-    losses = []
+    losses: list[float] = []
     with (
         gated(tuned.decoder_of, adapter, names) as put,
         Decoder(tuned.decoder_of) as decoder,
@@ -205,7 +205,7 @@ def nothing_in(change: Sequence[float], s: Sequence[float]) -> str | None:
 def tuned_sft(
     model: "PreTrainedModel",
     pairs: Sequence[TokenPair],
-    choice: Choice,
+    layers: Sequence[int],
     names: Sequence[str],
     settings: TrainingSettings,
 ) -> Iterator[Tuned]:
@@ -251,8 +251,9 @@ def tuned_sft(
                 schedule.step()
                 bar.update()
         adapted.requires_grad_(False)
-        layers = {"full": list(choice.layers)}
-        yield Tuned(adapted.eval(), {"full": "default"}, layers, model, {"full": losses})
+        yield Tuned(
+            adapted.eval(), {"full": "default"}, {"full": list(layers)}, model, {"full": losses}
+        )
     finally:
         adapted.unload()
 

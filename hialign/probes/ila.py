@@ -188,7 +188,7 @@ def run(
         )
     else:
         objective = Loss(pairs, training.beta)
-        trained = tuned_sft(model, pairs, choice, subject.names, training)
+        trained = tuned_sft(model, pairs, choice.layers, subject.names, training)
     with trained as adapted:
         change = change_of(adapted.decoder_of, adapted.adapters["full"], subject.names)
         s, gate_loss = learn_gates(adapted, subject.names, objective, settings, seed, "gates")
