@@ -49,7 +49,7 @@ class IlaSettings(Settings):
     gate_start: float = 4.0  # s_i at first: sigmoid(4) = 0.98, a change nearly left as it is
     gate_steps: int = Field(100, ge=1)
     gate_batch: int = Field(8, ge=1)  # pairs of a gate step
-    gate_learning_rate: float = Field(0.1, gt=0)  # Adam
+    gate_learning_rate: float = Field(0.1, gt=0)  # length of a step, over all s together
     sparsity: float = Field(0.0, ge=0)  # lambda: 0 leaves only the ranking with a meaning
     seeds: list[int] = Field([42, 43, 44], min_length=1)
     # Per cent of the matrices that are tuned alone; the most of them has as many parameters as the

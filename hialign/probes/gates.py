@@ -160,8 +160,11 @@ def change_of(model: torch.nn.Module, adapter: str, names: Sequence[str]) -> lis
 def learn_gates(
     tuned: Tuned, names: Sequence[str], loss: Loss, settings: IlaSettings, seed: int, what: str = ""
 ) -> tuple[list[float], list[float]]:
-    """s of each matrix after `settings.gate_steps` steps of Adam, and each step's loss (nats).
+    """s of each matrix after `settings.gate_steps` steps, and each step's loss (nats).
 
+    A step goes along the gradient and is `gate_learning_rate` long over all gates together, so that
+    a gate moves by its share in what the loss gains. (Adam scales each gate's step by that gate's own
+    gradient: a change of next to no effect then rises as fast as the one that matters most.)
     Nothing else is learned: all parameters of the model and its one adapter are frozen. `sparsity`
     adds lambda times the sum of the open gates. Raises HialignError where a loss is not finite.
     """
@@ -171,7 +174,6 @@ def learn_gates(
     tuned.model.eval()
     device = next(tuned.model.parameters()).device
     s = torch.full((len(names),), settings.gate_start, device=device, requires_grad=True)
-    optimizer = torch.optim.Adam([s], lr=settings.gate_learning_rate)
     drawn = batches(len(loss.pairs), settings.gate_batch, seed)
     losses: list[float] = []
     with (
@@ -180,13 +182,14 @@ def learn_gates(
         Progress(total=settings.gate_steps, desc=what, disable=not what) as bar,
     ):
         for _ in range(settings.gate_steps):
-            optimizer.zero_grad()
+            s.grad = torch.zeros_like(s)
             # the gates anew for each row: a graph is gone once its gradient is taken
             value = loss.backward(decoder, next(drawn), lambda: put(s.sigmoid()))
             if settings.sparsity:
                 (settings.sparsity * s.sigmoid().sum()).backward()
             _check(value, "the gates", len(losses))
-            optimizer.step()
+            with torch.no_grad():
+                s -= settings.gate_learning_rate * F.normalize(s.grad, dim=0)
             losses.append(value)
             bar.update()
     return s.detach().tolist(), losses
