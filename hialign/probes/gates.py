@@ -189,7 +189,7 @@ def learn_gates(
                 (settings.sparsity * s.sigmoid().sum()).backward()
             _check(value, "the gates", len(losses))
             with torch.no_grad():
-                s -= settings.gate_learning_rate * F.normalize(s.grad, dim=0)
+                s.sub_(settings.gate_learning_rate * F.normalize(s.grad, dim=0))
             losses.append(value)
             bar.update()
     return s.detach().tolist(), losses
