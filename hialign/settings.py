@@ -4,7 +4,9 @@ Nothing in the papers says how large a measurement has to be: the numbers here a
 sized for a GPU; a study for a laptop sets smaller ones.
 """
 
-from pydantic import BaseModel, ConfigDict, Field
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 
 class Settings(BaseModel):
@@ -40,17 +42,36 @@ class IlaSettings(Settings):
     # `study` is the study's own preference source, `builtin` all objectives together; or one
     # objective, or the folder of LLMBar, or any other source of pairs.
     datasets: list[str] = ["study", "grammar", "coherence", "factuality"]
-    losses: list[str] = ["dpo", "sft"]  # the paper's setting is SFT, this companion's DPO
-    train: int = Field(192, ge=2)  # pairs of each data set, on which adapters and gates are learned
+    # The paper's setting is SFT, this companion's DPO.
+    losses: list[Literal["dpo", "sft"]] = Field(["dpo", "sft"], min_length=1)
+    # Pairs of each data set on which adapters and gates are learned; all there are if it has fewer
+    # (96 an objective).
+    train: int = Field(192, ge=2)
     gate_start: float = 4.0  # s_i at first: sigmoid(4) = 0.98, a change nearly left as it is
     gate_steps: int = Field(100, ge=1)
     gate_batch: int = Field(8, ge=1)  # pairs of a gate step
-    gate_learning_rate: float = Field(0.1, gt=0)  # Adam
+    gate_learning_rate: float = Field(0.1, gt=0)  # length of a step, over all s together
     sparsity: float = Field(0.0, ge=0)  # lambda: 0 leaves only the ranking with a meaning
     seeds: list[int] = Field([42, 43, 44], min_length=1)
-    top: list[int] = [10, 20, 30]  # per cent of the matrices that are tuned alone
+    # Per cent of the matrices that are tuned alone; the most of them has as many parameters as the
+    # thirds at equal parameters.
+    top: list[Annotated[int, Field(gt=0, lt=100)]] = Field([10, 20, 30], min_length=1)
     freeze: int = Field(25, gt=0, lt=100)  # per cent of the matrices that are not tuned
     random_sets: int = Field(3, ge=1)  # as many sets drawn at random for each intervention
+
+    @field_validator("datasets")
+    @classmethod
+    def _with_the_study(cls, names: list[str]) -> list[str]:
+        if "study" not in names:
+            raise ValueError("`study` must be among them: its ranking is what blocks are made of")
+        return names
+
+    @field_validator("datasets", "losses", "seeds", "top")
+    @classmethod
+    def _once_each(cls, values: list[object]) -> list[object]:
+        if len(set(values)) < len(values):
+            raise ValueError("one of them stands twice")
+        return values
 
 
 class PatchingSettings(Settings):

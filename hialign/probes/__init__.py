@@ -35,6 +35,11 @@ def scores_of(cell: Cell, measure: str) -> list[float]:
                 f"run `hialign run probe-{MEASURES[measure]} -p study {cell.study.name} -p model "
                 f"{cell.model.name}` again"
             )
+        if record["layer_scores"] is None:
+            raise HialignError(
+                f"block {cell.block}: the {MEASURES[measure]} probe of {cell.model.name} ranks no "
+                f"layer ({record['nothing']}): name the layers yourself, with layers:…"
+            )
         return [float(score) for score in record["layer_scores"]]
     from hialign.probes.spectrum import layer_scores
 

@@ -7,7 +7,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -118,7 +118,7 @@ def held_out(
     settings = probe_settings(cell)
     wanted = settings.pairs if wanted is None else wanted
     pairs = load_pairs(cell.study.preferences)
-    found = _fitting(pairs.evaluation, tokenizer, settings.max_length, wanted)
+    found = fitting(pairs.evaluation, tokenizer, settings.max_length, wanted)
     if len(found) < wanted:
         raise HialignError(
             f"probes.pairs asks for {wanted} pairs, but of the {len(pairs.evaluation)} held-out "
@@ -134,12 +134,13 @@ def contrast_pairs_of(
 ) -> list[ProbePair]:
     """The built-in contrasts of `prompts` held-out prompts: pairs that differ in one objective."""
     rows = [pair for pairs in contrasts_of(prompts).values() for pair in pairs]
-    return _fitting(rows, tokenizer, None, None)
+    return fitting(rows, tokenizer, None, None)
 
 
-def _fitting(
+def fitting(
     rows: Any, tokenizer: "PreTrainedTokenizerBase", longest: int | None, wanted: int | None
 ) -> list[ProbePair]:
+    """The first `wanted` (None: all) of `rows` that have at most `longest` tokens a side."""
     found: list[ProbePair] = []
     for row in rows:
         if wanted is not None and len(found) == wanted:
@@ -178,6 +179,7 @@ class Tuned:
     adapters: Mapping[str, str]  # block -> PEFT's name of its adapter
     layers: Mapping[str, list[int]]
     decoder_of: "PreTrainedModel"
+    losses: Mapping[str, list[float]] = field(default_factory=dict)  # of each step, by block
 
     def log_probs(
         self, pairs: Sequence[ProbePair], what: str = "", limit: int = ROW
@@ -254,6 +256,7 @@ def tuned(
             {s.block: s.adapter for s in strategies},
             {s.block: s.layers for s in strategies},
             model,
+            {s.block: [row["loss"] for row in dpo.steps_of(trainer, s)] for s in strategies},
         )
     finally:
         adapted.unload()
