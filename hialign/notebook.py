@@ -190,7 +190,7 @@ def _check(values: Mapping[str, Any], stage: str) -> None:
 def _cell(values: Mapping[str, Any]) -> Cell:
     study = load_study(values["study"])
     cell = study.cell(values["model"], values["block"])
-    if not cell.block.startswith("layers:"):
+    if not cell.block.startswith(("layers:", "window:")):
         return cell
     from hialign.models import depth_of
 

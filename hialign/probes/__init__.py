@@ -35,7 +35,12 @@ def scores_of(cell: Cell, measure: str) -> list[float]:
                 f"run `hialign run probe-{MEASURES[measure]} -p study {cell.study.name} -p model "
                 f"{cell.model.name}` again"
             )
+        if record.get("layer_scores") is None:
+            raise HialignError(
+                f"block {cell.block}: the {MEASURES[measure]} probe of {cell.model.name} in study "
+                f"{cell.study.name} found nothing that ranks its layers: leave the block out"
+            )
         return [float(score) for score in record["layer_scores"]]
     from hialign.probes.spectrum import layer_scores
 
-    return layer_scores(cell.model)
+    return layer_scores(cell.model, cell.study.training.target_modules)
