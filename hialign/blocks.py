@@ -122,6 +122,10 @@ def choice_of(
                 f"its layers are not known from the depth alone"
             )
         known = list(scores(named["measure"]))
+        if len(known) != depth:
+            raise HialignError(
+                f"block {block!r}: its record has {len(known)} scores for {depth} layers"
+            )
         best = sorted(range(depth), key=lambda layer: (-known[layer], layer))
         return Choice(tuple(sorted(best[: share_of(int(named["top"]), depth)])))
     layers: set[int] = set()

@@ -34,6 +34,7 @@ from hialign.edits import (
 from hialign.errors import HialignError
 
 OBJECTIVES = ("grammar", "coherence", "factuality")
+EXPECTED = {"grammar": "local", "coherence": "mid", "factuality": "global"}  # Hypothesis 2
 
 
 class ContrastRefused(HialignError):

@@ -129,7 +129,7 @@ def _summary(
 ) -> dict[str, Any]:
     """Accuracies and margin over `rows`, with intervals; ties count one half."""
     prompts = [r["prompt"] for r in rows]
-    preferred = [_half(r["chosen"] - r["rejected"]) for r in rows]
+    preferred = [hit(r["chosen"] - r["rejected"]) for r in rows]
     margins = [
         beta * (r["chosen"] - r["chosen_base"] - r["rejected"] + r["rejected_base"]) for r in rows
     ]
@@ -137,34 +137,38 @@ def _summary(
     summary: dict[str, Any] = {
         "n": len(rows),
         "prompts": len(set(prompts)),
-        **_with_interval(
-            "likelihood_accuracy", preferred, _accuracy(preferred, prompts, resamples)
+        **with_interval(
+            "likelihood_accuracy", preferred, accuracy_interval(preferred, prompts, resamples)
         ),
-        **_with_interval("reward_margin", margins, margin),
+        **with_interval("reward_margin", margins, margin),
     }
     if cell.block == "base":
         none = dict.fromkeys(("reward_accuracy", "reward_accuracy_low", "reward_accuracy_high"))
         return summary | none
-    rewarded = [_half(m) for m in margins]
-    return summary | _with_interval(
-        "reward_accuracy", rewarded, _accuracy(rewarded, prompts, resamples)
+    rewarded = [hit(m) for m in margins]
+    return summary | with_interval(
+        "reward_accuracy", rewarded, accuracy_interval(rewarded, prompts, resamples)
     )
 
 
-def _half(difference: float) -> float:
+def hit(difference: float) -> float:
+    """1 where the chosen response is ahead, 0 where it is not, one half for a tie."""
     return 0.5 if difference == 0 else float(difference > 0)
 
 
-def _accuracy(hits: Sequence[float], prompts: Sequence[str], resamples: int) -> tuple[float, float]:
+def accuracy_interval(
+    hits: Sequence[float], prompts: Sequence[str], resamples: int
+) -> tuple[float, float]:
     """Wilson's interval; where prompts repeat, the bootstrap over prompts, as their pairs are kin."""
     if len(set(prompts)) == len(prompts):
         return wilson(sum(hits), len(hits))
     return pooled_interval(hits, prompts, resamples)
 
 
-def _with_interval(
+def with_interval(
     name: str, values: Sequence[float], interval: tuple[float, float]
 ) -> dict[str, float | None]:
+    """The mean of `values` as `name`, with its interval; None for what is not known."""
     low, high = (None if x != x else x for x in interval)
     mean = sum(values) / len(values) if values else None
     return {name: mean, f"{name}_low": low, f"{name}_high": high}
@@ -185,7 +189,7 @@ def _divergence(
     resamples = settings.resamples
     found = {
         "n": len(responses),
-        **_with_interval("response_tokens", lengths, mean_interval(lengths, None, resamples)),
+        **with_interval("response_tokens", lengths, mean_interval(lengths, None, resamples)),
     }
     if cell.block == "base":
         return found | {"kl": 0.0, "kl_low": 0.0, "kl_high": 0.0, "kl_n": len(responses)}
@@ -222,7 +226,7 @@ def _divergence(
         return found | {"kl": None, "kl_low": None, "kl_high": None, "kl_n": 0}
     return (
         found
-        | _with_interval("kl", values, mean_interval(values, None, resamples))
+        | with_interval("kl", values, mean_interval(values, None, resamples))
         | {"kl_n": len(values)}
     )
 

@@ -11,6 +11,7 @@ import pandas as pd
 
 from hialign import judged, records, tables
 from hialign.blocks import STRATEGIES, split_layers, strategy_of
+from hialign.contrasts import EXPECTED
 from hialign.heatmap import figure3 as figure3
 from hialign.plots import (
     ANCHOR,
@@ -34,8 +35,6 @@ from hialign.study import Cell, Study
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-EXPECTED = {"grammar": "local", "coherence": "mid", "factuality": "global"}  # Hypothesis 2
 
 
 # --- the paper's figures -------------------------------------------------------------------------

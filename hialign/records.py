@@ -192,13 +192,25 @@ def peak_memory_bytes() -> int:
 # --- reading -----------------------------------------------------------------------------------
 
 
+def chosen_by(cell: Cell) -> str | None:
+    """The key of the probe's record that chooses the cell's layers; None where none does (yet)."""
+    if not (probe := probe_of(cell.block)):
+        return None
+    file = paths.probe_record(cell.study.name, cell.model.name, probe)
+    return str(read_json(file)["key"]) if file.is_file() else None
+
+
 def cell_status(cell: Cell, stage: str = "train") -> str:
-    """`done`, `stale` (the study's settings have changed since), `failed` or `missing`."""
+    """`done`, `stale` (the study's settings, or the record that chose the block's layers, have
+    changed since), `failed` or `missing`."""
     file, failed = stage_manifest(cell, stage), failed_notebook(cell, stage)
     if failed.is_file() and not (file.is_file() and _newer(file, failed)):
         return "failed"
     if file.is_file() and read_json(file).get("fingerprint") == cell.fingerprint(stage):
-        return "done"
+        trained = stage_manifest(cell, "train")
+        known = read_json(trained).get("chosen_by") if trained.is_file() else None
+        # Without a record (a published study has none) nothing says that it would choose others
+        return "done" if chosen_by(cell) in (None, known) else "stale"
     name = "measured" if probe_of(cell.block) else "all"
     together = failed_notebook(cell, stage, name)  # of a pass in which this cell was to be
     if together.is_file() and not (file.is_file() and _newer(file, together)):

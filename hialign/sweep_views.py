@@ -6,7 +6,7 @@ import numpy as np
 
 from hialign import depth, records
 from hialign.blocks import split_layers
-from hialign.contrasts import OBJECTIVES
+from hialign.contrasts import EXPECTED, OBJECTIVES
 from hialign.display import Table, table_of
 from hialign.plots import LINES, MORE, PALETTE, WIDEST, canvas, nothing, plain, write
 from hialign.statistics import interval_text, p_text
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 ENDS = ("low", "high")
 CONTROLS = {"full": PALETTE["full"], "full, lower rank": PALETTE["global"], "random": MORE[2]}
-EXPECTED = {"grammar": "local", "coherence": "mid", "factuality": "global"}  # Hypothesis 2
 
 
 # --- the matrix ----------------------------------------------------------------------------------

@@ -102,7 +102,7 @@ def _train_pass(
     import torch
 
     settings, weights = cells[0].study.training, identity(cells[0].model)
-    checkpoints = _checkpoints(cells)
+    checkpoints = _checkpoints(cells, choices)
     trainer = dpo.train_blocks(
         model, tokenizer, pairs, choices, settings, weights, work=checkpoints
     )
@@ -158,17 +158,20 @@ def _of_cell(common: dict[str, Any], cell: Cell, layers: list[int]) -> dict[str,
         "layers": layers,
         "settings": cell.settings("train"),
         "fingerprint": cell.fingerprint("train"),
+        "chosen_by": records.chosen_by(cell),
     }
 
 
-def _checkpoints(cells: Sequence[Cell]) -> Path:
-    """Where checkpoints of exactly this pass lie; those of other settings are thrown away."""
+def _checkpoints(cells: Sequence[Cell], choices: dict[str, blocks.Choice]) -> Path:
+    """Where checkpoints of exactly this pass lie; those of other settings, or of layers that another
+    record chose, are thrown away."""
     study, model = cells[0].study, cells[0].model
     place = paths.study_dir(study.name) / ".checkpoints" / f"{paths.slug(model.name)}"
     blocks_ = "+".join(paths.slug(c.block) for c in cells)
     if len(blocks_) > 120:  # no file system takes a name of over 255 bytes
         blocks_ = hashlib.sha256(blocks_.encode()).hexdigest()[:16]
-    here = place / f"{blocks_}-{cells[0].fingerprint('train')}"
+    known = repr([(c.fingerprint("train"), choices[c.block]) for c in cells])
+    here = place / f"{blocks_}-{hashlib.sha256(known.encode()).hexdigest()[:16]}"
     for other in place.glob("*"):
         if other != here and other.name.rpartition("-")[0] == blocks_:
             shutil.rmtree(other, ignore_errors=True)

@@ -9,8 +9,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hialign import HialignError, layers_of, split_layers
-from hialign.blocks import STRATEGIES, check_block, decoder_layers, strategy_of, target_modules
+from hialign.blocks import (
+    MEASURES,
+    STRATEGIES,
+    Choice,
+    check_block,
+    choice_of,
+    decoder_layers,
+    probe_of,
+    strategy_of,
+    target_modules,
+)
 from hialign.models import RANDOM_FAMILIES, load_model
+from hialign.paths import slug
 
 TABLE_4 = {  # Appendix A, as printed: first and last layer of each block
     "Llama-2-7b": (32, (0, 10), (11, 21), (22, 31)),
@@ -193,6 +204,119 @@ def test_strategies_are_those_of_table_1_in_its_order() -> None:
     ]
     assert strategy_of("mid") == "Mid-Align"
     assert strategy_of("layers:1-2") == "layers:1-2"
+
+
+# --- blocks of the same size elsewhere, at random, or where a probe found most ---------------------
+
+
+@given(st.integers(3, 60), st.data())
+def test_a_window_is_these_layers(depth: int, data: st.DataObject) -> None:
+    start = data.draw(st.integers(0, depth - 1))
+    end = data.draw(st.integers(start, depth - 1))
+    assert layers_of(f"window:{start}-{end}", depth) == list(range(start, end + 1))
+
+
+def test_a_window_is_refused_where_layers_are() -> None:
+    with pytest.raises(
+        HialignError, match="'window:4-6': layer 6 is out of range; this model has 6"
+    ):
+        layers_of("window:4-6", 6)
+    with pytest.raises(HialignError, match="the range '4-2' runs backwards"):
+        layers_of("window:4-2", 6)
+
+
+@given(st.integers(3, 60), st.integers(1, 100), st.integers(0, 99))
+def test_layers_at_random(depth: int, percent: int, seed: int) -> None:
+    drawn = layers_of(f"random:{percent}%:{seed}", depth)
+    exact = percent * depth / 100
+    assert drawn == sorted(set(drawn))
+    assert set(drawn) <= set(range(depth))
+    assert len(drawn) == max(1, np.floor(exact + 0.5))  # the nearest, halves up, never none
+    assert drawn == layers_of(f"random:{percent}%:{seed}", depth)
+
+
+def test_every_layer_is_as_likely_at_random() -> None:
+    drawn = [layers_of(f"random:30%:{seed}", 30) for seed in range(1000)]
+    counts = np.bincount([layer for one in drawn for layer in one], minlength=30)
+    assert abs(counts - 300).max() < 4.5 * (1000 * 0.3 * 0.7) ** 0.5  # binomial
+
+
+@given(st.lists(st.floats(-5, 5), min_size=3, max_size=40), st.integers(1, 100))
+def test_the_layers_that_score_highest(scores: list[float], percent: int) -> None:
+    asked: list[str] = []
+
+    def known(measure: str) -> list[float]:
+        asked.append(measure)
+        return scores
+
+    found = layers_of(f"ila:top{percent}%", len(scores), known)
+    assert asked == ["ila"]
+    assert len(found) == max(1, np.floor(percent * len(scores) / 100 + 0.5))
+    rest = set(range(len(scores))) - set(found)
+    assert not rest or min(scores[i] for i in found) >= max(scores[i] for i in rest)
+    # numpy's stable sort: of equal scores the lower layer comes first
+    order = np.argsort(-np.asarray(scores), kind="stable")[: len(found)]
+    assert found == sorted(order.tolist())
+
+
+def test_a_measured_block_needs_its_scores() -> None:
+    with pytest.raises(
+        HialignError, match="'patching:top30%' needs a model whose layers have been"
+    ):
+        layers_of("patching:top30%", 30)
+    with pytest.raises(HialignError, match="3 scores for 6 layers"):
+        layers_of("patching:top30%", 6, lambda _: [1.0, 2.0, 3.0])
+    assert {m: probe_of(f"{m}:top30%") for m in MEASURES} == dict(MEASURES)
+    assert probe_of("mid") == probe_of("window:1-2") == probe_of("random:30%:1") == ""
+
+
+def test_blocks_with_training_of_their_own() -> None:
+    every = tuple(range(6))
+    assert choice_of("full:r5", 6) == Choice(every, rank=5)
+    assert choice_of("lisa", 6) == Choice(every, period=20)
+    assert choice_of("lisa:2", 6) == Choice(every, period=2)
+    assert choice_of("mid", 6) == Choice((2, 3))
+    assert choice_of("base", 6) == Choice(())
+
+
+@pytest.mark.parametrize(
+    ("block", "why"),
+    [
+        *[("random:0%:1", "0% is not within 1% and 100%"), ("ila:top0%", "0% is not within")],
+        *[
+            ("ila:top101%", "101% is not within 1% and 100%"),
+            ("full:r0", "rank must be 1 at least"),
+        ],
+        *[("lisa:0", "period must be 1 at least"), ("random:30%", "is not one of")],
+        *[("ila:30%", "is not one of"), ("ila", "is not one of"), ("window:3", "is not one of")],
+        *[("window:1-2,4", "is not one of"), ("spectrum:top30", "is not one of")],
+        *[("lisa:", "is not one of"), ("full:16", "is not one of"), ("mid:r5", "is not one of")],
+        *[("random:30%:-1", "is not one of"), ("gradients:top30%", "is not one of")],
+    ],
+)
+def test_what_is_no_such_block_is_refused(block: str, why: str) -> None:
+    for refuse in (check_block, lambda b: layers_of(b, 30, lambda _: [0.0] * 30)):
+        with pytest.raises(HialignError, match=re.escape(why)) as caught:
+            refuse(block)
+        assert repr(block) in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+def test_each_block_has_a_folder_of_its_own_that_any_system_takes() -> None:
+    some = [
+        *STRATEGIES,
+        "window:2-5",
+        "layers:2-5",
+        "random:30%:7",
+        "random:30%:8",
+        "lisa",
+        "lisa:2",
+    ]
+    some += ["full:r5", *(f"{m}:top{p}%" for m in MEASURES for p in (1, 30))]
+    folders = {slug(check_block(b)) for b in some}
+    assert len(folders) == len(some)
+    assert all(re.fullmatch(r"[\w-]+", f) for f in folders)
+    assert slug("patching:top30%") == "patching-top30pct"
 
 
 # --- modules and adapters ------------------------------------------------------------------------

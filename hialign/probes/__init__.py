@@ -35,12 +35,13 @@ def scores_of(cell: Cell, measure: str) -> list[float]:
                 f"run `hialign run probe-{MEASURES[measure]} -p study {cell.study.name} -p model "
                 f"{cell.model.name}` again"
             )
-        if record["layer_scores"] is None:
+        if record.get("layer_scores") is None:
+            why = record.get("nothing") or record.get("layer_scores_reason") or "no reason given"
             raise HialignError(
-                f"block {cell.block}: the {MEASURES[measure]} probe of {cell.model.name} ranks no "
-                f"layer ({record['nothing']}): name the layers yourself, with layers:…"
+                f"block {cell.block}: the {MEASURES[measure]} probe of {cell.model.name} in study "
+                f"{cell.study.name} ranks no layer ({why}): leave the block out"
             )
         return [float(score) for score in record["layer_scores"]]
     from hialign.probes.spectrum import layer_scores
 
-    return layer_scores(cell.model)
+    return layer_scores(cell.model, cell.study.training.target_modules)

@@ -239,8 +239,10 @@ def tuned(
 ) -> Iterator[Tuned]:
     """Train the blocks in one pass (DPO, `hialign.dpo`) and lend the model with their adapters.
 
+    It is packed and followed by no tracker, whatever the study says of its own trainings.
     Afterwards `model` is as it was before: the adapters are taken off.
     """
+    settings = settings.model_copy(update={"engine": "packed", "report_to": []})
     with tempfile.TemporaryDirectory(prefix="hialign-probe-") as work:
         trainer = dpo.train_blocks(
             model, tokenizer, pairs, choices, settings, identity, work=Path(work)

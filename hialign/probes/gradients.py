@@ -18,7 +18,7 @@ import numpy as np
 
 from hialign import dpo
 from hialign.blocks import Choice, decoder_layers, split_layers, target_modules
-from hialign.contrasts import OBJECTIVES
+from hialign.contrasts import EXPECTED, OBJECTIVES
 from hialign.models import identity, load_model
 from hialign.preferences import load_pairs
 from hialign.probes.common import (
@@ -38,8 +38,6 @@ from hialign.study import Cell
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-# Section 3.2.1: the block that the paper assigns to each objective
-ASSIGNED = {"grammar": "local", "coherence": "mid", "factuality": "global"}
 PREFERENCE = "preference"  # the study's own pairs
 
 
@@ -224,7 +222,7 @@ def inequality(
     )
     rows = []
     for place, objective in enumerate(objectives):
-        block = ASSIGNED[objective]
+        block = EXPECTED[objective]
         for other in (b for b in split if b != block):
             all_d = np.stack([levels[o, block] - levels[o, other] for o in objectives], axis=1)
             residual = all_d - all_d.mean(axis=1, keepdims=True)  # (prompts, objectives)

@@ -1,8 +1,16 @@
 """Spectrum (Hartford et al., 2024): layers by the signal-to-noise ratio of their weights.
 
-No data and no gradient: the singular values of a weight matrix above the edge that pure noise would
-have (Marchenko-Pastur) are signal, those below it noise. A comparison, not one of the papers' claims.
+No data and no gradient: singular values of a weight matrix above an edge are signal, those below it
+noise. A comparison, not one of the papers' claims.
+
+The edge is the paper's, which is not quite the one that pure noise has (Marchenko-Pastur): it takes
+the spread of singular values for that of the matrix's entries. So noise alone scores 0.8 in a large
+square matrix, and more in a longer one; only ranks among matrices of one shape have a meaning, and
+no others are used here.
 """
+
+import hashlib
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -10,7 +18,7 @@ from hialign import paths
 from hialign.blocks import decoder_layers, target_modules
 from hialign.models import identity, load_model
 from hialign.records import read_json, write_json
-from hialign.study import ModelSettings, TrainingSettings
+from hialign.study import ModelSettings
 
 NORMAL_IQR = 1.349  # interquartile range of a standard normal
 
@@ -19,15 +27,16 @@ def signal_to_noise(singular: np.ndarray, shape: tuple[int, int]) -> float:
     """The sum of singular values above the noise's edge over the sum of those below it.
 
     The edge is sigma (1 + sqrt(beta)) with sigma from the values' interquartile range and beta the
-    shorter side of the matrix over the longer. Infinite where nothing is below.
+    shorter side of the matrix over the longer. Infinite where nothing is below; 0 where nothing is
+    above, in a matrix of zeros too.
     """
     quarter, three = np.percentile(singular, [25, 75])
     edge = (three - quarter) / NORMAL_IQR * (1 + np.sqrt(min(shape) / max(shape)))
     signal, noise = singular[singular > edge].sum(), singular[singular <= edge].sum()
-    return float(signal / noise) if noise else float("inf")
+    return float(signal / noise) if noise else float("inf") if signal else 0.0
 
 
-def matrices(settings: ModelSettings, projections: list[str]) -> dict[str, float]:
+def matrices(settings: ModelSettings, projections: Sequence[str]) -> dict[str, float]:
     """The signal-to-noise ratio of each layer's `projections`, by the module's full name."""
     import torch
 
@@ -41,21 +50,20 @@ def matrices(settings: ModelSettings, projections: list[str]) -> dict[str, float
     return found
 
 
-def layer_scores(settings: ModelSettings) -> list[float]:
+def layer_scores(settings: ModelSettings, projections: Sequence[str]) -> list[float]:
     """Each layer's rank (0 to 1, higher is more signal) within a module type, averaged over types.
 
-    Kept in the cache, by the weights' identity.
+    Kept in the cache, by the weights' identity and the projections.
     """
     from scipy.stats import rankdata
 
-    projections = TrainingSettings().target_modules
-    (name,) = [str(v) for v in identity(settings).values()]
-    path = paths.cache() / "spectrum" / f"{paths.slug(name)}.json"
+    known_as = repr((sorted(identity(settings).items()), list(projections)))
+    key = hashlib.sha256(known_as.encode()).hexdigest()[:24]
+    path = paths.cache() / "spectrum" / f"{key}.json"
     if not path.is_file():
-        write_json(path, {"matrices": matrices(settings, projections)})
-    known = read_json(path)["matrices"]
-    by_type: dict[str, list[float]] = {}
-    for module, ratio in known.items():
-        by_type.setdefault(module.rsplit(".", 1)[-1], []).append(ratio)
-    ranks = [rankdata(ratios) / len(ratios) for ratios in by_type.values()]
-    return [float(x) for x in np.mean(ranks, axis=0)]
+        by_type: dict[str, list[float]] = {}
+        for module, ratio in matrices(settings, projections).items():
+            by_type.setdefault(module.rsplit(".", 1)[-1], []).append(ratio)
+        ranks = [rankdata(ratios) / len(ratios) for ratios in by_type.values()]
+        write_json(path, {"layer_scores": [float(x) for x in np.mean(ranks, axis=0)]})
+    return list(read_json(path)["layer_scores"])

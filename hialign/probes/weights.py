@@ -41,7 +41,7 @@ def weights(cell: Cell) -> dict[str, Any]:
             "tuned": chosen.tuned,
             "depth": depth_of(cell.model),
             "update": update_norms(cell, chosen.tuned),
-            "spectrum": spectrum.layer_scores(cell.model),
+            "spectrum": spectrum.layer_scores(cell.model, cell.study.training.target_modules),
         }
 
     return measured(cell, "weights", came_from, compute)

@@ -1,0 +1,164 @@
+"""Which block helps which objective: each block trained on each objective's pairs, tested on each.
+
+Hypothesis 2 says that grammar lives in the lower third, coherence in the middle one and factuality in
+the upper one. If so, training on an objective's pairs should gain most where the objective lives. The
+design is a full factorial: training sets (one of each objective and `all`, of the same size, on the
+same prompts) x blocks x tested objectives x seeds, on pairs that differ in one objective only.
+"""
+
+import random
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hialign import training
+from hialign.contrasts import EXPECTED, OBJECTIVES
+from hialign.errors import HialignError
+from hialign.models import depth_of, identity, load_model
+from hialign.preferences import load_pairs, prompt_id
+from hialign.probes import common
+from hialign.probes.estimates import judge_family, of_margins, paired, short
+from hialign.settings import MatrixSettings
+from hialign.study import Cell
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+SETS = (*OBJECTIVES, "all")
+Margins = dict[str, dict[str, list[list[float]]]]  # training set -> block -> seeds x pairs
+
+
+def matrix(cell: Cell) -> dict[str, Any]:
+    """The record of the strategy x objective matrix of the cell's model (`cell.block` plays no role).
+
+    Its fields, beside those of every record:
+
+    - `blocks`: block -> its layers; `seeds`; `beta`; `train`: pairs of each training set;
+    - `pairs`: `{id, objective, prompt}` of each tested pair, `prompt` being the prompt's id;
+    - `margins`: training set -> block -> seeds x pairs, the implicit reward margin (nats; Eq. 1);
+    - `cells`: a row a training set, block and tested objective (`trained_on`, `block`,
+      `tested_on`): n, prompts, margin and accuracy with `_low` and `_high` (95%, over prompts, seeds
+      averaged first) and `_seed_std` (`estimates.of_margins`);
+    - `sizes`: training set -> block -> root mean square of its margins over the pairs of all
+      objectives, seeds averaged first (nats);
+    - `hypothesis`: for each objective the block in which Hypothesis 2 puts it against each other
+      third, trained and tested on the objective (`objective`, `block`, `other`): on the same pairs
+      the difference of margins, `scale` being `nats` or `relative` (each block's margins over its
+      size first, which is taken as known: what a block does here rather than elsewhere, since one
+      that moves the model further has larger margins everywhere); n, prompts, difference with
+      `_low` and `_high`, effect, p, p_holm (over the rows of a scale), verdict (`estimates.paired`,
+      `estimates.judge_family`); None with a `reason` where nothing differs.
+
+    Raises HialignError before a model is loaded for blocks without layers, and for more pairs than
+    the built-in set has.
+    """
+    settings = common.probe_settings(cell).matrix or MatrixSettings()
+    resamples = common.probe_settings(cell).resamples
+    depth = depth_of(cell.model)
+    choices = {b: training.choice(Cell(cell.study, cell.model, b), depth) for b in settings.blocks}
+    if untuned := [block for block, choice in choices.items() if not choice.layers]:
+        raise HialignError(f"probes.matrix.blocks: {untuned[0]} tunes nothing; leave it out")
+    builtin = load_pairs("builtin", train=None, evaluation=None)
+    sets = {seed: training_sets(builtin.train, settings.train, seed) for seed in settings.seeds}
+    layers = {block: list(choice.layers) for block, choice in choices.items()}
+    came_from = {
+        "model": identity(cell.model),
+        "preferences": builtin.fingerprint,
+        "layers": layers,
+    }
+    beta = cell.study.training.beta
+
+    def compute(parts: common.Parts) -> dict[str, Any]:
+        model, tokenizer = load_model(cell.model)
+        pairs = common.contrast_pairs_of(cell, tokenizer, settings.contrast_prompts)
+        common.packable(model, pairs)
+
+        def trained(name: str, seed: int) -> dict[str, list[float]]:
+            with common.tuned(
+                *(model, tokenizer, sets[seed][name], choices),
+                cell.study.training.model_copy(update={"seed": seed}),
+                identity(cell.model),
+            ) as tuned:
+                found = tuned.margins(pairs, beta, f"{name}, seed {seed}")
+            return {block: short(values) for block, values in found.items()}
+
+        margins: Margins = {name: {block: [] for block in choices} for name in SETS}
+        for seed in settings.seeds:
+            for name in SETS:
+                part = parts.part(f"{name}-{seed}", partial(trained, name, seed))
+                for block in choices:
+                    margins[name][block].append(part[block])
+        return {
+            "blocks": layers,
+            "seeds": settings.seeds,
+            "beta": beta,
+            "train": settings.train,
+            "pairs": [{"id": p.id, "objective": p.objective, "prompt": p.prompt} for p in pairs],
+            "margins": margins,
+            **summary(margins, pairs, resamples),
+        }
+
+    return common.measured(cell, "matrix", came_from, compute)
+
+
+def training_sets(pairs: "Dataset", size: int, seed: int) -> "dict[str, Dataset]":
+    """`size` built-in training pairs of each objective, and as many of all, spread evenly over them.
+
+    The same prompts (drawn by `seed`) for each set, so that only the objectives differ.
+    """
+    places: dict[str, dict[str, int]] = {}  # prompt -> objective -> place
+    for place, row in enumerate(pairs.select_columns(["prompt", "objective"])):
+        places.setdefault(prompt_id(row["prompt"]), {})[row["objective"]] = place
+    whole = sorted(prompt for prompt, found in places.items() if set(OBJECTIVES) <= set(found))
+    if size > len(whole):
+        raise HialignError(
+            f"probes.matrix.train asks for {size} pairs of each objective, but the built-in set has "
+            f"{len(whole)}: lower it"
+        )
+    drawn = random.Random(seed).sample(whole, size)
+    chosen = {name: [places[prompt][name] for prompt in drawn] for name in OBJECTIVES}
+    turns = zip(drawn, OBJECTIVES * size, strict=False)
+    chosen["all"] = [places[prompt][name] for prompt, name in turns]
+    return {name: pairs.select(found) for name, found in chosen.items()}
+
+
+def summary(
+    margins: Mapping[str, Mapping[str, Sequence[Sequence[float]]]],
+    pairs: Sequence[common.ProbePair],
+    resamples: int,
+) -> dict[str, Any]:
+    """`cells`, `sizes` and `hypothesis` of the record, from seeds x pairs margins."""
+    places = {o: [i for i, p in enumerate(pairs) if p.objective == o] for o in OBJECTIVES}
+    prompts = {o: [pairs[i].prompt for i in found] for o, found in places.items()}
+    cells = []
+    for name, blocks in margins.items():
+        for block, seeds in blocks.items():
+            for objective, found in places.items():
+                row = {"trained_on": name, "block": block, "tested_on": objective}
+                of_objective = [[one[i] for i in found] for one in seeds]
+                cells.append(row | of_margins(of_objective, prompts[objective], resamples))
+    means = {
+        name: {block: np.mean(seeds, axis=0) for block, seeds in blocks.items()}
+        for name, blocks in margins.items()
+    }
+    sizes = {
+        name: {block: float(np.sqrt(np.mean(values**2))) for block, values in blocks.items()}
+        for name, blocks in means.items()
+    }
+    hypothesis: list[dict[str, Any]] = []
+    for scale in ("nats", "relative"):
+        rows = []
+        for objective, block in EXPECTED.items():
+            values, size = means[objective], sizes[objective]
+            for other in EXPECTED.values():
+                if other == block or not {block, other} <= set(values):
+                    continue
+                over = {b: (size[b] or 1.0) if scale == "relative" else 1.0 for b in (block, other)}
+                ours, theirs = (values[b][places[objective]] / over[b] for b in (block, other))
+                row = {"objective": objective, "block": block, "other": other, "scale": scale}
+                rows.append(row | paired(ours, theirs, prompts[objective], resamples))
+        judge_family(rows)
+        hypothesis += rows
+    return {"cells": cells, "sizes": sizes, "hypothesis": hypothesis}
