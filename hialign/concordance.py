@@ -136,11 +136,12 @@ def _lasso(record: dict[str, Any]) -> Measure | str:
 
 
 def _tuning(record: dict[str, Any]) -> Measure | str:
-    if not record.get("singles"):
-        return "no layer was tuned alone"
+    if record["layer_scores"] is None:
+        return "no layer was tuned alone, or none moved a margin"
     draws = np.array([row["margins"] for row in record["singles"]]).T
     says = "held-out reward margin when the layer is tuned alone"
-    return Measure("tuning", says, tuple(draws.mean(axis=0)), draws, tuple(record["prompts"]))
+    prompts = tuple(pair["prompt"] for pair in record["pairs"])
+    return Measure("tuning", says, tuple(draws.mean(axis=0)), draws, prompts)
 
 
 def _update(record: dict[str, Any]) -> Measure:

@@ -148,21 +148,35 @@ def curve(study: Study) -> Table:
     rows = []
     for label, record in records.probes(study, "sweep").items():
         for row in record["windows"]:
-            rows.append(_row(label, f"layers {row['first']} to {row['last']}", row))
+            rows.append(_row(label, _name(row), row))
         for row in record["singles"]:
-            rows.append(_row(label, f"layer {row['layer']}", row))
+            rows.append(_row(label, f"layer {row['first']}", row))
         rows += [_row(label, row["block"], row) for row in record["controls"]]
     return table_of(rows, None if rows else ["Model", "Tuned", "Parameters"])
 
 
 def controls(study: Study) -> Table:
-    """The best window beside the thirds, all layers at a lower rank, and layers drawn at random."""
+    """The best window and the middle third against the thirds and controls, paired by pair."""
     rows = []
     for label, record in records.probes(study, "sweep").items():
-        best = max(record["windows"], key=lambda row: row["accuracy"])
-        rows.append(_row(label, f"best window, {best['first']} to {best['last']}", best))
-        rows += [_row(label, row["block"], row) for row in record["controls"]]
-    return table_of(rows, None if rows else ["Model", "Tuned", "Parameters"])
+        found = {r["block"]: r for kind in ("windows", "controls") for r in record[kind]}
+        for row in record["comparisons"]:
+            names = f"{_name(found[row['block']])} minus {_name(found[row['other']])}"
+            shown: dict[str, Any] = {"Model": label, "Compared": names}
+            shown["Chosen on these pairs"] = "yes" if row["selected"] else "no"
+            for side, block in (("First", row["block"]), ("Second", row["other"])):
+                shown[f"Accuracy, {side.lower()}"] = found[block]["accuracy"]
+            shown["Margin, difference"] = row["difference"]
+            ends = interval_text(row["difference_low"], row["difference_high"])
+            shown |= {"95% interval": ends, "p": p_text(row["p_holm"]), "Verdict": row["verdict"]}
+            rows.append(shown | {"Prompts": row["prompts"]})
+    return table_of(rows, None if rows else ["Model", "Compared"])
+
+
+def _name(row: dict[str, Any]) -> str:
+    if row["block"].startswith("window:"):
+        return f"layers {row['first']} to {row['last']}"
+    return str(row["block"])
 
 
 def _row(label: str, name: str, row: dict[str, Any]) -> dict[str, Any]:

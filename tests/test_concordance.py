@@ -42,7 +42,11 @@ def study_of(outputs: Path, gradient: str, patching: str, tuning: str) -> Study:
     contents: dict[str, Any] = {
         "gradients": {"pairs": {"preference": rows}},
         "patching": record,
-        "sweep": {"singles": singles, "prompts": PROMPTS},
+        "sweep": {
+            "singles": singles,
+            "layer_scores": [1.0],
+            "pairs": [{"prompt": p} for p in PROMPTS],
+        },
         "weights": {"update": [1.0] * DEPTH, "spectrum": list(range(DEPTH))},
     }
     for probe, content in contents.items():
