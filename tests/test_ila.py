@@ -264,12 +264,12 @@ def test_chance_is_what_sets_drawn_at_random_share(total: int, size: int) -> Non
     rng = random.Random(0)
     drawn = [
         overlap.jaccard(rng.sample(range(total), size), rng.sample(range(total), size))
-        for _ in range(20_000)
+        for _ in range(8_000)
     ]
     found = overlap.chance(total, size)
-    assert found["mean"] == pytest.approx(np.mean(drawn), abs=0.005)
-    assert np.mean([x <= found["quantile95"] for x in drawn]) >= 0.945
-    assert np.mean([x < found["quantile95"] for x in drawn]) <= 0.955  # no lower value would do
+    assert found["mean"] == pytest.approx(np.mean(drawn), abs=0.01)
+    assert np.mean([x <= found["quantile95"] for x in drawn]) >= 0.94
+    assert np.mean([x < found["quantile95"] for x in drawn]) <= 0.96  # no lower value would do
 
 
 def test_two_random_sets_of_three_quarters_share_three_fifths() -> None:
@@ -351,11 +351,13 @@ def test_settings_that_cannot_work_are_refused(
         load_study(tiny_study(probes={"ila": changes}))
 
 
-def cell_of(tiny_study: Callable[..., Path], tmp_path: Path, **changes: Any) -> Cell:
+def cell_of(
+    tiny_study: Callable[..., Path], tmp_path: Path, seeds: Sequence[int] = (1, 2), **changes: Any
+) -> Cell:
     write_lines(tmp_path / "other.jsonl", made_pairs(24, seed=5, prompt_words=1))
     own = {
         **{"datasets": ["study", str(tmp_path / "other.jsonl")], "train": 8, "gate_steps": 3},
-        **{"seeds": [1, 2], "top": [10, 30], "random_sets": 1},
+        **{"seeds": list(seeds), "top": [10, 30], "random_sets": 1},
     }
     probes = {"pairs": 6, "max_length": 256, "resamples": 200, "ila": own}
     path = tiny_study(models=[MODEL], probes=probes, **changes)
@@ -453,7 +455,7 @@ def test_a_model_that_learns_nothing_has_no_ranking(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(torch.optim.AdamW, "step", lambda *_, **__: None)  # B stays at zero
-    cell = cell_of(tiny_study, tmp_path)
+    cell = cell_of(tiny_study, tmp_path, seeds=[1])
     record = ila.ila(cell)
     json.dumps(record, allow_nan=False)
     assert "changes no matrix" in record["nothing"]
@@ -473,3 +475,43 @@ def test_pairs_that_are_too_long_are_left_out(
     cell = cell_of(tiny_study, tmp_path, training={"max_length": 40})
     with pytest.raises(HialignError, match="at most 40 tokens"):
         ila.ila(cell)
+
+
+def test_a_model_that_cannot_be_packed_is_refused_before_training(
+    tiny_study: Callable[..., Path],
+    tmp_path: Path,
+    outputs: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cell = cell_of(tiny_study, tmp_path)
+    monkeypatch.setattr(ila, "run", lambda *_: pytest.fail("it was trained"))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(HialignError, match="in one pass: several processes"):
+        ila.ila(cell)
+
+
+def test_a_killed_run_goes_on(
+    tiny_study: Callable[..., Path],
+    tmp_path: Path,
+    outputs: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cell = cell_of(tiny_study, tmp_path)
+    done: list[tuple[str, int]] = []
+
+    def run(subject: Any, rows: Any, loss: str, seed: int, settings: Any) -> dict[str, Any]:
+        if len(done) == 3:
+            raise KeyboardInterrupt
+        done.append((loss, seed))
+        return {"gates": [0.0] * 16, "nothing": "a stand-in"}
+
+    monkeypatch.setattr(ila, "run", run)
+    with pytest.raises(KeyboardInterrupt):
+        ila.ila(cell)
+    first, done = done, []
+    with pytest.raises(KeyboardInterrupt):
+        ila.ila(cell)
+    assert [*first, *done][:5] == [
+        *(("dpo", 1), ("dpo", 2), ("sft", 1), ("sft", 2)),
+        ("dpo", 1),  # of the other data set
+    ]

@@ -54,7 +54,8 @@ def ila(cell: Cell) -> dict[str, Any]:
     `stability` over seeds. `overlaps`: for each two data sets, loss and per cent of matrices, what
     `overlap.overlap_of` gives. `interventions`: what `interventions.interventions` gives. `layer_scores`
     are those of data set `study` under the first loss (DPO where it is run), None where `nothing`
-    says why. Raises HialignError for a data set that cannot be read or has no pair that fits.
+    says why. Raises HialignError for a data set that cannot be read or has fewer than two pairs that
+    fit, and for a model whose blocks cannot be trained in one pass.
     """
     settings = probe_settings(cell).ila or IlaSettings()
     study = load_pairs(cell.study.preferences)
@@ -117,7 +118,7 @@ def _compute(
     subject = subject_of(cell)
     taken = {name: _taken(subject, name, found, settings.train) for name, found in rows.items()}
     held_out, _ = common.held_out(cell, subject.tokenizer)  # refuses before minutes are spent
-    common.packable(subject.model, held_out)
+    _check_packable(subject, taken["study"])
     sizes = subject.parameters(cell.study.training.lora_rank)
     matrices = [
         {"name": name, "layer": layer, "parameters": size}
@@ -154,6 +155,18 @@ def _compute(
         "layer_scores": own["layer_scores"],
         "nothing": own["nothing"],
     }
+
+
+def _check_packable(subject: Subject, rows: list[Pair]) -> None:
+    """Refuse what the interventions, which come last, could not train."""
+    from datasets import Dataset
+
+    few, training = Dataset.from_list(rows[:8]), subject.training(0)
+    if why := dpo.why_stock(subject.model, subject.tokenizer, few, training):
+        raise HialignError(
+            f"the ILA probe needs a model whose blocks can be trained in one pass: {why}; "
+            "set probes.ila to null, or training.disable_dropout to true if it is dropout"
+        )
 
 
 def _taken(subject: Subject, name: str, rows: list[Pair], wanted: int) -> list[Pair]:
@@ -194,10 +207,11 @@ def run(
         s, gate_loss = learn_gates(adapted, subject.names, objective, settings, seed, "gates")
         training_loss = list(adapted.losses["full"])
     nothing = nothing_in(change, s)
+    kept = _rounded(s)
     return {
         "pairs": len(pairs),
-        "gates": _rounded(s),
-        "ranking": None if nothing else ranked(s),
+        "gates": kept,
+        "ranking": None if nothing else ranked(kept),
         "nothing": nothing,
         "change": _rounded(change),
         "training_loss": _rounded(training_loss),
@@ -242,7 +256,7 @@ def ranking_of(
     layers = np.asarray(subject.layers)
     return entry | {
         "scores": _rounded(scores.tolist()),
-        "ranking": ranked(scores.tolist()),
+        "ranking": ranked(_rounded(scores.tolist())),
         "layer_scores": _rounded([float(scores[layers == i].mean()) for i in range(subject.depth)]),
         "stability": stability(found, share_of(percent, len(scores))),
         "nothing": None,

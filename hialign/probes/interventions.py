@@ -31,7 +31,8 @@ def interventions(
 ) -> dict[str, Any]:
     """Train every variant on `rows` (DPO, the study's own seed) and measure it on `held_out`.
 
-    `ranking_from`: the loss and the data set that the matrices were ranked by. `pairs`, `prompts`:
+    `ranking_from`: the loss and the data set that the matrices were ranked by (one ranking only: what
+    another loss's would do is not asked). `pairs`, `prompts`:
     ids of the held-out pairs. `variants`: `name`, `kind` (full, freeze, top, random, third, third at
     equal parameters), `percent` and `matrices` tuned, `layers`, `rank`, `parameters`, the `margins`
     (nats, Eq. 1) of the pairs, and with n and 95% interval over pairs the mean `margin` and the
