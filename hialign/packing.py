@@ -32,6 +32,7 @@ class Pack:
     `targets[i]`. `prediction`, `sequence`: S, one for each token of each response: it is that
     prediction, and belongs to that sequence (2 p is the chosen one of the p-th pair, 2 p + 1 the
     rejected one). What responses begin with alike is predicted once and counts for each.
+    `places`: where in the row each sequence's tokens stand (its last one is no input).
     """
 
     pairs: int
@@ -42,6 +43,7 @@ class Pack:
     targets: tuple[int, ...]
     prediction: tuple[int, ...]
     sequence: tuple[int, ...]
+    places: tuple[tuple[int, ...], ...]
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -85,6 +87,7 @@ def pack(pairs: Sequence[TokenPair]) -> Pack:
     return Pack(
         *(len(pairs), tuple(nodes), tuple(ids), tuple(positions)),
         *(scored, targets, tuple(prediction), tuple(sequence)),
+        tuple(tuple(own) for own in places),
     )
 
 

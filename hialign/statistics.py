@@ -62,8 +62,6 @@ def pooled_interval(
     they say. Where BCa has no answer (leaving out any group gives the same value, as for the
     standard deviation of two), the interval is the percentiles'.
     """
-    from scipy.stats import bootstrap, norm, t
-
     data = np.asarray(values, dtype=float)
     _, index = np.unique([str(g) for g in groups], return_inverse=True)
     counts = np.bincount(index)
@@ -76,7 +74,47 @@ def pooled_interval(
     if all(np.ptp(column / counts) < 1e-12 for column in columns):
         same = float(statistic(*columns, axis=0))
         return same, same
-    n = len(counts)
+    return _expanded_bootstrap(columns, statistic, resamples, confidence, seed)
+
+
+def ratio_interval(
+    numerators: Sequence[float],
+    denominators: Sequence[float],
+    groups: Sequence[Hashable],
+    resamples: int = 10_000,
+    confidence: float = 0.95,
+    seed: int = 42,
+) -> tuple[float, float]:
+    """Bootstrap interval (BCa, expanded) of `mean(numerators) / mean(denominators)`, two measurements
+    of the same things, drawing whole groups.
+
+    A ratio of means, not the mean of ratios, which explodes where a single denominator is near
+    zero. It means nothing where the mean denominator itself may be zero: look at its interval first.
+    NaN for fewer than two groups; of no width where all groups have the same ratio.
+    """
+    _, index = np.unique([str(g) for g in groups], return_inverse=True)
+    over, under = (
+        np.bincount(index, weights=np.asarray(x, dtype=float)) for x in (numerators, denominators)
+    )
+    if len(under) < 2:
+        return float("nan"), float("nan")
+    ratio = float(over.sum() / under.sum())
+    if np.allclose(over, ratio * under, rtol=1e-9, atol=1e-12):
+        return ratio, ratio
+    return _expanded_bootstrap([under, over], _pooled_mean, resamples, confidence, seed)
+
+
+def _expanded_bootstrap(
+    columns: Sequence[np.ndarray],
+    statistic: Callable[..., np.ndarray],
+    resamples: int,
+    confidence: float,
+    seed: int,
+) -> tuple[float, float]:
+    """BCa interval of a statistic of columns with a row a group, at Hesterberg's raised level."""
+    from scipy.stats import bootstrap, norm, t
+
+    n = len(columns[0])
     tail = norm.sf(np.sqrt(n / (n - 1)) * t.ppf((1 + confidence) / 2, n - 1))
 
     def drawn(method: str) -> tuple[float, float]:
