@@ -1,0 +1,209 @@
+"""Held-out accuracy by depth: every window of a third of the layers, and every layer alone.
+
+The thirds are three of many blocks of their size. If alignment has a place, the curve over all
+windows shows it, and the middle third has to stand out from its neighbours, from layers drawn at
+random, and from as many parameters spread over all layers. Everything is trained in passes that
+share the layers below (`hialign.dpo`), each block as if it were alone.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from hialign import blocks
+from hialign.blocks import Choice
+from hialign.errors import HialignError
+from hialign.models import depth_of, identity, load_model
+from hialign.preferences import load_pairs
+from hialign.probes import common
+from hialign.probes.estimates import judge_family, of_margins, paired, short
+from hialign.settings import SweepSettings
+from hialign.study import Cell, TrainingSettings
+from hialign.trainer import is_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+RANDOM_SETS = 3
+# float32 bytes a trained parameter: itself, its gradient, AdamW's two moments
+BYTES = 16
+# Of one pass's adapters, by device: with a small model and its activations, 2 GiB suffice on a CPU
+BUDGET = {"cpu": 1 << 28, "cuda": 1 << 31}
+
+
+def sweep(cell: Cell) -> dict[str, Any]:
+    """The record of tuning gain by depth of the cell's model (`cell.block` plays no role).
+
+    Its fields, beside those of every record:
+
+    - `depth`; `size`: layers of a window, those of the middle third; `beta`; `train`: pairs that
+      every block was trained on; `pairs`: `{id, prompt}` of each held-out pair (the prompt's id);
+    - `windows`: a row a window, from the lowest: `block`, `first` and `last` layer, `parameters`
+      trained, n, prompts, margin (nats; Eq. 1) and accuracy with `_low` and `_high` (95%, over
+      prompts; `estimates.of_margins`), and `margins`, one a pair;
+    - `singles`: the same for each layer alone (empty where the study does not want them);
+    - `controls`: the same, with `layers` and `rank`, for full, the thirds, full at the rank that has
+      about a third's parameters, and three draws of a third of the layers;
+    - `best`: the window with the highest mean margin; `candidate`: the one that has it on every
+      second prompt; None for both, with `best_reason`, where no training changed a margin;
+    - `comparisons`: paired by pair, difference of margins with `_low` and `_high`, effect, p, p_holm
+      over all of these rows, verdict (`estimates.paired`, `estimates.judge_family`) of `block` and
+      `other`: the candidate against the middle third and each draw, on the prompts on which it was
+      not chosen (the best of many has an undeserved lead where it was), and the middle third
+      against all other controls, on all pairs;
+    - `layer_scores`: each single layer's mean margin, None without singles or where none moved.
+    """
+    settings = common.probe_settings(cell)
+    own = settings.sweep or SweepSettings()
+    training = cell.study.training
+    depth = depth_of(cell.model)
+    choices = choices_of(depth, own.singles, training.lora_rank)
+    source = load_pairs(cell.study.preferences)
+    train = source.train
+    if own.train is not None:
+        if own.train > len(train):
+            raise HialignError(
+                f"probes.sweep.train asks for {own.train} pairs, but study {cell.study.name} trains "
+                f"on {len(train)}: lower it, or leave it out for all of them"
+            )
+        train = train.select(range(own.train))
+    came_from = {"model": identity(cell.model), "preferences": source.fingerprint}
+
+    def compute(parts: common.Parts) -> dict[str, Any]:
+        model, tokenizer = load_model(cell.model)
+        pairs, _ = common.held_out(cell, tokenizer)
+        common.packable(model, pairs)
+
+        def trained(names: Sequence[str], what: str) -> dict[str, Any]:
+            chosen = {name: choices[name] for name in names}
+            with common.tuned(
+                model, tokenizer, train, chosen, training, identity(cell.model)
+            ) as tuned:
+                margins = tuned.margins(pairs, training.beta, what)
+                sizes = {n: p.numel() for n, p in tuned.model.named_parameters()}
+                adapters = tuned.adapters
+            return {
+                block: {
+                    "parameters": sum(n for p, n in sizes.items() if is_of(p, adapters[block])),
+                    "margins": short(margins[block]),
+                }
+                for block in chosen
+            }
+
+        found: dict[str, Any] = {}
+        # the thirds are windows too, of most models: no layers are trained twice
+        once = {choice: name for name, choice in choices.items()}
+        groups = passes(model, {name: choice for choice, name in once.items()}, training)
+        for number, names in enumerate(groups, 1):
+            what = f"pass {number} of {len(groups)}"
+            found |= parts.part(f"{number}-of-{len(groups)}", partial(trained, names, what))
+        found = {name: found[once[choice]] for name, choice in choices.items()}
+        return {
+            "depth": depth,
+            "beta": training.beta,
+            "train": len(train),
+            "pairs": [{"id": p.id, "prompt": p.prompt} for p in pairs],
+            **summary(depth, choices, found, [p.prompt for p in pairs], settings.resamples),
+        }
+
+    return common.measured(cell, "sweep", came_from, compute)
+
+
+def choices_of(depth: int, singles: bool, rank: int) -> dict[str, Choice]:
+    """All blocks of the sweep: windows of a third, single layers, controls."""
+    size = len(blocks.split_layers(depth)["mid"])
+    names = [f"window:{first}-{first + size - 1}" for first in range(depth - size + 1)]
+    if singles:
+        names += [f"layers:{layer}" for layer in range(depth)]
+    names += ["full", "local", "mid", "global", f"full:r{max(1, round(rank * size / depth))}"]
+    found = {name: blocks.choice_of(name, depth) for name in names}
+    seed = 0
+    while sum(name.startswith("random:") for name in found) < RANDOM_SETS:
+        seed += 1
+        name = f"random:{round(100 * size / depth)}%:{seed}"
+        drawn = blocks.choice_of(name, depth)
+        # a small model has few sets: not one that is trained already, unless there is no other
+        if drawn not in found.values() or seed > 100:
+            found[name] = drawn
+    return found
+
+
+def passes(
+    model: "PreTrainedModel", choices: Mapping[str, Choice], training: TrainingSettings
+) -> list[list[str]]:
+    """The blocks in groups that are trained together, as many as `BUDGET` has room for.
+
+    Those that start alike come together, as they share what lies below.
+    """
+    budget = BUDGET["cpu" if model.device.type == "cpu" else "cuda"]
+    groups: list[list[str]] = []
+    room = 0
+    for name in sorted(choices, key=lambda b: (-min(choices[b].layers), b)):
+        choice = choices[name]
+        modules = blocks.target_modules(model, choice.layers, training.target_modules)
+        weights = [model.get_submodule(module).weight for module in modules]
+        needed = BYTES * (choice.rank or training.lora_rank) * sum(sum(w.shape) for w in weights)
+        if not groups or needed > room:
+            groups.append([])
+            room = budget
+        groups[-1].append(name)
+        room -= needed
+    return groups
+
+
+def summary(
+    depth: int,
+    choices: Mapping[str, Choice],
+    found: Mapping[str, Mapping[str, Any]],
+    prompts: Sequence[str],
+    resamples: int,
+) -> dict[str, Any]:
+    """The record's rows and comparisons, from each block's `parameters` and per-pair `margins`."""
+
+    def row(block: str) -> dict[str, Any]:
+        layers, known = choices[block].layers, found[block]
+        of_pairs = of_margins([known["margins"]], prompts, resamples)
+        one_seed = {key: value for key, value in of_pairs.items() if not key.endswith("_seed_std")}
+        place = {"block": block, "first": min(layers), "last": max(layers)}
+        return (
+            place | {"parameters": known["parameters"]} | one_seed | {"margins": known["margins"]}
+        )
+
+    kinds = {"windows": "window:", "singles": "layers:"}
+    rows = {kind: [row(b) for b in choices if b.startswith(s)] for kind, s in kinds.items()}
+    others = [b for b in choices if not b.startswith(tuple(kinds.values()))]
+    rows["controls"] = [
+        row(b) | {"layers": list(choices[b].layers), "rank": choices[b].rank} for b in others
+    ]
+    moved = any(m != 0 for known in found.values() for m in known["margins"])
+    every = list(range(len(prompts)))
+    second = set(list(dict.fromkeys(prompts))[::2])
+    choosing = [i for i in every if prompts[i] in second]
+    testing = [i for i in every if prompts[i] not in second]
+
+    def highest(places: Sequence[int]) -> str | None:
+        """The window with the highest mean margin on some pairs."""
+        means = {r["block"]: sum(r["margins"][i] for i in places) for r in rows["windows"]}
+        return max(means, key=lambda block: means[block]) if moved else None
+
+    candidate = highest(choosing)
+    draws = [b for b in others if b.startswith("random:")]
+    tests = [(candidate, b, testing) for b in ("mid", *draws)] if candidate else []
+    tests += [("mid", b, every) for b in others if b != "mid"]
+    comparisons = []
+    for block, other, places in tests:
+        a, b = ([found[name]["margins"][i] for i in places] for name in (block, other))
+        row_of = paired(a, b, [prompts[i] for i in places], resamples)
+        comparisons.append({"block": block, "other": other} | row_of)
+    judge_family(comparisons)
+    best = highest(every)
+    alone = [r["margin"] for r in rows["singles"]]
+    return {
+        "size": len(choices["mid"].layers),
+        **rows,
+        "best": best,
+        "candidate": candidate,
+        "best_reason": None if best else "no training changed any margin",
+        "comparisons": comparisons,
+        "layer_scores": alone if any(alone) else None,
+    }
