@@ -93,7 +93,7 @@ def test_patches_are_those_of_a_naive_loop_with_hooks(family: str, n: int) -> No
     kinds = [k for k in KINDS if family != "gemma3_text" or k not in ("attention", "mlp")]
     pairs = some_pairs(max(n, 2))
     pairs = pairs if n > 1 else [pairs[0], pairs[-1]]
-    sides = two_models(family, [1, 2, 4])
+    sides = two_models(f"{family}:4", [1, 2])
     expected = benchmark().Loop(sides, pairs).all(kinds, 2)
     found = measured(sides, pairs, kinds)
     assert benchmark().largest(expected["unpatched"], found.unpatched) < 1e-3
@@ -337,9 +337,12 @@ def saved(folder: Path, layers: list[int]) -> str:
     return str(folder)
 
 
-@pytest.fixture
-def found(outputs: Path, tmp_path: Path) -> dict[str, Any]:
-    return patching.patching(cell_of(tmp_path, saved(tmp_path / "tuned", [PLANTED])))
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("planted")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HIALIGN_OUTPUTS", str(folder / "outputs"))
+        return patching.patching(cell_of(folder, saved(folder / "tuned", [PLANTED])))
 
 
 def test_the_planted_layer_is_found(found: dict[str, Any]) -> None:
@@ -397,9 +400,8 @@ def test_the_record_holds_what_its_estimates_are_made_of(found: dict[str, Any]) 
 def test_the_same_call_gives_the_same_and_a_killed_run_goes_on(
     found: dict[str, Any], outputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cell = cell_of(tmp_path, str(tmp_path / "tuned"))
+    cell = cell_of(tmp_path, saved(tmp_path / "tuned", [PLANTED]))
     path = paths.probe_record(cell.study.name, cell.model.name, "patching")
-    path.unlink()
     monkeypatch.setattr(patching, "ROW", 300)
     calls = []
 
@@ -446,9 +448,9 @@ def plant_adapter(cell: Cell, block: str, layer: int, **manifest: Any) -> Path:
     folder = cell.study.cell(cell.model.name, block).folder
     model, _ = load_model(cell.model)
     names = [f"model.layers.{layer}.self_attn.{p}_proj" for p in "qkvo"]
-    torch.manual_seed(3)
+    torch.manual_seed(10)  # whose change of m is clear
     adapted = get_peft_model(model, LoraConfig(r=4, target_modules=names))
-    generator = torch.Generator().manual_seed(3)
+    generator = torch.Generator().manual_seed(10)
     for name, parameter in adapted.named_parameters():
         if "lora_B" in name:
             parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * 0.5)
