@@ -3,9 +3,8 @@
 m(pair) = log p(chosen) - log p(rejected). What of the tuned model's states has to be put into base so
 that m becomes the tuned model's, and the reverse? A whole residual stream patched at a late layer
 says little, as all below it comes along with it: so single layers' contributions, attention and MLP
-apart, prompt positions and windows of layers are patched too, layers are looked for by a regression
-(`localized`), and the difference is taken apart into directions (`low_rank`). The runs themselves
-are in `patched_runs`.
+apart, prompt positions and windows of layers are patched too, layers are looked for by a `regression`, and the
+difference is taken apart into directions (`low_rank`). The runs themselves are in `patched_runs`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,7 +23,6 @@ from hialign.probes.localized import (
     Margins,
     difference,
     kin,
-    lasso,
     lengths,
     margins,
     recovery,
@@ -41,6 +39,7 @@ from hialign.probes.patched_runs import (
     run_row,
     why_not_apart,
 )
+from hialign.probes.regression import lasso
 from hialign.probes.two_models import both, tuned_source
 from hialign.progress import Progress
 from hialign.settings import PatchingSettings
@@ -68,7 +67,7 @@ def patching(cell: Cell) -> dict[str, Any]:
     - `layer_scores`: recovery of a layer's contribution in base (summed), or null with
       `layer_scores_reason`.
     - `window`: layers of a window, whose contributions are summed; one layer is `contribution`.
-    - `lasso`: see `localized.lasso`, with what it was given: `pairs`, `gains` and `distances[pair]
+    - `lasso`: see `regression.lasso`, with what it was given: `pairs`, `gains` and `distances[pair]
       [layer]`.
     - `rank`: `layers`, each with `explained` by rank, `recovery[direction][variant]` by rank (summed;
       `low_rank.VARIANTS`; the last rank is the width: the whole patch) and the `margins` of the
