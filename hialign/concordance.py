@@ -19,7 +19,7 @@ import numpy as np
 
 from hialign import depth, records
 from hialign.blocks import share_of, split_layers, strategy_of
-from hialign.display import Table, table_of
+from hialign.display import Table, table_of, table_or_none
 from hialign.plots import LINES, PALETTE, WIDEST, canvas, missing, nothing, plain, write
 from hialign.records import remembered
 from hialign.statistics import interval_text, p_text
@@ -257,7 +257,7 @@ def correlations(study: Study) -> Table:
             row: dict[str, Any] = {"Model": model.label, "Measures": f"{a.name}, {b.name}"}
             row |= {"Spearman": rho, "95% interval": interval_text(low, high)}
             rows.append(row | {"p, shifted": p_text(p), "Layers": len(a.scores)})
-    return table_of(rows, None if rows else ["Model", "Measures", "Spearman"])
+    return table_or_none(rows, ["Model", "Measures", "Spearman"])
 
 
 def spearman(x: Sequence[float], y: Sequence[float]) -> tuple[float, float, float, float]:
@@ -297,7 +297,7 @@ def layers(study: Study) -> Table:
         for layer in range(len(here[0].scores) if here else 0):
             row: dict[str, Any] = {"Model": model.label, "Layer": layer}
             rows.append(row | {m.name: m.scores[layer] for m in here})
-    return table_of(rows, None if rows else ["Model", "Layer"])
+    return table_or_none(rows, ["Model", "Layer"])
 
 
 def overview(study: Study) -> "Figure":
@@ -350,5 +350,7 @@ def _share_bars(axes: Any, here: Sequence[Measure], table: Table) -> None:
             look: dict[str, Any] = {"color": PALETTE[block], "linestyle": "none", "label": label}
             axes.plot(share, place, marker="osD"[i], markersize=5, **look)
     axes.axvline(1 / 3, color="#555555", linestyle=LINES[2], linewidth=1)
-    axes.set(ylim=(len(here) - 0.5, -0.5), xlim=(0, 1), xlabel="share of each third", yticks=[])
+    axes.set(
+        ylim=(len(here) - 0.5, -0.5), xlim=(-0.04, 1.04), xlabel="share of each third", yticks=[]
+    )
     axes.grid(axis="x")

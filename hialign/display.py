@@ -72,3 +72,8 @@ def table_of(rows: list[dict[str, Any]], columns: list[str] | None = None) -> Ta
         if kept.map(lambda v: isinstance(v, (int, float)) and not isinstance(v, bool)).all():
             frame[name] = pd.to_numeric(frame[name])
     return frame
+
+
+def table_or_none(rows: list[dict[str, Any]], columns: list[str]) -> Table:
+    """`table_of(rows)`; with no rows one that says so, under the first of `columns`."""
+    return table_of(rows) if rows else table_of([{columns[0]: "none yet"}], columns)

@@ -7,7 +7,7 @@ import numpy as np
 from hialign import depth, records
 from hialign.blocks import split_layers, strategy_of
 from hialign.contrasts import OBJECTIVES
-from hialign.display import Table, table_of
+from hialign.display import Table, table_or_none
 from hialign.plots import LINES, PALETTE, nothing, plain
 from hialign.statistics import interval_text, p_text
 from hialign.study import Study
@@ -57,7 +57,7 @@ def curves(study: Study) -> "Figure":
 
 def layers(study: Study) -> Table:
     """The gradient norm of each layer by source: per parameter, with its interval, and in total."""
-    return table_of(
+    return table_or_none(
         [
             {
                 "Model": label,
@@ -72,7 +72,7 @@ def layers(study: Study) -> Table:
             for label, record in records.probes(study, "gradients").items()
             for row in record["layers"]
         ],
-        None if records.probes(study, "gradients") else ["Model", "Pairs of", "Layer"],
+        ["Model", "Pairs of", "Layer"],
     )
 
 
@@ -96,7 +96,7 @@ def inequality(study: Study) -> Table:
                     "Prompts": row["n"],
                 }
             )
-    return table_of(rows, None if rows else ["Model", "Objective", "Block over", "Ratio"])
+    return table_or_none(rows, ["Model", "Objective", "Block over", "Ratio"])
 
 
 def along(study: Study) -> "Figure":
@@ -144,4 +144,4 @@ def shares(study: Study) -> Table:
             for block, members in split.items():
                 row[strategy_of(block)] = sum(norms[n] for n in members) / sum(norms.values())
             rows.append(row)
-    return table_of(rows, None if rows else ["Model", "Step", "Pairs of"])
+    return table_or_none(rows, ["Model", "Step", "Pairs of"])

@@ -4,9 +4,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hialign import depth, records
+from hialign import records
 from hialign.blocks import split_layers
-from hialign.display import Table, table_of
+from hialign.display import Table, table_or_none
 from hialign.plots import MORE, PALETTE, WIDEST, canvas, nothing, plain, write
 from hialign.statistics import interval_text
 from hialign.study import Study
@@ -70,7 +70,7 @@ def layers(study: Study) -> Table:
                 row
                 | {f"{_short(r['dataset'])}, {r['loss']}": r["layer_scores"][layer] for r in kept}
             )
-    return table_of(rows, None if rows else ["Model", "Layer"])
+    return table_or_none(rows, ["Model", "Layer"])
 
 
 def rankings(study: Study) -> Table:
@@ -100,7 +100,7 @@ def rankings(study: Study) -> Table:
                     "Nothing, because": ranking["nothing"],
                 }
             )
-    frame = table_of(rows, None if rows else ["Model", "Data set", "Loss"])
+    frame = table_or_none(rows, ["Model", "Data set", "Loss"])
     if rows and not any(row["Nothing, because"] for row in rows):
         frame = Table(frame.drop(columns="Nothing, because"))
     return frame
@@ -120,11 +120,11 @@ def overlaps(study: Study) -> Table:
                 shown |= {"Other seeds": row["other_seeds"], "By chance": row["chance"]["mean"]}
                 shown |= {"Chance, 95% below": row["chance"]["quantile95"], "Seeds": row["n"]}
             rows.append(shown)
-    return table_of(rows, None if rows else ["Model", "Data sets", "Loss"])
+    return table_or_none(rows, ["Model", "Data sets", "Loss"])
 
 
 def interventions(study: Study) -> "Figure":
-    """Held-out accuracy and margin of each intervention against the parameters that it tunes."""
+    """Held-out accuracy and margin of each intervention, a line each, with what it tunes."""
     found = {
         k: v["interventions"]
         for k, v in records.probes(study, "ila").items()
@@ -132,31 +132,29 @@ def interventions(study: Study) -> "Figure":
     }
     if not found:
         return nothing("ILA interventions")
-    figure, axes = depth.rows(list(found), 2, 3.4)
-    for label, record in found.items():
+    tall = [0.24 * len(record["variants"]) + 0.8 for record in found.values()]
+    shape = (len(found), 2)
+    figure, axes = canvas(WIDEST, sum(tall) + 0.5, shape, sharey="row", height_ratios=tall)
+    titles = {"accuracy": "reward accuracy (share of pairs)", "margin": "mean reward margin (nats)"}
+    for i, (label, record) in enumerate(found.items()):
         most = max(v["parameters"] for v in record["variants"])
-        for panel, measure, name in zip(
-            axes[label],
-            ("accuracy", "margin"),
-            ("reward accuracy (share of pairs)", "mean reward margin (nats)"),
-            strict=True,
-        ):
-            seen: set[str] = set()
-            for v in record["variants"]:
-                x, value = v["parameters"] / most, v[measure]
+        for panel, (measure, title) in zip(axes[2 * i : 2 * i + 2], titles.items(), strict=True):
+            for y, v in enumerate(record["variants"]):
                 look: dict[str, Any] = {"color": KINDS[v["kind"]]}
-                marker = "sDo^vP"[list(KINDS).index(v["kind"])]
+                value = v[measure]
                 if value["low"] is not None:
-                    ends = [value["low"], value["high"]]
-                    panel.plot([x, x], ends, linewidth=2, alpha=0.35, **look)
-                own = v["kind"] if v["kind"] not in seen else None
-                panel.plot(x, value["mean"], marker, markersize=6, label=own, **look)
-                seen.add(v["kind"])
-            panel.set(xlabel="share of Full-DPO's parameters", ylabel=name, xlim=(0, 1.05))
-            panel.grid(axis="y")
-        axes[label][0].axhline(0.5, color="#555555", linestyle=":", linewidth=1)
-    note = "lines: 95% intervals over prompts; dotted: chance"
-    depth.legend(figure, axes[next(iter(found))][0], note, 3)
+                    panel.plot([value["low"], value["high"]], [y, y], lw=3, alpha=0.4, **look)
+                marker = "sDo^vP"[list(KINDS).index(v["kind"])]
+                panel.plot(value["mean"], y, marker, markersize=6, **look)
+            panel.axvline(record["variants"][0][measure]["mean"], color="#555555", ls=":", lw=1)
+            panel.set(xlabel=title, ylim=(len(record["variants"]) - 0.5, -0.5))
+            panel.grid(axis="x")
+        names = [f"{v['name']} ({v['parameters'] / most:.0%})" for v in record["variants"]]
+        axes[2 * i].set_yticks(range(len(names)), names, fontsize=8)
+        if len(found) > 1:
+            axes[2 * i].set_title(plain(label), loc="left", fontweight="bold")
+    note = "in brackets: share of Full-DPO's parameters; lines: 95% intervals over prompts; dotted: full"
+    figure.suptitle(note, fontsize=8.5, x=0.01, ha="left")
     return figure
 
 
@@ -172,7 +170,7 @@ def variants(study: Study) -> Table:
                 row |= {f"Reward {measure}": found["mean"]}
                 row |= {f"95% interval, {measure}": interval_text(found["low"], found["high"])}
             rows.append(row | {"Pairs": v["accuracy"]["n"]})
-    return table_of(rows, None if rows else ["Model", "Tuned", "Parameters"])
+    return table_or_none(rows, ["Model", "Tuned", "Parameters"])
 
 
 def differences(study: Study) -> Table:
@@ -190,7 +188,7 @@ def differences(study: Study) -> Table:
         for label, record in records.probes(study, "ila").items()
         for row in record["interventions"]["differences"]
     ]
-    return table_of(rows, None if rows else ["Model", "Tuned", "Minus"])
+    return table_or_none(rows, ["Model", "Tuned", "Minus"])
 
 
 def _ranked(record: dict[str, Any]) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ import numpy as np
 from hialign import depth, records
 from hialign.claim_data import Untested
 from hialign.claim_probes import STATISTICS
-from hialign.display import Table, table_of
+from hialign.display import Table, table_or_none
 from hialign.plots import LINES, MORE, PALETTE, nothing, plain
 from hialign.statistics import interval_text, p_text
 from hialign.study import Study
@@ -67,7 +67,7 @@ def layers(study: Study) -> Table:
                     other = versions["normalized"]
                     row["Length-normalized"] = other[place]["estimate"] if other else None
                     rows.append(row | {"Pairs": value["n"]})
-    return table_of(rows, None if rows else ["Model", "Direction", "Patched", "Layer"])
+    return table_or_none(rows, ["Model", "Direction", "Patched", "Layer"])
 
 
 def windows(study: Study) -> "Figure":
@@ -123,7 +123,7 @@ def thirds(study: Study) -> Table:
                     "Prompts": part.n,
                 }
             )
-    return table_of(rows, None if rows else ["Model", "Compared", "Difference"])
+    return table_or_none(rows, ["Model", "Compared", "Difference"])
 
 
 def made(study: Study) -> Table:
@@ -144,7 +144,7 @@ def made(study: Study) -> Table:
                 "Nothing, because": apart["reason"],
             }
         )
-    return table_of(rows, None if rows else ["Model", "Tuned", "Pairs patched"])
+    return table_or_none(rows, ["Model", "Tuned", "Pairs patched"])
 
 
 def lasso(study: Study) -> "Figure":
@@ -175,7 +175,7 @@ def kept(study: Study) -> Table:
         for layer, share in enumerate(known["stability"] or []):
             row: dict[str, Any] = {"Model": label, "Layer": layer, "Kept (share)": share}
             rows.append(row | {"Coefficient": known["coefficients"][layer]})
-    return table_of(rows, None if rows else ["Model", "Layer", "Kept (share)"])
+    return table_or_none(rows, ["Model", "Layer", "Kept (share)"])
 
 
 def regression(study: Study) -> Table:
@@ -194,7 +194,7 @@ def regression(study: Study) -> Table:
                 "Nothing, because": known["reason"],
             }
         )
-    return table_of(rows, None if rows else ["Model", "Pairs"])
+    return table_or_none(rows, ["Model", "Pairs"])
 
 
 def rank(study: Study) -> "Figure":
@@ -246,7 +246,7 @@ def ranks(study: Study) -> Table:
                         name = control.replace("_", " ").capitalize()
                         row[name] = variants[control][place]["estimate"]
                     rows.append(row)
-    return table_of(rows, None if rows else ["Model", "Layer", "Direction", "Rank"])
+    return table_or_none(rows, ["Model", "Layer", "Direction", "Rank"])
 
 
 def _recovered(study: Study) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import numpy as np
 from hialign import depth, records
 from hialign.blocks import split_layers
 from hialign.contrasts import EXPECTED, OBJECTIVES
-from hialign.display import Table, table_of
+from hialign.display import Table, table_or_none
 from hialign.plots import LINES, MORE, PALETTE, WIDEST, canvas, nothing, plain, write
 from hialign.statistics import interval_text, p_text
 from hialign.study import Study
@@ -46,10 +46,15 @@ def matrix(study: Study) -> "Figure":
                 for x, objective in enumerate(OBJECTIVES):
                     strong = abs(values[y][x]) > 0.6 * most
                     colour = "white" if strong else "black"
-                    write(panel, x, y, f"{values[y][x]:.2f}", color=colour, fontsize=7.5)
+                    text = f"{values[y][x]:.2f}".replace("-0.00", "0.00").replace("-", "−")
+                    write(panel, x, y, text, color=colour, fontsize=7.5)
                     if EXPECTED[objective] == block:
-                        box: dict[str, Any] = {"fill": False, "linewidth": 1.8}
-                        panel.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, edgecolor="k", **box))
+                        box: dict[str, Any] = {
+                            "fill": False,
+                            "linewidth": 1.5,
+                            "edgecolor": "#000000",
+                        }
+                        panel.add_patch(Rectangle((x - 0.44, y - 0.44), 0.88, 0.88, **box))
             panel.set_xticks(range(3), OBJECTIVES, rotation=35, ha="right", fontsize=8)
             panel.set_yticks(range(len(blocks[label])), [plain(b, 14) for b in blocks[label]])
             panel.set_title(f"trained on {name}", fontsize=9)
@@ -82,7 +87,7 @@ def cells(study: Study) -> Table:
                     "Pairs": row["n"],
                 }
             )
-    return table_of(rows, None if rows else ["Model", "Trained on", "Block", "Tested on"])
+    return table_or_none(rows, ["Model", "Trained on", "Block", "Tested on"])
 
 
 def effects(study: Study) -> Table:
@@ -104,7 +109,7 @@ def effects(study: Study) -> Table:
                     "Prompts": row["prompts"],
                 }
             )
-    return table_of(rows, None if rows else ["Model", "Objective", "Block minus"])
+    return table_or_none(rows, ["Model", "Objective", "Block minus"])
 
 
 # --- the sweep -----------------------------------------------------------------------------------
@@ -152,7 +157,7 @@ def curve(study: Study) -> Table:
         for row in record["singles"]:
             rows.append(_row(label, f"layer {row['first']}", row))
         rows += [_row(label, row["block"], row) for row in record["controls"]]
-    return table_of(rows, None if rows else ["Model", "Tuned", "Parameters"])
+    return table_or_none(rows, ["Model", "Tuned", "Parameters"])
 
 
 def controls(study: Study) -> Table:
@@ -170,7 +175,7 @@ def controls(study: Study) -> Table:
             ends = interval_text(row["difference_low"], row["difference_high"])
             shown |= {"95% interval": ends, "p": p_text(row["p_holm"]), "Verdict": row["verdict"]}
             rows.append(shown | {"Prompts": row["prompts"]})
-    return table_of(rows, None if rows else ["Model", "Compared"])
+    return table_or_none(rows, ["Model", "Compared"])
 
 
 def _name(row: dict[str, Any]) -> str:
