@@ -58,6 +58,7 @@ class IlaSettings(Settings):
     top: list[Annotated[int, Field(gt=0, lt=100)]] = Field([10, 20, 30], min_length=1)
     freeze: int = Field(25, gt=0, lt=100)  # per cent of the matrices that are not tuned
     random_sets: int = Field(3, ge=1)  # as many sets drawn at random for each intervention
+    pairs: int | None = Field(None, ge=2)  # held-out, to compare them; null: all of `probes.pairs`
 
     @field_validator("datasets")
     @classmethod
@@ -90,6 +91,7 @@ class SweepSettings(Settings):
 
     train: int | None = Field(None, ge=2)  # of the study's training pairs; null takes all
     singles: bool = True  # also each layer alone
+    pairs: int | None = Field(None, ge=2)  # held-out, to compare them; null: all of `probes.pairs`
 
 
 class WeightsSettings(Settings):

@@ -117,7 +117,9 @@ def _compute(
 ) -> dict[str, Any]:
     subject = subject_of(cell)
     taken = {name: _taken(subject, name, found, settings.train) for name, found in rows.items()}
-    held_out, _ = common.held_out(cell, subject.tokenizer)  # refuses before minutes are spent
+    held_out, _ = common.held_out(
+        cell, subject.tokenizer, settings.pairs
+    )  # refuses before minutes are spent
     _check_packable(subject, taken["study"])
     sizes = subject.parameters(cell.study.training.lora_rank)
     matrices = [
@@ -170,14 +172,13 @@ def _check_packable(subject: Subject, rows: list[Pair]) -> None:
 
 
 def _taken(subject: Subject, name: str, rows: list[Pair], wanted: int) -> list[Pair]:
-    """The first `wanted` pairs that fit both `probes.max_length` and the training's."""
-    study = subject.cell.study
-    longest = min(probe_settings(subject.cell).max_length, study.training.max_length)
+    """The first `wanted` pairs that training does not cut."""
+    longest = subject.cell.study.training.max_length
     fit = {p.id for p in common.fitting(rows, subject.tokenizer, longest, wanted)}
     if len(fit) < 2:
         raise HialignError(
             f"ila.datasets: of the {len(rows)} pairs of {name!r} only {len(fit)} have at most "
-            f"{longest} tokens: raise probes.max_length and training.max_length, or leave it out"
+            f"{longest} tokens: raise training.max_length, or leave it out"
         )
     return [row for row in rows if row["id"] in fit]
 

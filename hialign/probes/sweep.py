@@ -71,7 +71,7 @@ def sweep(cell: Cell) -> dict[str, Any]:
 
     def compute(parts: common.Parts) -> dict[str, Any]:
         model, tokenizer = load_model(cell.model)
-        pairs, _ = common.held_out(cell, tokenizer)
+        pairs, _ = common.held_out(cell, tokenizer, own.pairs)
         common.packable(model, pairs)
 
         def trained(names: Sequence[str], what: str) -> dict[str, Any]:
