@@ -161,16 +161,16 @@ def curve(study: Study) -> Table:
 
 
 def controls(study: Study) -> Table:
-    """The best window and the middle third against the thirds and controls, paired by pair."""
+    """The candidate window, where it was not chosen, and the middle third against the controls."""
     rows = []
     for label, record in records.probes(study, "sweep").items():
         found = {r["block"]: r for kind in ("windows", "controls") for r in record[kind]}
         for row in record["comparisons"]:
             names = f"{_name(found[row['block']])} minus {_name(found[row['other']])}"
             shown: dict[str, Any] = {"Model": label, "Compared": names}
-            shown["Chosen on these pairs"] = "yes" if row["selected"] else "no"
-            for side, block in (("First", row["block"]), ("Second", row["other"])):
-                shown[f"Accuracy, {side.lower()}"] = found[block]["accuracy"]
+            for side in ("block", "other"):
+                words = "Accuracy, all pairs" if side == "block" else "of the other"
+                shown[words] = found[row[side]]["accuracy"]
             shown["Margin, difference"] = row["difference"]
             ends = interval_text(row["difference_low"], row["difference_high"])
             shown |= {"95% interval": ends, "p": p_text(row["p_holm"]), "Verdict": row["verdict"]}

@@ -15,7 +15,7 @@ from conftest import CANARY
 
 from hialign import book, notebook, paths, records
 from hialign.errors import HialignError
-from hialign.study import load_study
+from hialign.study import PROBES, load_study
 
 pytestmark = pytest.mark.slow
 
@@ -43,6 +43,11 @@ def test_every_file_of_every_cell_is_there(smoke: Path) -> None:
         odd = {n for n in names if n.startswith(".") or "partial" in n}
         assert odd <= {f".judgments-{study.judge.name}.jsonl.lock" if study.judge else ""}
     assert set(records.manifests(study)["status"]) == {"done"}
+    probes = {p.name for p in (smoke / "random-llama" / "probes").iterdir()}
+    assert probes == {f"{probe}.json" for probe in PROBES}, (
+        "a part was left, or a record is missing"
+    )
+    assert {records.probe_status(study, study.models[0], p) for p in PROBES} == {"done"}
     assert not list(smoke.rglob("*.failed.ipynb"))
     assert not list((smoke / ".checkpoints").rglob("checkpoint-*"))
 
@@ -53,10 +58,13 @@ def test_the_book_has_every_page_and_the_runs(smoke: Path) -> None:
     for name in [toc["root"], *(c["file"] for part in toc["parts"] for c in part["chapters"])]:
         assert (html / f"{name}.html").is_file()
     pages = {p.stem for p in (html / "runs").glob("*.html")}
-    stages, blocks = ("respond", "evaluate", "judge"), ("base", "full", "mid")
+    stages = ("respond", "evaluate", "judge")
+    blocks = ("base", "full", "mid", "gradient-top30pct")
     notebooks = {f"{stage}-random-llama-{block}" for stage in stages for block in blocks}
+    notebooks |= {f"probe-{probe}-random-llama-all" for probe in PROBES}
     cells = {f"random-llama-{block}" for block in blocks}
-    assert pages == {"train-random-llama-all"} | notebooks | cells
+    passes = {"train-random-llama-all", "train-random-llama-measured"}
+    assert pages == passes | notebooks | cells
     text = (html / "experiments.html").read_text()
     assert "3.067" in text, "the paper's value stands beside ours"
     assert holding(html, str(paths.root())) == []
@@ -162,13 +170,26 @@ def test_a_manifest_that_was_deleted_is_made_again(smoke: Path) -> None:
     assert [c.block for c in cells] == ["base", "full", "mid"]
 
 
+def test_a_probes_setting_redoes_it_and_what_it_chooses(smoke: Path, tmp_path: Path) -> None:
+    text = (paths.studies() / "smoke.yml").read_text()
+    changed = tmp_path / "smoke.yml"
+    changed.write_text(text.replace("at_steps: [1, 2]", "at_steps: [1]"))
+    done = reproduce(str(changed), "--dry-run")
+    once = ("probe", "train_measured_2_random_llama", "respond", "evaluate", "judge", "book")
+    assert planned(done.stdout + done.stderr) == dict.fromkeys(once, 1)
+    study = load_study(changed)
+    assert records.probe_status(study, study.models[0], "gradients") == "stale"
+    assert records.cell_status(study.cell(None, "gradient:top30%")) == "stale"
+    assert records.cell_status(study.cell(None, "mid")) == "done"
+
+
 def test_a_judges_setting_redoes_judge_and_book_only(smoke: Path, tmp_path: Path) -> None:
     text = (paths.studies() / "smoke.yml").read_text()
     changed = tmp_path / "smoke.yml"
     changed.write_text(text + "  seed: 7\n")  # the file ends inside `judge:`
     assert load_study(changed).judge != load_study("smoke").judge
     done = reproduce(str(changed), "--dry-run")
-    assert planned(done.stdout + done.stderr) == {"judge": 3, "book": 1}
+    assert planned(done.stdout + done.stderr) == {"judge": 4, "book": 1}
     cell = load_study(changed).cells()[1]
     assert records.cell_status(cell, "train") == "done"
     assert records.cell_status(cell, "judge") == "stale"
