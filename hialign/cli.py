@@ -108,9 +108,12 @@ def publish(
         bool, typer.Option("--partial", help="Even if cells are stale, failed or missing.")
     ] = False,
     with_responses: Annotated[
-        bool,
-        typer.Option("--with-responses", help="Also texts that answer prompts from elsewhere."),
-    ] = False,
+        bool | None,
+        typer.Option(
+            "--with-responses/--without-responses",
+            help="Whether with what models wrote; to be said where prompts are from elsewhere.",
+        ),
+    ] = None,
 ) -> None:
     """Copy what the book needs of STUDY to outputs/published/, for everybody to see."""
     from hialign.publish import publish as publish_study

@@ -36,6 +36,7 @@ COPIED = (
 )
 LEFT = re.compile(r"^\.|\.earlier\.|\.partial|\.failed\.|^explore-")
 WRITTEN_BY_MODELS = re.compile(r"^(responses|judgments-.*)\.jsonl$|/explorations/")
+HOLDS_TEXTS = re.compile(r"^(responses|judgments-.*)\.jsonl$|^(respond|judge)-.*\.ipynb$")
 SECRET_NAME = re.compile(r"KEY|TOKEN|SECRET|PASSWORD", re.IGNORECASE)
 SHORTEST_SECRET = 8  # characters: a shorter value of such a variable is found everywhere
 SECRETS = (
@@ -56,17 +57,19 @@ class Published(NamedTuple):
     bytes: int
 
 
-def publish(study: Study, partial: bool = False, with_responses: bool = False) -> Published:
+def publish(study: Study, partial: bool = False, with_responses: bool | None = None) -> Published:
     """Copy what the book needs of a study to `outputs/published/<study>/`, whole or not at all.
 
-    Raises HialignError where a cell is not done (unless `partial`), where responses are to prompts
-    that are not ours to publish (unless `with_responses`), and where a file has a secret or a path
-    of this machine in it.
+    `with_responses`: whether with the texts that models wrote, and what judges said of them; None:
+    only if the prompts are our own. Raises HialignError where a cell is not done (unless `partial`),
+    where nobody has said whether responses to prompts from elsewhere are to be published, and where
+    a file has a secret or a path of this machine in it.
     """
-    if study.preferences.source != "builtin" and not with_responses:
+    if study.preferences.source != "builtin" and with_responses is None:
         raise HialignError(
             f"study {study.name} has responses to prompts of {study.preferences.source}, which may "
-            "be sensitive or not ours to publish: --with-responses publishes them"
+            "be sensitive or not ours to publish: --with-responses publishes them, "
+            "--without-responses the numbers alone"
         )
     if (open_cells := _unfinished(study)) and not partial:
         raise HialignError(
@@ -80,7 +83,7 @@ def publish(study: Study, partial: bool = False, with_responses: bool = False) -
     except OSError as error:
         raise HialignError(f"cannot write {place.parent}: {error.strerror}") from None
     try:
-        for source in files_of(study):
+        for source in files_of(study, with_responses is not False):
             target = staged / source.relative_to(paths.study_dir(study.name))
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, target)
@@ -97,15 +100,16 @@ def publish(study: Study, partial: bool = False, with_responses: bool = False) -
     return Published(place, len(sizes), sum(sizes))
 
 
-def files_of(study: Study) -> Iterator[Path]:
+def files_of(study: Study, with_responses: bool = True) -> Iterator[Path]:
     """The files of a study that are published."""
     folder = paths.study_dir(study.name)
     cells = [cell.folder.relative_to(folder) for cell in study.cells()]
     for pattern in COPIED:
         for cell in cells if "{cell}" in pattern else cells[:1]:
             found = folder.glob(pattern.format(cell=cell))
-            yield from (p for p in sorted(found) if p.is_file() and not LEFT.search(p.name))
-    for model in study.models:
+            kept = [p for p in sorted(found) if p.is_file() and not LEFT.search(p.name)]
+            yield from (p for p in kept if with_responses or not HOLDS_TEXTS.search(p.name))
+    for model in study.models if with_responses else []:
         if any(stage_manifest(c, "train").is_file() for c in study.cells() if c.model == model):
             yield from Explorer(study.cell(model.name, "base")).files()
 
