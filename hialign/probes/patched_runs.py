@@ -214,21 +214,18 @@ def patched(
         if "last_prompt" in kinds:
             state = own.clone()
             state[:, row.last] = donor.hidden[above][:, row.last]
-            rest = torch.cat([row.last, row.response]).sort().values
-            same = torch.equal(state, own)
-            yield (
-                "last_prompt",
-                unchanged if same else among(above, rest, state, receiver.kept, unchanged),
-            )
+            rest, after = torch.cat([row.last, row.response]).sort().values, unchanged
+            if not torch.equal(state, own):
+                after = among(above, rest, state, receiver.kept, unchanged)
+            yield "last_prompt", after
         if "contribution" in kinds:
             yield "contribution", top(above, added(donor, receiver, layer, above))
         if "attention" in kinds:
-            output = donor.attention[layer]
-            if torch.equal(output, receiver.attention[layer]):
-                yield "attention", unchanged
-            else:
+            output, after = donor.attention[layer], unchanged
+            if not torch.equal(output, receiver.attention[layer]):
                 with replaced(sublayers(side.decoder.layers[layer])["attention"], output):
-                    yield "attention", side.top(layout, layer, receiver.hidden[layer])
+                    after = side.top(layout, layer, receiver.hidden[layer])
+            yield "attention", after
         if "mlp" in kinds:
             difference = donor.mlp[layer].float() - receiver.mlp[layer].float()
             yield "mlp", top(above, shifted(own, difference))
