@@ -2,11 +2,9 @@
 
 A layer's distances are nearly those of the layer below it, so which of a group of alike columns is
 kept is close to chance: hence the stability over bootstrap samples, and the columns' correlations.
-The solver is coordinate descent on at most some dozen columns; statsmodels' own ends before its
-optimum where columns are alike, and scikit-learn is no dependency.
 """
 
-import math
+import warnings
 from collections.abc import Hashable, Sequence
 from typing import Any
 
@@ -17,7 +15,7 @@ FOLDS = 5
 PAIRS_A_LAYER = 2  # a regression on as many columns as rows fits anything
 # Alphas, as shares of the least at which nothing is kept: so far above 1 no fold keeps any either
 PATH = np.geomspace(4, 1e-3, 50)
-SWEEPS = 5_000
+ITERATIONS = 50_000  # alike columns converge slowly
 
 
 def lasso(
@@ -39,6 +37,10 @@ def lasso(
     near 1, the choice between them is arbitrary. `reason` where nothing was found, or where the
     pairs are too few to ask.
     """
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import Lasso, LassoCV
+    from sklearn.model_selection import GroupKFold
+
     pairs, layers = distances.shape
     names, groups = np.unique([str(p) for p in prompts], return_inverse=True)
     nothing: dict[str, Any] = {
@@ -64,22 +66,27 @@ def lasso(
     columns = np.zeros_like(distances, dtype=float)
     columns[:, varies] = (distances - distances.mean(0))[:, varies] / spread[varies]
     alphas = PATH * float(np.abs(columns.T @ (gains - gains.mean())).max() / pairs)
-    errors, errors_of_error = _errors(columns, gains, groups, alphas, seed)
-    least = errors.argmin()
-    chosen = int(np.argmax(errors <= errors[least] + errors_of_error[least]))
-    alpha = float(alphas[chosen])
-    coefficients = _path(columns, gains, alphas[: chosen + 1])[-1]
+    folds = GroupKFold(FOLDS, shuffle=True, random_state=seed).split(columns, gains, groups)
     members = [np.flatnonzero(groups == g) for g in range(len(names))]
     draw, kept = np.random.default_rng(seed), np.zeros(layers)
-    for _ in range(resamples):
-        rows = np.concatenate([members[g] for g in draw.integers(0, len(names), len(names))])
-        kept += _path(columns[rows], gains[rows], np.array([alpha]))[0] != 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        fit = LassoCV(alphas=alphas, cv=list(folds), max_iter=ITERATIONS).fit(columns, gains)
+        errors = fit.mse_path_.mean(1)  # from the largest alpha on
+        margin = fit.mse_path_.std(1, ddof=1) / np.sqrt(FOLDS)
+        least = errors.argmin()
+        chosen = int(np.argmax(errors <= errors[least] + margin[least]))
+        one = Lasso(alpha=float(fit.alphas_[chosen]), max_iter=ITERATIONS)
+        coefficients = one.fit(columns, gains).coef_.copy()
+        for _ in range(resamples):
+            rows = np.concatenate([members[g] for g in draw.integers(0, len(names), len(names))])
+            kept += one.fit(columns[rows], gains[rows]).coef_ != 0
     found, stability = bool(np.any(coefficients)), kept / resamples
     return (
         nothing
         | _correlations(columns, varies)
         | {
-            "alpha": alpha,
+            "alpha": one.alpha,
             "r2": float(1 - errors[chosen] / errors[0]),  # at the first alpha all are 0
             "coefficients": [float(c) for c in coefficients],
             "stability": [float(s) for s in stability],
@@ -87,44 +94,6 @@ def lasso(
             "reason": None if found else "nothing found: no layer's distance predicts the gain",
         }
     )
-
-
-def _path(columns: np.ndarray, gains: np.ndarray, alphas: np.ndarray) -> np.ndarray:
-    """The minimizers b of |y - Xb|^2 / (2 n) + alpha |b|_1, with an intercept: alphas x columns.
-
-    Coordinate descent (Friedman et al., 2010); each alpha begins where the one before ended.
-    """
-    x, y = columns - columns.mean(0), gains - gains.mean()
-    gram, cross, width = x.T @ x / len(y), x.T @ y / len(y), columns.shape[1]
-    own, b, found = gram.diagonal(), np.zeros(width), np.zeros((len(alphas), width))
-    moving = [int(j) for j in np.flatnonzero(own > 1e-12)]
-    close = 1e-7 * float(y.std())
-    for number, alpha in enumerate(alphas):
-        for _ in range(SWEEPS):
-            moved = 0.0
-            for j in moving:
-                rest = cross[j] - gram[j] @ b + own[j] * b[j]
-                new = math.copysign(max(abs(rest) - alpha, 0.0), rest) / own[j]
-                moved, b[j] = max(moved, abs(new - b[j])), new
-            if moved <= close:
-                break
-        found[number] = b
-    return found
-
-
-def _errors(
-    columns: np.ndarray, gains: np.ndarray, groups: np.ndarray, alphas: np.ndarray, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """The mean squared error at each alpha on folds of prompts that were left out, and its standard
-    error from the folds."""
-    fold = (np.random.default_rng(seed).permutation(groups.max() + 1) % FOLDS)[groups]
-    found = np.zeros((FOLDS, len(alphas)))
-    for number in range(FOLDS):
-        train, test = fold != number, fold == number
-        b = _path(columns[train], gains[train], alphas)
-        shift = gains[train].mean() - columns[train].mean(0) @ b.T
-        found[number] = ((gains[test, None] - columns[test] @ b.T - shift) ** 2).mean(0)
-    return found.mean(0), found.std(0, ddof=1) / np.sqrt(FOLDS)
 
 
 def _correlations(columns: np.ndarray, varies: np.ndarray) -> dict[str, Any]:
@@ -135,5 +104,5 @@ def _correlations(columns: np.ndarray, varies: np.ndarray) -> dict[str, Any]:
     beside = [float(found[i, i + 1]) for i in range(layers - 1)]
     return {
         "largest_correlation": None if np.isnan(apart).all() else float(np.nanmax(apart)),
-        "neighbour_correlation": [None if math.isnan(c) else c for c in beside],
+        "neighbour_correlation": [None if np.isnan(c) else c for c in beside],
     }
