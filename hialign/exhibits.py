@@ -79,6 +79,7 @@ def _probe_exhibits() -> Iterator[Exhibit]:
             *("figure-gradients", "Gradient norm by layer"),
             *(gradient_views.curves, gradient_views.layers, "gradients"),
         ),
+        ("table-gradients-modules", "By module", gradient_views.modules, None, "gradients"),
         ("table-inequality", "Hypothesis 2", gradient_views.inequality, None, "gradients"),
         (
             *("figure-gradients-along", "Gradients along training"),

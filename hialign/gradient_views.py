@@ -76,6 +76,23 @@ def layers(study: Study) -> Table:
     )
 
 
+def modules(study: Study) -> Table:
+    """The norm per parameter of each kind of module on preference pairs, mean over each third."""
+    rows = []
+    for label, record in records.probes(study, "gradients").items():
+        kept = [row for row in record["modules"] if row["source"] == PREFERENCE]
+        for module in dict.fromkeys(row["module"] for row in kept):
+            row: dict[str, Any] = {"Model": label, "Module": module}
+            row["Parameters of a layer"] = record["parameters"][0].get(module)
+            for block, inside in split_layers(record["depth"]).items():
+                values = [r["rms"] for r in kept if r["module"] == module and r["layer"] in inside]
+                row[f"{strategy_of(block).removesuffix('-Align')} (10⁻³ nats)"] = 1e3 * float(
+                    np.mean(values)
+                )
+            rows.append(row)
+    return table_or_none(rows, ["Model", "Module"])
+
+
 def inequality(study: Study) -> Table:
     """Hypothesis 2's inequality: the objective's block over each other, raw and without the trend."""
     rows: list[dict[str, Any]] = []

@@ -93,6 +93,10 @@ def test_the_record(tmp_path: Path, outputs: Path) -> None:
             assert row["rms_low"] <= row["rms"] <= row["rms_high"]
             size = sum(found["parameters"][layer].values())
             assert row["total"] == pytest.approx(row["rms"] * size**0.5)
+    for layer, size in enumerate(found["parameters"]):
+        of_layer = [r for r in found["modules"] if (r["source"], r["layer"]) == ("grammar", layer)]
+        assert {r["module"] for r in of_layer} == set(size)
+        assert all(r["rms_low"] <= r["rms"] <= r["rms_high"] for r in of_layer)
     # a block's squared norm is the sum of its layers'
     for row in (r for r in found["blocks"] if r["source"] == "grammar"):
         layers = {"local": [0, 1], "mid": [2, 3], "global": [4, 5]}[row["block"]]
@@ -102,6 +106,7 @@ def test_the_record(tmp_path: Path, outputs: Path) -> None:
         ]
         assert row["total"] == pytest.approx(np.sqrt(squares).mean(), rel=1e-4)
     assert {row["step"] for row in found["along"]} == {0, 1, 2}
+    assert all(row["rms_low"] <= row["rms"] <= row["rms_high"] for row in found["along"])
     assert len(found["inequality"]) == 6
     # kept: the same again is read, not computed; other settings are computed
     path = paths.probe_record("tiny", "random-llama", "gradients")

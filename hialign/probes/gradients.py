@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 PREFERENCE = "preference"  # the study's own pairs
+DRAWS = 500  # bootstrap samples of each module, and of each layer along training: there are many
 
 
 def gradients(cell: Cell) -> dict[str, Any]:
@@ -48,9 +49,9 @@ def gradients(cell: Cell) -> dict[str, Any]:
     Fields: `depth`; `parameters`, of a layer, by module; `pairs`, for each source (`preference` and
     the objectives) a row a pair with `id`, `prompt` and `norms`, a number a layer (nats per root
     mean square unit of weight: the Euclidean norm over all its parameters, over the root of their
-    number); `modules`, the same by source and module, means over pairs; `layers` and `blocks`, means
-    with 95% intervals over prompts, per parameter (`rms`) and in `total`; `inequality`, a row an
-    objective and other block (see `inequality`); `along`, a row a step, source and layer;
+    number); `layers`, `blocks` and `modules` (of a layer), means with 95% intervals over prompts, per
+    parameter (`rms`) and, but for modules, in `total`; `inequality`, a row an objective and other
+    block (see `inequality`); `along`, `rms` with its interval, a row a step, source and layer;
     `layer_scores`, the rms over the study's target modules, mean over the preference pairs.
     """
     settings = probe_settings(cell)
@@ -98,7 +99,7 @@ def gradients(cell: Cell) -> dict[str, Any]:
                 ]
                 for name in sources
             },
-            "modules": {name: _by_module(pairs, meter.sizes) for name, pairs in found.items()},
+            "modules": _modules(found, kin, meter.sizes, DRAWS),
             "layers": _layers(norms, kin, meter.sizes, draws),
             "blocks": _blocks(found, kin, meter.sizes, draws),
             "inequality": inequality(
@@ -146,7 +147,7 @@ def _along(
                 meter = Meter(model)
                 for name, some in pairs.items():
                     found = meter.measure(some, beta, references[name])
-                    rows.extend(_row(state.global_step, name, found, meter.sizes))
+                    rows.extend(_rows(state.global_step, name, some, found, meter.sizes))
             control.should_training_stop |= state.global_step >= max(steps)
 
     everything = {"full": Choice(tuple(range(decoder_layers(model)[1])))}
@@ -171,17 +172,27 @@ def _first(
     sizes: list[dict[str, int]],
 ) -> list[dict[str, Any]]:
     """The rows of step 0, of the pairs that are measured along training."""
-    return [row for name in few for row in _row(0, name, found[name][: len(few[name])], sizes)]
-
-
-def _row(
-    step: int, source: str, found: Sequence[dict[str, Any]], sizes: list[dict[str, int]]
-) -> list[dict[str, Any]]:
-    norms = norms_of(found, sizes)
     return [
-        {"step": step, "source": source, "layer": layer, "rms": _short(mean), "n": len(found)}
-        for layer, mean in enumerate(norms.mean(axis=0).tolist())
+        row
+        for name, some in few.items()
+        for row in _rows(0, name, some, found[name][: len(some)], sizes)
     ]
+
+
+def _rows(
+    step: int,
+    source: str,
+    pairs: Sequence[ProbePair],
+    found: Sequence[dict[str, Any]],
+    sizes: list[dict[str, int]],
+) -> list[dict[str, Any]]:
+    norms, kin = norms_of(found, sizes), [pair.prompt for pair in pairs]
+    rows = []
+    for layer, values in enumerate(norms.T.tolist()):
+        low, high = pooled_interval(values, kin, DRAWS)
+        row: dict[str, Any] = {"step": step, "source": source, "layer": layer, "n": len(values)}
+        rows.append(row | {"rms": float(np.mean(values)), "rms_low": low, "rms_high": high})
+    return rows
 
 
 # --- what it says --------------------------------------------------------------------------------
@@ -251,19 +262,22 @@ def inequality(
     return rows
 
 
-def _by_module(
-    found: Sequence[dict[str, Any]], sizes: list[dict[str, int]]
-) -> dict[str, list[float]]:
-    """By module, a number a layer: rms over its parameters, mean over pairs."""
-    return {
-        name: [
-            _short(
-                float(np.mean([math.sqrt(pair["squares"][i][name] / size[name]) for pair in found]))
-            )
-            for i, size in enumerate(sizes)
-        ]
-        for name in sizes[0]
-    }
+def _modules(
+    found: Mapping[str, Sequence[dict[str, Any]]],
+    kin: Mapping[str, Sequence[str]],
+    sizes: list[dict[str, int]],
+    draws: int,
+) -> list[dict[str, Any]]:
+    rows = []
+    for source, pairs in found.items():
+        for layer, size in enumerate(sizes):
+            for module, count in size.items():
+                values = [math.sqrt(p["squares"][layer][module] / count) for p in pairs]
+                low, high = pooled_interval(values, kin[source], draws)
+                row: dict[str, Any] = {"source": source, "layer": layer, "module": module}
+                ends = {"rms_low": _short(low), "rms_high": _short(high)}
+                rows.append(row | {"rms": _short(float(np.mean(values))), **ends})
+    return rows
 
 
 def _layers(
