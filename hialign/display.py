@@ -75,5 +75,12 @@ def table_of(rows: list[dict[str, Any]], columns: list[str] | None = None) -> Ta
 
 
 def table_or_none(rows: list[dict[str, Any]], columns: list[str]) -> Table:
-    """`table_of(rows)`; with no rows one that says so, under the first of `columns`."""
-    return table_of(rows) if rows else table_of([{columns[0]: "none yet"}], columns)
+    """`table_of(rows)`; with no rows one that says so, under the first of `columns`. A column of reasons
+    (`Nothing, because`) stands only where there is one."""
+    if not rows:
+        return table_of([{columns[0]: "none yet"}], columns)
+    found = table_of(rows)
+    reasons = "Nothing, because"
+    if reasons in found and found[reasons].isna().all():
+        return Table(found.drop(columns=reasons))
+    return found

@@ -100,10 +100,7 @@ def rankings(study: Study) -> Table:
                     "Nothing, because": ranking["nothing"],
                 }
             )
-    frame = table_or_none(rows, ["Model", "Data set", "Loss"])
-    if rows and not any(row["Nothing, because"] for row in rows):
-        frame = Table(frame.drop(columns="Nothing, because"))
-    return frame
+    return table_or_none(rows, ["Model", "Data set", "Loss"])
 
 
 def overlaps(study: Study) -> Table:
