@@ -30,6 +30,7 @@ from hialign.probes.common import (
     packable,
     probe_settings,
 )
+from hialign.probes.estimates import known
 from hialign.probes.meter import Meter, norms_of, of_modules
 from hialign.settings import GradientSettings
 from hialign.statistics import mean_interval, pooled_interval
@@ -189,7 +190,7 @@ def _rows(
     norms, kin = norms_of(found, sizes), [pair.prompt for pair in pairs]
     rows = []
     for layer, values in enumerate(norms.T.tolist()):
-        low, high = pooled_interval(values, kin, DRAWS)
+        low, high = ends_of(values, kin, DRAWS)
         row: dict[str, Any] = {"step": step, "source": source, "layer": layer, "n": len(values)}
         rows.append(row | {"rms": float(np.mean(values)), "rms_low": low, "rms_high": high})
     return rows
@@ -273,10 +274,9 @@ def _modules(
         for layer, size in enumerate(sizes):
             for module, count in size.items():
                 values = [math.sqrt(p["squares"][layer][module] / count) for p in pairs]
-                low, high = pooled_interval(values, kin[source], draws)
+                low, high = ends_of(values, kin[source], draws)
                 row: dict[str, Any] = {"source": source, "layer": layer, "module": module}
-                ends = {"rms_low": _short(low), "rms_high": _short(high)}
-                rows.append(row | {"rms": _short(float(np.mean(values))), **ends})
+                rows.append(row | {"rms": float(np.mean(values)), "rms_low": low, "rms_high": high})
     return rows
 
 
@@ -290,7 +290,7 @@ def _layers(
     for source, values in norms.items():
         for layer, size in enumerate(sizes):
             mean = float(values[:, layer].mean())
-            low, high = pooled_interval(list(values[:, layer]), kin[source], draws)
+            low, high = ends_of(list(values[:, layer]), kin[source], draws)
             rows.append(
                 {"source": source, "layer": layer, "n": len(values)}
                 | {"rms": mean, "rms_low": low, "rms_high": high}
@@ -310,14 +310,23 @@ def _blocks(
         for block, layers in split_layers(len(sizes)).items():
             count = sum(sum(sizes[i].values()) for i in layers)
             totals = [math.sqrt(sum(sum(p["squares"][i].values()) for i in layers)) for p in pairs]
-            ends = pooled_interval(totals, kin[source], draws)
+            ends = ends_of(totals, kin[source], draws)
             row: dict[str, Any] = {"source": source, "block": block, "n": len(pairs)}
             row["parameters"] = count
             values = zip(("", "_low", "_high"), (float(np.mean(totals)), *ends), strict=True)
             for name, value in values:
-                row |= {f"total{name}": value, f"rms{name}": value / math.sqrt(count)}
+                row[f"total{name}"] = value
+                row[f"rms{name}"] = None if value is None else value / math.sqrt(count)
             rows.append(row)
     return rows
+
+
+def ends_of(
+    values: Sequence[float], kin: Sequence[str], draws: int
+) -> tuple[float | None, float | None]:
+    """The 95% interval of a mean over prompts; None where there are fewer than two of them."""
+    low, high = pooled_interval(values, kin, draws)
+    return known(low), known(high)
 
 
 def _short(value: float) -> float:
