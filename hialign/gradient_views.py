@@ -135,7 +135,7 @@ def along(study: Study) -> "Figure":
                 look: dict[str, Any] = {"color": PALETTE[block], "linestyle": LINES[i]}
                 panel.plot(steps, shares, marker="o", markersize=3, label=block, **look)
             panel.axhline(1 / 3, color="#555555", linestyle=":", linewidth=1)
-            panel.set(xlabel="optimizer step", ylim=(0, 1))
+            panel.set(xlabel="optimizer step", ylim=(0, 0.75))
             panel.set_title(source, fontsize=9)
             panel.locator_params(axis="x", integer=True)
         axes[label][0].set_ylabel(

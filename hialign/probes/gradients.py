@@ -19,6 +19,7 @@ import numpy as np
 from hialign import dpo
 from hialign.blocks import Choice, decoder_layers, split_layers, target_modules
 from hialign.contrasts import EXPECTED, OBJECTIVES
+from hialign.logprobs import token_pairs
 from hialign.models import identity, load_model
 from hialign.preferences import load_pairs
 from hialign.probes.common import (
@@ -74,7 +75,7 @@ def gradients(cell: Cell) -> dict[str, Any]:
             name: parts.part(name, lambda n=name: meter.measure(sources[n], beta, what=n))  # type: ignore[misc]
             for name in sources
         }
-        steps = [step for step in chosen.at_steps if step <= _steps(cell)]
+        steps = [step for step in chosen.at_steps if step <= _steps(cell, tokenizer)]
         few = {name: pairs[: chosen.along_pairs] for name, pairs in sources.items()}
         references = {
             name: [pair["margin"] for pair in found[name][: chosen.along_pairs]] for name in few
@@ -119,10 +120,11 @@ def gradients(cell: Cell) -> dict[str, Any]:
 # --- along training ------------------------------------------------------------------------------
 
 
-def _steps(cell: Cell) -> int:
-    """Optimizer steps of the study's training."""
+def _steps(cell: Cell, tokenizer: "PreTrainedTokenizerBase") -> int:
+    """Optimizer steps of the study's training, which drops pairs whose prompts are too long."""
     training = cell.study.training
-    pairs = len(load_pairs(cell.study.preferences).train)
+    every = load_pairs(cell.study.preferences).train
+    pairs = len(token_pairs(tokenizer, every, training.max_length, training.truncation).tokens)
     return math.ceil(math.ceil(pairs / training.effective_batch) * training.epochs)
 
 
