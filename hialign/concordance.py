@@ -39,7 +39,6 @@ class Measure:
     with the pairs' `prompts`; without them it has no interval."""
 
     name: str
-    says: str  # what it measures, for a reader
     scores: tuple[float, ...]
     draws: np.ndarray | None = None
     prompts: tuple[str, ...] = ()
@@ -104,16 +103,14 @@ def measures(study: Study, label: str) -> tuple[list[Measure], dict[str, str]]:
 def _gradient(record: dict[str, Any]) -> Measure:
     rows = record["pairs"]["preference"]
     draws = np.array([row["norms"] for row in rows])
-    says = "gradient norm of the DPO loss per parameter, before training"
     prompts = tuple(row["prompt"] for row in rows)
-    return Measure("gradient", says, tuple(draws.mean(axis=0)), draws, prompts)
+    return Measure("gradient", tuple(draws.mean(axis=0)), draws, prompts)
 
 
 def _ila(record: dict[str, Any]) -> Measure | str:
     if record["layer_scores"] is None:
         return str(record.get("nothing") or record["layer_scores_reason"])
-    says = f"learned gate on the layer's change (ILA; shares: of the top {TOP}%)"
-    return Measure("ila", says, tuple(record["layer_scores"]), ranks_only=True)
+    return Measure("ila", tuple(record["layer_scores"]), ranks_only=True)
 
 
 def _patching(record: dict[str, Any]) -> Measure | str:
@@ -123,34 +120,30 @@ def _patching(record: dict[str, Any]) -> Measure | str:
     patched = np.array(record["margins"]["tuned_into_base"]["contribution"]["summed"])
     draws = (patched - base).T * np.sign((tuned - base).mean())
     prompts = tuple(pair["prompt"] for pair in record["pairs"])
-    says = "preference recovered by the tuned model's contribution of one layer, in base"
-    return Measure("patching", says, tuple(record["layer_scores"]), draws, prompts)
+    return Measure("patching", tuple(record["layer_scores"]), draws, prompts)
 
 
 def _lasso(record: dict[str, Any]) -> Measure | str:
     found = record["lasso"]
     if found["reason"]:
         return str(found["reason"])
-    says = "share of bootstrap samples in which LASSO keeps the layer's activation distance"
-    return Measure("lasso", says, tuple(found["stability"]))
+    return Measure("lasso", tuple(found["stability"]))
 
 
 def _tuning(record: dict[str, Any]) -> Measure | str:
     if record["layer_scores"] is None:
         return "no layer was tuned alone, or none moved a margin"
     draws = np.array([row["margins"] for row in record["singles"]]).T
-    says = "held-out reward margin when the layer is tuned alone"
     prompts = tuple(pair["prompt"] for pair in record["pairs"])
-    return Measure("tuning", says, tuple(draws.mean(axis=0)), draws, prompts)
+    return Measure("tuning", tuple(draws.mean(axis=0)), draws, prompts)
 
 
 def _update(record: dict[str, Any]) -> Measure:
-    return Measure("update", "norm of the change of Full-DPO's weights", tuple(record["update"]))
+    return Measure("update", tuple(record["update"]))
 
 
 def _spectrum(record: dict[str, Any]) -> Measure:
-    says = f"signal-to-noise of the base model's weights (Spectrum; shares: of the top {TOP}%)"
-    return Measure("spectrum", says, tuple(record["spectrum"]), ranks_only=True, control=True)
+    return Measure("spectrum", tuple(record["spectrum"]), ranks_only=True, control=True)
 
 
 READ: dict[str, Callable[[dict[str, Any]], Measure | str]] = {
@@ -178,7 +171,7 @@ def found(study: Study) -> Table:
         for measure in here:
             shares, drawn = measure.shares(), measure.resampled()
             row: dict[str, Any] = {"model": model.label, "measure": measure.name}
-            row |= {"says": measure.says, "control": measure.control}
+            row["control"] = measure.control
             for i, (block, share) in enumerate(shares.items()):
                 ends = (None, None) if drawn is None else np.nanpercentile(drawn[:, i], [2.5, 97.5])
                 row |= {block: share, f"{block}_low": ends[0], f"{block}_high": ends[1]}
@@ -186,7 +179,7 @@ def found(study: Study) -> Table:
         for name, why in lacking.items():
             rows.append({"model": model.label, "measure": name, "points": "", "why": why})
     columns = [f"{b}{end}" for b in ("local", "mid", "global") for end in ("", "_low", "_high")]
-    return Table(rows, columns=["model", "measure", "says", "control", *columns, "points", "why"])
+    return Table(rows, columns=["model", "measure", "control", *columns, "points", "why"])
 
 
 def _points(shares: dict[str, float], drawn: np.ndarray | None) -> str:
@@ -228,17 +221,28 @@ def answer(study: Study, label: str) -> str:
 
 
 def shares(study: Study) -> Table:
-    """`found` for a reader."""
+    """`found` for a reader: the shares of each third, of the measures that there are."""
     rows = []
     for row in found(study).to_dict("records"):
+        if row["why"]:
+            continue
         shown: dict[str, Any] = {"Model": row["model"], "Measure": row["measure"]}
-        shown["What it says"] = row["why"] or row["says"]
         for block in split_layers(3):
             shown[strategy_of(block).removesuffix("-Align")] = row[block]
-            ends = interval_text(row[f"{block}_low"], row[f"{block}_high"])
+            ends = interval_text(row[f"{block}_low"], row[f"{block}_high"], 2)
             shown[f"95% interval, {block}"] = ends
         rows.append(shown | {"Points to": row["points"] or None})
-    return table_of(rows)
+    return table_or_none(rows, ["Model", "Measure"])
+
+
+def lacking(study: Study) -> Table:
+    """The measures that are not there, and why."""
+    rows = [
+        {"Model": row["model"], "Measure": row["measure"], "Not measured, because": row["why"]}
+        for row in found(study).to_dict("records")
+        if row["why"]
+    ]
+    return table_of(rows or [{"Model": "none"}], ["Model", "Measure", "Not measured, because"])
 
 
 def correlations(study: Study) -> Table:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from hialign.blocks import STRATEGIES, split_layers
+from hialign.blocks import split_layers
 from hialign.plots import PALETTE, WIDEST, canvas, plain, write
 
 if TYPE_CHECKING:
@@ -64,14 +64,10 @@ def legend(figure: "Figure", axes: "Axes", note: str = "", columns: int = 4) -> 
         loc="outside lower center",
         ncols=min(columns, max(1, len(names))),
         fontsize=9,
+        frameon=False,
         title=note or None,
         title_fontsize=8.5,
     )
-
-
-def name_of(block: str) -> str:
-    """`Mid-Align` for `mid`; a block that names itself as it is."""
-    return STRATEGIES.get(block, block)
 
 
 def by_layer(table: Sequence[Mapping[str, Any]], depth: int, name: str) -> list[float | None]:

@@ -72,6 +72,7 @@ def _probe_exhibits() -> Iterator[Exhibit]:
     for name, title, draw, data, probes in (
         ("figure-where", "Every measure by layer", concordance.overview, concordance.layers, every),
         ("table-where", "Shares of each third", concordance.shares, None, every),
+        ("table-where-lacking", "Measures that are lacking", concordance.lacking, None, every),
         ("table-where-correlations", "Measures compared", concordance.correlations, None, every),
         ("figure-windows", "Windows", sweep_views.windows, sweep_views.curve, "sweep"),
         ("table-windows", "Windows and controls", sweep_views.controls, None, "sweep"),
@@ -213,7 +214,7 @@ def write_all(study: Study, folder: Path) -> None:
     together = [
         ["claims", "facts", "table-claims", "table-headlines"],
         ["figure-3", "table-dimensions"],
-        ["figure-where", "table-where", "table-where-correlations"],
+        ["figure-where", "table-where", "table-where-lacking", "table-where-correlations"],
     ]
     named = {name for names in together for name in names}
     tasks = [*together, *([name] for name in EXHIBITS if name not in named)]

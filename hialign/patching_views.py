@@ -49,7 +49,7 @@ def recovery(study: Study) -> "Figure":
             who = f"{plain(label, 26)}: " if len(found) > 1 else ""
             panel.set_title(f"{who}{title}", loc="left", fontsize=9, pad=14)
         axes[name][0].set(ylabel="recovery")
-        axes[name][0].legend(fontsize=7.5)
+        axes[name][0].legend(fontsize=7.5, frameon=False)
     return figure
 
 

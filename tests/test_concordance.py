@@ -100,9 +100,9 @@ def test_a_study_without_probes(outputs: Path) -> None:
 
 
 def test_shares_of_negative_layers_are_none() -> None:
-    measure = Measure("tuning", "", (-1.0, 2.0, 2.0))
+    measure = Measure("tuning", (-1.0, 2.0, 2.0))
     assert measure.shares() == {"local": 0.0, "mid": 0.5, "global": 0.5}
-    assert np.isnan(list(Measure("tuning", "", (-1.0, 0.0, -2.0)).shares().values())).all()
+    assert np.isnan(list(Measure("tuning", (-1.0, 0.0, -2.0)).shares().values())).all()
     assert measure.resampled() is None
 
 
