@@ -12,7 +12,7 @@ from conftest import CANARY
 
 from hialign import book, load_study, paths, publish, records, site
 from hialign.errors import HialignError
-from hialign.study import Study
+from hialign.study import PROBES, Study
 
 CELL_FILES = ("manifest.json", "manifest-respond.json", "evaluation.json")
 
@@ -35,6 +35,12 @@ def finished(outputs: Path) -> Study:
             (cell.folder / "adapter").mkdir()
             (cell.folder / "adapter" / "adapter_model.safetensors").write_bytes(b"\x00\xff")
             (cell.folder / "adapter" / "adapter_config.json").write_text("{}")
+    for probe in PROBES:
+        record = {"fingerprint": study.cell(None, "base").probe_fingerprint(probe), "key": "k"}
+        records.write_json(paths.probe_record(study.name, study.models[0].name, probe), record)
+    chosen = study.cell(None, "gradient:top30%")
+    manifest = records.read_json(records.stage_manifest(chosen, "train")) | {"chosen_by": "k"}
+    records.write_json(records.stage_manifest(chosen, "train"), manifest)
     folder = paths.study_dir(study.name)
     for name in (
         "html/index.html",
@@ -64,7 +70,8 @@ def test_records_are_copied_and_nothing_else(finished: Study) -> None:
     done = publish.publish(finished)
     judge = finished.judge.name if finished.judge else ""
     wanted = {"study.yml", "judge-validation-x.json", "notebooks/respond-random-llama-mid.ipynb"}
-    for block in ("base", "full", "mid"):
+    wanted |= {f"random-llama/probes/{probe}.json" for probe in PROBES}
+    for block in ("base", "full", "mid", "gradient-top30pct"):
         names = (*CELL_FILES, "responses.jsonl", f"judgments-{judge}.jsonl")
         names += (f"manifest-judge-{judge}.json",)
         names += ("training.jsonl",) if block != "base" else ()
@@ -149,7 +156,13 @@ def test_responses_to_prompts_from_elsewhere_need_a_word(finished: Study) -> Non
     other = finished.model_copy(update={"preferences": source})
     with pytest.raises(HialignError, match=r"prompts of Anthropic/hh-rlhf.*--with-responses"):
         publish.publish(other, partial=True)
-    assert publish.publish(other, partial=True, with_responses=True).files > 10
+    everything = publish.publish(other, partial=True, with_responses=True).files
+    done = publish.publish(other, partial=True, with_responses=False)
+    names = {p.name for p in done.folder.rglob("*") if p.is_file()}
+    assert not [name for name in names if name.endswith(".jsonl") and name != "training.jsonl"]
+    assert "respond-random-llama-mid.ipynb" not in names
+    assert {"evaluation.json", "manifest-respond.json", "gradients.json"} <= names
+    assert done.files == everything - 2 * len(other.cells()) - 1
 
 
 def test_the_command_says_where_and_how_much(finished: Study, tmp_path: Path) -> None:
@@ -195,8 +208,9 @@ def test_one_study_is_the_site_and_several_get_an_index(
     assert site.build(target).read_text() == finished.title
     publish.publish(finished.model_copy(update={"name": "made", "title": "<b>One</b>"}))
     second = finished.model_copy(update={"name": "second", "title": "Two & more"})
-    for cell in finished.cells():
-        shutil.copytree(cell.folder, paths.cell_dir("second", cell.model.name, cell.block))
+    for model in finished.models:
+        there = paths.study_dir("second") / model.name
+        shutil.copytree(paths.study_dir(finished.name) / model.name, there)
     publish.publish(second)
     text = site.build(target).read_text()
     assert 'href="made/index.html">&lt;b&gt;One&lt;/b&gt;<' in text
@@ -244,9 +258,8 @@ def test_a_book_is_built_from_published_records_alone(
     text = (place / "experiments.html").read_text()
     assert "3.067" in text
     assert "random-llama" in text
-    assert (
-        len(list((place / "runs").glob("*.html"))) == 13
-    )  # of each cell, a page and its notebooks; and one of the training
+    # of each of four cells a page and three notebooks; two of trainings, six of probes
+    assert len(list((place / "runs").glob("*.html"))) == 24
     assert "Explore: one question, every strategy" in (place / "notebooks.html").read_text()
     everything = "".join(p.read_text() for p in place.rglob("*.html"))
     for secret in (str(tmp_path), str(paths.root()), CANARY):

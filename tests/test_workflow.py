@@ -117,14 +117,14 @@ def test_a_judge_behind_an_api_from_estimate_to_book(
         assert done.returncode == 0, done.stdout + done.stderr
         return " ".join(done.stdout.split())
 
-    assert "6" in run("judge", str(file), "--estimate")
+    assert "8" in run("judge", str(file), "--estimate")
     assert server.server.counts["requests"] == 0
     said = run("judge", str(file))
     assert "the request failed: cannot read [key]" in said
     answered = sum(server.server.answers.values()) - 1  # equal responses are asked for once
-    assert f"6 judgments, 1 of them failed, {0.008 * answered:.2f} USD" in said
+    assert f"8 judgments, 1 of them failed, {0.008 * answered:.2f} USD" in said
     before = server.server.counts["requests"]
-    assert "6 judgments, 0 of them failed" in run("judge", str(file), "--retry-failed")
+    assert "8 judgments, 0 of them failed" in run("judge", str(file), "--retry-failed")
     assert server.server.counts["requests"] == before + 1
     run("book", str(file))
     assert "judge-2025" in (outputs / "asked/random-llama/mid/judgments-judge.jsonl").read_text()

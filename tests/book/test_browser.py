@@ -11,12 +11,20 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
+from hialign.study import load_study
+
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 NARROW, WIDE = {"width": 390, "height": 844}, {"width": 1280, "height": 900}
 # One page of each kind, for what takes a second a page
 KINDS = ["index", "experiments", "methodology", "appendix-d", "execution", "references", "search"]
-KINDS += ["runs/random-llama-mid", "runs/train-random-llama-all", "source/judged"]
+KINDS += [
+    "where",
+    "patching",
+    "runs/random-llama-mid",
+    "runs/train-random-llama-all",
+    "source/judged",
+]
 
 
 def pages_of(smoke: Path) -> list[str]:
@@ -166,7 +174,7 @@ def test_an_exhibits_downloads_are_what_the_page_shows(
     link = details.locator("a", has_text="CSV").get_attribute("href")
     rows = (smoke / "html" / link).read_text().splitlines()
     assert rows[0].startswith("Strategy,Mean Overall")
-    assert len(rows) == 4
+    assert len(rows) == 1 + len(load_study("smoke").blocks)
 
 
 def test_the_theme_switches_to_dark_by_keyboard(visit: Callable[..., Any]) -> None:
