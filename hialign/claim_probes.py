@@ -5,6 +5,7 @@ existed; a function here computes it. A study with several models has the parts 
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -221,8 +222,6 @@ def _paired(
 
 
 def _with_against(part: Part, p: float) -> Part:
-    from dataclasses import replace
-
     return replace(part, p_against=p)
 
 

@@ -40,19 +40,22 @@ def thirds(axes: "Axes", depth: int, names: bool = True) -> None:
 
 def line(
     axes: "Axes",
-    values: Sequence[float | None],
-    ends: "Sequence[tuple[float | None, float | None]] | None" = None,
+    x: Sequence[float],
+    rows: Sequence[Mapping[str, Any]],
+    name: str,
+    ends: tuple[str, str] | None = None,
     **look: Any,
 ) -> None:
-    """A number a layer, with the 95% interval as a band; a gap where there is none."""
-    data = [float("nan") if v is None else v for v in values]
+    """The field `name` of each row at `x`, and between its fields `ends` (by default `<name>_low` and
+    `<name>_high`) the 95% interval as a band; a gap where there is none."""
+    low, high = ends or (f"{name}_low", f"{name}_high")
+    value, bottom, top = (
+        [float("nan") if row[key] is None else row[key] for row in rows]
+        for key in (name, low, high)
+    )
     drawn: dict[str, Any] = {"linewidth": 1.6, "marker": "o", "markersize": 3} | look
-    axes.plot(range(len(data)), data, **drawn)
-    if ends is not None:
-        low = [float("nan") if e[0] is None else e[0] for e in ends]
-        high = [float("nan") if e[1] is None else e[1] for e in ends]
-        colour = drawn.get("color")
-        axes.fill_between(range(len(data)), low, high, color=colour, alpha=0.18, linewidth=0)
+    axes.plot(x, value, **drawn)
+    axes.fill_between(x, bottom, top, color=drawn["color"], alpha=0.16, linewidth=0)
 
 
 def legend(figure: "Figure", axes: "Axes", note: str = "", columns: int = 4) -> None:
@@ -68,9 +71,3 @@ def legend(figure: "Figure", axes: "Axes", note: str = "", columns: int = 4) -> 
         title=note or None,
         title_fontsize=8.5,
     )
-
-
-def by_layer(table: Sequence[Mapping[str, Any]], depth: int, name: str) -> list[float | None]:
-    """The column `name` of rows that have a `layer`, as a list by layer."""
-    known = {row["layer"]: row[name] for row in table}
-    return [known.get(layer) for layer in range(depth)]

@@ -21,7 +21,7 @@ from hialign import (
     audit,
     audit_text,
     claims,
-    concordance,
+    concordance_views,
     execution,
     facts,
     figures,
@@ -70,10 +70,28 @@ def _probe_exhibits() -> Iterator[Exhibit]:
     """Those of the probes: name, title, what draws it, a figure's numbers."""
     every = "gradients ila patching sweep weights"
     for name, title, draw, data, probes in (
-        ("figure-where", "Every measure by layer", concordance.overview, concordance.layers, every),
-        ("table-where", "Shares of each third", concordance.shares, None, every),
-        ("table-where-lacking", "Measures that are lacking", concordance.lacking, None, every),
-        ("table-where-correlations", "Measures compared", concordance.correlations, None, every),
+        (
+            "figure-where",
+            "Every measure by layer",
+            concordance_views.overview,
+            concordance_views.layers,
+            every,
+        ),
+        ("table-where", "Shares of each third", concordance_views.shares, None, every),
+        (
+            "table-where-lacking",
+            "Measures that are lacking",
+            concordance_views.lacking,
+            None,
+            every,
+        ),
+        (
+            "table-where-correlations",
+            "Measures compared",
+            concordance_views.correlations,
+            None,
+            every,
+        ),
         ("figure-windows", "Windows", sweep_views.windows, sweep_views.curve, "sweep"),
         ("table-windows", "Windows and controls", sweep_views.controls, None, "sweep"),
         (

@@ -34,9 +34,8 @@ def curves(study: Study) -> "Figure":
         logs = {}
         for source, colour in COLOURS.items():
             table = [row for row in record["layers"] if row["source"] == source]
-            ends = [(row["rms_low"], row["rms_high"]) for row in table]
-            look: dict[str, Any] = {"color": colour, "linestyle": STYLE[source], "label": source}
-            depth.line(left, depth.by_layer(table, n, "rms"), ends, **look)
+            look: dict[str, Any] = {"color": colour, "linestyle": STYLE[source]}
+            depth.line(left, range(n), table, "rms", label=source, **look)
             if source in OBJECTIVES:
                 norms = np.array([pair["norms"] for pair in record["pairs"][source]])
                 logs[source] = np.log(norms).mean(axis=0)
@@ -44,7 +43,7 @@ def curves(study: Study) -> "Figure":
         for source, values in logs.items():
             look = {"color": COLOURS[source], "linestyle": STYLE[source]}
             apart = values - middle
-            depth.line(right, list(np.exp(apart - apart.mean())), **look)
+            right.plot(np.exp(apart - apart.mean()), marker="o", markersize=3, **look)
         left.set(yscale="log", ylabel="gradient norm per weight (nats)")
         right.axhline(1, color="#555555", linestyle=":", linewidth=1)
         right.set(ylabel="share of its own, over the mean's")

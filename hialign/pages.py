@@ -5,6 +5,7 @@ page.
 """
 
 import re
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -94,33 +95,42 @@ def add_runs(study: Study, folder: Path) -> list[list[str]]:
     folder.mkdir()
     found: list[list[str]] = []
     for model in study.models:
-        together = _notebooks(study, folder, model.name, "all", f"{model.label}, all blocks")
-        together += _notebooks(
-            study, folder, model.name, "measured", f"{model.label}, blocks that probes choose"
-        )
-        found += [together] if together else []
+        probes = [f"probe-{probe}" for probe in PROBES]
+        passes = {"all": "all blocks", "measured": "blocks that probes choose"}
+        together: list[str] = []
+        for block, words in passes.items():
+            title = f"{model.label}, {words}"
+            together += _notebooks(study, folder, model.name, block, title)
+        measured = _notebooks(study, folder, model.name, "all", model.label, probes)
+        found += [[*together, *measured]] if together or measured else []
         for cell in [c for c in study.cells() if c.model is model]:
             title = f"{cell.strategy}, {model.label}"
             below = _notebooks(study, folder, model.name, cell.block, title)
             page = folder.parent / f"{_page_name(cell)}.md"
             # Base has no part in a pass but as the reference
-            shared = [n for n in together if n.startswith("runs/train-") and cell.block != "base"]
+            shared = together if cell.block != "base" else []
             page.write_text(_cell_page(cell, [*shared, *below]), encoding="utf-8")
             found.append([_page_name(cell), *below])
     return found
 
 
-def _notebooks(study: Study, folder: Path, model: str, block: str, title: str) -> list[str]:
+def _notebooks(
+    study: Study,
+    folder: Path,
+    model: str,
+    block: str,
+    title: str,
+    stages: Sequence[str] = STAGES,
+) -> list[str]:
     import nbformat
 
     names = []
-    for stage in (*STAGES, *(f"probe-{probe}" for probe in PROBES)):
+    for stage in stages:
         source = paths.notebook_output(study.name, stage, model, block)
         if source.is_file():
             book = nbformat.read(source, as_version=4)
-            about = title.removesuffix(", all blocks") if stage.startswith("probe-") else title
             words = stage.replace("-", " ").capitalize()
-            page = as_page(book, f"{words}: {plain(about)}", badge(stage))
+            page = as_page(book, f"{words}: {plain(title)}", badge(stage))
             nbformat.write(page, folder / source.name)
             names.append(f"runs/{source.stem}")
     return names

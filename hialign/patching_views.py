@@ -19,6 +19,7 @@ WHOLE = {"residual": "#333333", "prompt": PALETTE["local"], "last_prompt": PALET
 PARTS = {"contribution": "#333333", "attention": PALETTE["global"], "mlp": MORE[0]}
 NAMES = {"residual": "whole residual", "last_prompt": "last prompt token"}
 NAMES |= {"prompt": "prompt positions", "contribution": "layer's contribution", "mlp": "MLP"}
+ENDS = ("low", "high")
 TITLES = {"tuned_into_base": "tuned into base", "base_into_tuned": "base into tuned"}
 CONTROLS = {"svd": "#333333", "random_subspace": PALETTE["local"]}
 CONTROLS |= {"random_vector": PALETTE["mid"], "shuffled_pairs": PALETTE["global"]}
@@ -39,10 +40,9 @@ def recovery(study: Study) -> "Figure":
                 values = known.get(kind, {}).get("summed")
                 if values is None:
                     continue
-                ends = [(v["low"], v["high"]) for v in values]
                 look: dict[str, Any] = {"color": colour, "linestyle": LINES[i]}
                 look["label"] = NAMES.get(kind, kind)
-                depth.line(panel, [v["estimate"] for v in values], ends, **look)
+                depth.line(panel, range(len(values)), values, "estimate", ENDS, **look)
             for level in (0, 1) if kinds is WHOLE else (0,):
                 panel.axhline(level, color="#555555", linestyle=":", linewidth=1)
             depth.thirds(panel, found[label]["depth"])
@@ -84,17 +84,8 @@ def windows(study: Study) -> "Figure":
             values = record["recovery"][direction]["window"]["summed"]
             middles = [(v["start"] + v["stop"] - 1) / 2 for v in values]
             look: dict[str, Any] = {"color": (PALETTE["local"], PALETTE["mid"])[i]}
-            panel.plot(
-                middles,
-                [v["estimate"] for v in values],
-                marker="o",
-                markersize=3,
-                linestyle=LINES[i],
-                label=title,
-                **look,
-            )
-            low, high = ([v[end] for v in values] for end in ("low", "high"))
-            panel.fill_between(middles, low, high, alpha=0.18, linewidth=0, **look)
+            look |= {"linestyle": LINES[i], "label": title}
+            depth.line(panel, middles, values, "estimate", ENDS, **look)
         for level in (0, 1):
             panel.axhline(level, color="#555555", linestyle=":", linewidth=1)
         depth.thirds(panel, record["depth"])
@@ -209,19 +200,9 @@ def rank(study: Study) -> "Figure":
             for i, (variant, colour) in enumerate(CONTROLS.items()):
                 values = layer["recovery"][direction][variant]
                 ranks = [v["rank"] for v in values]
-                look: dict[str, Any] = {"color": colour}
-                name = {"svd": "SVD of the difference"}.get(variant, variant.replace("_", " "))
-                panel.plot(
-                    ranks,
-                    [v["estimate"] for v in values],
-                    marker="o",
-                    markersize=3,
-                    linestyle=LINES[i],
-                    label=name,
-                    **look,
-                )
-                low, high = ([v[end] for v in values] for end in ("low", "high"))
-                panel.fill_between(ranks, low, high, alpha=0.12, linewidth=0, **look)
+                look: dict[str, Any] = {"color": colour, "linestyle": LINES[i]}
+                look["label"] = "SVD of the difference" if variant == "svd" else _words(variant)
+                depth.line(panel, ranks, values, "estimate", ENDS, **look)
             panel.axhline(0, color="#555555", linestyle=":", linewidth=1)
             panel.set(xscale="log", xlabel="rank (the last is the whole difference)")
             panel.set_title(f"layer {layer['layer']}, {title}", loc="left", fontsize=9)
@@ -243,10 +224,13 @@ def ranks(study: Study) -> Table:
                     row |= {"Explained": explained[value["rank"]], "Recovery": value["estimate"]}
                     row |= {"95% interval": interval_text(value["low"], value["high"])}
                     for control in list(CONTROLS)[1:]:
-                        name = control.replace("_", " ").capitalize()
-                        row[name] = variants[control][place]["estimate"]
+                        row[_words(control).capitalize()] = variants[control][place]["estimate"]
                     rows.append(row)
     return table_or_none(rows, ["Model", "Layer", "Direction", "Rank"])
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
 
 
 def _recovered(study: Study) -> dict[str, Any]:

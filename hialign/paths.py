@@ -81,9 +81,19 @@ def cell_dir(study: str, model: str, block: str) -> Path:
     return study_dir(study) / slug(model) / slug(block)
 
 
+def probes_dir(study: str, model: str) -> Path:
+    """`outputs/<study>/<model>/probes/`, where the records of a model's probes lie."""
+    return study_dir(study) / slug(model) / "probes"
+
+
 def probe_record(study: str, model: str, probe: str) -> Path:
     """`outputs/<study>/<model>/probes/<probe>.json`, what a probe of a model measured."""
-    return study_dir(study) / slug(model) / "probes" / f"{probe}.json"
+    return probes_dir(study, model) / f"{probe}.json"
+
+
+def probe_parts(study: str, model: str, probe: str, key: str) -> Path:
+    """Where the parts of a probe lie that is not whole yet; `key` is all that they came from."""
+    return probes_dir(study, model) / f".{probe}-{key}"
 
 
 def notebook_output(study: str, stage: str, model: str, block: str) -> Path:

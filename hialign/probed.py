@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from hialign import concordance, gradient_views, ila_views, patching_views, sweep_views
+from hialign import concordance_views, gradient_views, ila_views, patching_views, sweep_views
 from hialign.study import Cell
 
 # What a probe's notebook shows of its record: figures, then tables
@@ -16,7 +16,7 @@ VIEWS: Mapping[str, tuple[Any, ...]] = {
         *(patching_views.made, patching_views.thirds, patching_views.regression),
     ),
     "sweep": (sweep_views.windows, sweep_views.controls),
-    "weights": (concordance.overview, concordance.layers),
+    "weights": (concordance_views.overview, concordance_views.layers),
 }
 
 

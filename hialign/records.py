@@ -271,7 +271,7 @@ def remembered(read: Callable[[Study], T]) -> Callable[[Study], T]:
 
 def _stamps(study: Study) -> list[tuple[str, int, int]]:
     folders = [cell.folder for cell in study.cells()]
-    folders += [paths.probe_record(study.name, model.name, "").parent for model in study.models]
+    folders += [paths.probes_dir(study.name, model.name) for model in study.models]
     folders = [folder for folder in folders if folder.is_dir()]
     files = [file for folder in folders for file in os.scandir(folder) if file.is_file()]
     return sorted((f.path, f.stat().st_mtime_ns, f.stat().st_size) for f in files)

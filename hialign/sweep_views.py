@@ -15,7 +15,6 @@ from hialign.study import Study
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-ENDS = ("low", "high")
 CONTROLS = {"full": PALETTE["full"], "full, lower rank": PALETTE["global"], "random": MORE[2]}
 
 
@@ -129,13 +128,11 @@ def windows(study: Study) -> "Figure":
             ("reward accuracy (share of pairs)", "mean reward margin (nats)"),
             strict=True,
         ):
-            values = [row[measure] for row in record["windows"]]
-            low, high = ([row[f"{measure}_{e}"] for row in record["windows"]] for e in ENDS)
-            panel.plot(middles, values, "o-", color="#333333", markersize=3.5, label="window")
-            panel.fill_between(middles, low, high, color="#333333", alpha=0.15, linewidth=0)
+            look: dict[str, Any] = {"color": "#333333", "label": "window"}
+            depth.line(panel, middles, record["windows"], measure, **look)
             if record["singles"]:
                 one = [row[measure] for row in record["singles"]]
-                look: dict[str, Any] = {"color": MORE[0], "markersize": 3}
+                look = {"color": MORE[0], "markersize": 3}
                 panel.plot(range(len(one)), one, ".:", label="one layer", linewidth=0.8, **look)
             for i, (kind, rows) in enumerate(_controls(record).items()):
                 level = float(np.mean([row[measure] for row in rows]))

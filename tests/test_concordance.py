@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from hialign import concordance, load_study, paths, records
+from hialign import concordance_views, load_study, paths, records
 from hialign.concordance import Measure, answer, found, spearman
 from hialign.study import Study
 
@@ -70,9 +70,9 @@ def test_an_answer_where_three_measures_agree(outputs: Path) -> None:
     assert rows["global"]["spectrum"] == 1.0  # its three best of nine layers
     assert rows.why["lasso"] == "too few pairs for the regression"
     assert rows.why["ila"] == "the ila probe has not been run"
-    assert len(concordance.correlations(study)) == 10  # of five measures
-    assert concordance.layers(study).shape == (DEPTH, 7)
-    assert "cividis" not in str(concordance.overview(study))  # it draws
+    assert len(concordance_views.correlations(study)) == 10  # of five measures
+    assert concordance_views.layers(study).shape == (DEPTH, 7)
+    assert "cividis" not in str(concordance_views.overview(study))  # it draws
 
 
 @pytest.mark.parametrize(
@@ -90,13 +90,29 @@ def test_no_answer_where_they_disagree_or_are_too_few(
     assert words in answer(study, study.models[0].label)
 
 
+def test_a_measure_that_no_layer_has_any_of(outputs: Path) -> None:
+    """Each layer, tuned alone, loses: there is nothing to share out, and nothing to point to."""
+    study = study_of(outputs, "mid", "mid", "mid")
+    path = paths.probe_record("made-up", study.models[0].name, "sweep")
+    record = records.read_json(path)
+    for row in record["singles"]:
+        row["margins"] = [-abs(value) for value in row["margins"]]
+    records.write_json(path, record)
+    row = found(study).set_index("measure").loc["tuning"]
+    assert np.isnan(row.mid)
+    assert row.points == ""
+    assert concordance_views.overview(study)
+    assert concordance_views.shares(study)["Points to"].isna().tolist()[-2:] == [True, True]
+    assert "no answer" in answer(study, study.models[0].label)
+
+
 def test_a_study_without_probes(outputs: Path) -> None:
     study = load_study("smoke")
     assert (
         answer(study, study.models[0].label) == f"{study.models[0].label}: no probe has been run."
     )
-    assert concordance.overview(study)
-    assert concordance.correlations(study)["Model"].tolist() == ["none yet"]
+    assert concordance_views.overview(study)
+    assert concordance_views.correlations(study)["Model"].tolist() == ["none yet"]
 
 
 def test_shares_of_negative_layers_are_none() -> None:

@@ -19,6 +19,7 @@ from hialign.decoder import Decoder, Layout, unpackable
 from hialign.errors import HialignError
 from hialign.evaluate import contrasts_of
 from hialign.logprobs import TokenPair, tokenize_pair
+from hialign.models import identity, weights_sha256
 from hialign.packing import pack, plan
 from hialign.preferences import load_pairs, prompt_id
 from hialign.progress import Progress
@@ -27,7 +28,7 @@ from hialign.study import Cell, TrainingSettings
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 ROW = 1024  # tokens of one forward pass of packed pairs
 
@@ -54,9 +55,9 @@ class Parts:
     """Results of the parts of a long probe, each kept as soon as it is there, so that a run that was
     killed goes on from the last. `key` is all that they came from."""
 
-    def __init__(self, record: Path, key: str) -> None:
-        self.folder = record.with_name(f".{record.stem}-{key}")
-        for other in record.parent.glob(f".{record.stem}-*"):
+    def __init__(self, cell: Cell, probe: str, key: str) -> None:
+        self.folder = paths.probe_parts(cell.study.name, cell.model.name, probe, key)
+        for other in self.folder.parent.glob(f".{probe}-*"):
             if other != self.folder:  # of other settings
                 shutil.rmtree(other, ignore_errors=True)
 
@@ -88,7 +89,7 @@ def measured(
     key = hashlib.sha256(text.encode()).hexdigest()[:16]
     if path.is_file() and (known := records.read_json(path)).get("key") == key:
         return known
-    parts, started = Parts(path, key), time.perf_counter()
+    parts, started = Parts(cell, probe, key), time.perf_counter()
     content = {
         "probe": probe,
         "study": cell.study.name,
@@ -105,6 +106,25 @@ def measured(
     records.write_json(path, content)
     parts.done()
     return content
+
+
+def adapter_of(cell: Cell, block: str) -> tuple[Path, dict[str, str]]:
+    """The folder of a block's adapter of the cell's model, and its hash. Raises HialignError if it is
+    not there, or was trained on other weights than the model has now."""
+    tuned_cell = cell.study.cell(cell.model.name, block)
+    folder, manifest = tuned_cell.folder / "adapter", tuned_cell.folder / "manifest.json"
+    if not (folder / "adapter_model.safetensors").is_file() or not manifest.is_file():
+        raise HialignError(
+            f"{cell.model.name} {block} of study {cell.study.name} has no adapter: run `hialign run "
+            f"train -p study {cell.study.name} -p model {cell.model.name} -p block {block}` first"
+        )
+    known = records.read_json(manifest)
+    if any(known.get(key) != value for key, value in identity(cell.model).items()):
+        raise HialignError(
+            f"the adapter in {folder} was trained on other weights than {cell.model.source} has now: "
+            "train the block again"
+        )
+    return folder, {"adapter_sha256": weights_sha256(folder)}
 
 
 # --- pairs ---------------------------------------------------------------------------------------
@@ -235,17 +255,19 @@ def tuned(
     pairs: "Dataset",
     choices: Mapping[str, Choice],
     settings: TrainingSettings,
-    identity: dict[str, str],
+    weights: dict[str, str],
+    callbacks: "Sequence[TrainerCallback]" = (),
 ) -> Iterator[Tuned]:
     """Train the blocks in one pass (DPO, `hialign.dpo`) and lend the model with their adapters.
 
-    It is packed and followed by no tracker, whatever the study says of its own trainings.
+    It is packed and followed by no tracker, whatever the study says of its own trainings;
+    `callbacks` are transformers' own.
     Afterwards `model` is as it was before: the adapters are taken off.
     """
     settings = settings.model_copy(update={"engine": "packed", "report_to": []})
     with tempfile.TemporaryDirectory(prefix="hialign-probe-") as work:
         trainer = dpo.train_blocks(
-            model, tokenizer, pairs, choices, settings, identity, work=Path(work)
+            model, tokenizer, pairs, choices, settings, weights, Path(work), callbacks
         )
     adapted = trainer.accelerator.unwrap_model(trainer.model)
     strategies = trainer.strategies

@@ -19,6 +19,11 @@ def short(values: Sequence[float]) -> list[float]:
     return [float(f"{value:.6g}") for value in values]
 
 
+def rounded(values: Sequence[float]) -> list[float]:
+    """Six decimals, for sums of nats and for gates."""
+    return [round(float(value), 6) for value in values]
+
+
 def of_margins(
     margins: Sequence[Sequence[float]], prompts: Sequence[str], resamples: int
 ) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from hialign.logprobs import TokenPair
 from hialign.models import load_model
 from hialign.packing import pack, plan
 from hialign.probes.common import ROW, Tuned
+from hialign.probes.weights import norm_of
 from hialign.progress import Progress
 from hialign.settings import IlaSettings
 from hialign.study import Cell, TrainingSettings
@@ -150,10 +151,8 @@ def change_of(model: torch.nn.Module, adapter: str, names: Sequence[str]) -> lis
     found = []
     for name in names:
         layer: Any = model.get_submodule(name)
-        a, b = (x[adapter].weight.detach().float() for x in (layer.lora_A, layer.lora_B))
-        # ||B A||^2 = tr((B^T B)(A A^T)): never a matrix of the weight's own size
-        square = ((b.T @ b) * (a @ a.T)).sum().clamp(min=0)
-        found.append(float(square.sqrt()) * layer.scaling[adapter])
+        a, b = (x[adapter].weight.detach() for x in (layer.lora_A, layer.lora_B))
+        found.append(norm_of(a, b, layer.scaling[adapter]))
     return found
 
 

@@ -9,16 +9,14 @@ within a prompt, whose three contrasts share prompt and good response.
 """
 
 import math
-import tempfile
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hialign import dpo
 from hialign.blocks import Choice, decoder_layers, split_layers, target_modules
 from hialign.contrasts import EXPECTED, OBJECTIVES
+from hialign.evaluate import with_interval
 from hialign.logprobs import token_pairs
 from hialign.models import identity, load_model
 from hialign.preferences import load_pairs
@@ -30,8 +28,9 @@ from hialign.probes.common import (
     measured,
     packable,
     probe_settings,
+    tuned,
 )
-from hialign.probes.estimates import known
+from hialign.probes.estimates import short
 from hialign.probes.meter import Meter, norms_of, of_modules
 from hialign.settings import GradientSettings
 from hialign.statistics import mean_interval, pooled_interval
@@ -96,7 +95,7 @@ def gradients(cell: Cell) -> dict[str, Any]:
             "parameters": meter.sizes,
             "pairs": {
                 name: [
-                    {"id": p.id, "prompt": p.prompt, "norms": [_short(x) for x in row]}
+                    {"id": p.id, "prompt": p.prompt, "norms": short(row)}
                     for p, row in zip(sources[name], norms[name].tolist(), strict=True)
                 ]
                 for name in sources
@@ -154,19 +153,11 @@ def _along(
             control.should_training_stop |= state.global_step >= max(steps)
 
     everything = {"full": Choice(tuple(range(decoder_layers(model)[1])))}
-    with tempfile.TemporaryDirectory(prefix="hialign-probe-") as work:
-        trainer = dpo.train_blocks(
-            model,
-            tokenizer,
-            load_pairs(cell.study.preferences).train,
-            everything,
-            cell.study.training,
-            weights,
-            work=Path(work),
-            callbacks=[Along()],
-        )
-    trainer.accelerator.unwrap_model(trainer.model).unload()
-    return rows
+    train = load_pairs(cell.study.preferences).train
+    with tuned(
+        model, tokenizer, train, everything, cell.study.training, weights, callbacks=[Along()]
+    ):
+        return rows
 
 
 def _first(
@@ -192,9 +183,8 @@ def _rows(
     norms, kin = norms_of(found, sizes), [pair.prompt for pair in pairs]
     rows = []
     for layer, values in enumerate(norms.T.tolist()):
-        low, high = ends_of(values, kin, DRAWS)
         row: dict[str, Any] = {"step": step, "source": source, "layer": layer, "n": len(values)}
-        rows.append(row | {"rms": float(np.mean(values)), "rms_low": low, "rms_high": high})
+        rows.append(row | with_interval("rms", values, pooled_interval(values, kin, DRAWS)))
     return rows
 
 
@@ -211,10 +201,9 @@ def inequality(
 
     `norms` is by objective (pairs, depth), `kin` by objective the pairs' prompts. `ratio` is the
     geometric mean over prompts of the norm per parameter in the objective's block over that in the
-    other. `detrended` compares with
-    the other objectives of the same prompt: exp of the mean over prompts of D(objective) less the
-    mean D of all objectives, D being the log ratio of the two blocks' norms; above 1, the objective
-    is more in its block than the objectives are in general. Intervals are over prompts. `p_above`
+    other. `detrended` compares with the other objectives of the same prompt: exp of the mean over
+    prompts of D(objective) less the mean D of all objectives, D being the log ratio of the two
+    blocks' norms; above 1, the objective is more in its block than the objectives are in general. Intervals are over prompts. `p_above`
     and `p_below`, one-sided: how often objectives that are permuted within each prompt give as much
     (as little). Only prompts that have all objectives count.
     """
@@ -276,9 +265,9 @@ def _modules(
         for layer, size in enumerate(sizes):
             for module, count in size.items():
                 values = [math.sqrt(p["squares"][layer][module] / count) for p in pairs]
-                low, high = ends_of(values, kin[source], draws)
+                ends = pooled_interval(values, kin[source], draws)
                 row: dict[str, Any] = {"source": source, "layer": layer, "module": module}
-                rows.append(row | {"rms": float(np.mean(values)), "rms_low": low, "rms_high": high})
+                rows.append(row | with_interval("rms", values, ends))
     return rows
 
 
@@ -289,15 +278,12 @@ def _layers(
     draws: int,
 ) -> list[dict[str, Any]]:
     rows = []
-    for source, values in norms.items():
-        for layer, size in enumerate(sizes):
-            mean = float(values[:, layer].mean())
-            low, high = ends_of(list(values[:, layer]), kin[source], draws)
-            rows.append(
-                {"source": source, "layer": layer, "n": len(values)}
-                | {"rms": mean, "rms_low": low, "rms_high": high}
-                | {"total": mean * math.sqrt(sum(size.values()))}
-            )
+    for source, by_pair in norms.items():
+        for layer, (values, size) in enumerate(zip(by_pair.T.tolist(), sizes, strict=True)):
+            ends = pooled_interval(values, kin[source], draws)
+            row: dict[str, Any] = {"source": source, "layer": layer, "n": len(values)}
+            row |= with_interval("rms", values, ends)
+            rows.append(row | {"total": row["rms"] * math.sqrt(sum(size.values()))})
     return rows
 
 
@@ -312,25 +298,11 @@ def _blocks(
         for block, layers in split_layers(len(sizes)).items():
             count = sum(sum(sizes[i].values()) for i in layers)
             totals = [math.sqrt(sum(sum(p["squares"][i].values()) for i in layers)) for p in pairs]
-            ends = ends_of(totals, kin[source], draws)
+            low, high = pooled_interval(totals, kin[source], draws)
+            root = math.sqrt(count)
             row: dict[str, Any] = {"source": source, "block": block, "n": len(pairs)}
             row["parameters"] = count
-            values = zip(("", "_low", "_high"), (float(np.mean(totals)), *ends), strict=True)
-            for name, value in values:
-                row[f"total{name}"] = value
-                row[f"rms{name}"] = None if value is None else value / math.sqrt(count)
+            row |= with_interval("total", totals, (low, high))
+            row |= with_interval("rms", [t / root for t in totals], (low / root, high / root))
             rows.append(row)
     return rows
-
-
-def ends_of(
-    values: Sequence[float], kin: Sequence[str], draws: int
-) -> tuple[float | None, float | None]:
-    """The 95% interval of a mean over prompts; None where there are fewer than two of them."""
-    low, high = pooled_interval(values, kin, draws)
-    return known(low), known(high)
-
-
-def _short(value: float) -> float:
-    """Six digits: what is told of a pair."""
-    return float(f"{value:.6g}")

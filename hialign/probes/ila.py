@@ -26,6 +26,7 @@ from hialign.models import identity
 from hialign.preferences import Pair, load_pairs
 from hialign.probes import common
 from hialign.probes.common import Parts, measured, probe_settings, tuned
+from hialign.probes.estimates import rounded
 from hialign.probes.gates import (
     Loss,
     Subject,
@@ -39,8 +40,6 @@ from hialign.probes.interventions import interventions
 from hialign.probes.overlap import overlaps, ranked, stability
 from hialign.settings import IlaSettings
 from hialign.study import Cell, PreferenceSettings
-
-DIGITS = 6  # of gates and losses in the record
 
 
 def ila(cell: Cell) -> dict[str, Any]:
@@ -208,21 +207,17 @@ def run(
         s, gate_loss = learn_gates(adapted, subject.names, objective, settings, seed, "gates")
         training_loss = list(adapted.losses["full"])
     nothing = nothing_in(change, s)
-    kept = _rounded(s)
+    kept = rounded(s)
     return {
         "pairs": len(pairs),
         "gates": kept,
         "ranking": None if nothing else ranked(kept),
         "nothing": nothing,
-        "change": _rounded(change),
-        "training_loss": _rounded(training_loss),
+        "change": rounded(change),
+        "training_loss": rounded(training_loss),
         "settled": settled(training_loss),
-        "gate_loss": _rounded(gate_loss),
+        "gate_loss": rounded(gate_loss),
     }
-
-
-def _rounded(values: Sequence[float]) -> list[float]:
-    return [round(value, DIGITS) for value in values]
 
 
 def settled(losses: Sequence[float]) -> dict[str, Any]:
@@ -256,9 +251,9 @@ def ranking_of(
     scores = np.mean(found, axis=0)
     layers = np.asarray(subject.layers)
     return entry | {
-        "scores": _rounded(scores.tolist()),
-        "ranking": ranked(_rounded(scores.tolist())),
-        "layer_scores": _rounded([float(scores[layers == i].mean()) for i in range(subject.depth)]),
+        "scores": rounded(scores.tolist()),
+        "ranking": ranked(rounded(scores.tolist())),
+        "layer_scores": rounded([float(scores[layers == i].mean()) for i in range(subject.depth)]),
         "stability": stability(found, share_of(percent, len(scores))),
         "nothing": None,
     }

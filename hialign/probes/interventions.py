@@ -15,6 +15,7 @@ from hialign.blocks import Choice, share_of, split_layers
 from hialign.models import identity
 from hialign.preferences import Pair
 from hialign.probes.common import ProbePair, probe_settings, tuned
+from hialign.probes.estimates import known, rounded
 from hialign.probes.gates import Subject
 from hialign.settings import IlaSettings
 from hialign.statistics import pooled_interval
@@ -59,10 +60,10 @@ def interventions(
 
     def estimate(values: np.ndarray) -> dict[str, Any]:
         ends = pooled_interval(values.tolist(), prompts, probes.resamples, seed=probes.seed)
-        low, high = (None if np.isnan(end) else end for end in ends)
+        low, high = (known(end) for end in ends)
         return {"mean": float(values.mean()), "low": low, "high": high, "n": len(values)}
 
-    values = {name: np.round(found, 6) for name, found in margins.items()}
+    values = {name: np.array(rounded(of_pairs)) for name, of_pairs in margins.items()}
     measures = {
         "margin": values,
         "accuracy": {name: (np.sign(v) + 1) / 2 for name, v in values.items()},

@@ -1,12 +1,12 @@
 """What patched runs say: m of each pair, and recovery with its interval."""
 
-import math
 from collections.abc import Hashable, Sequence
 from typing import Any
 
 import numpy as np
 
 from hialign.probes.common import ProbePair
+from hialign.probes.estimates import known
 from hialign.probes.patched_runs import LogProbs
 from hialign.statistics import pooled_interval, ratio_interval
 
@@ -38,13 +38,9 @@ def margins(values: LogProbs, pairs: Sequence[ProbePair]) -> Margins:
     }
 
 
-def rounded(values: Sequence[float]) -> list[float]:
-    return [round(float(value), 6) for value in values]
-
-
 def estimate(value: float, ends: tuple[float, float], n: int) -> dict[str, Any]:
     """An estimate as records hold it; no interval where there is none."""
-    low, high = (None if math.isnan(end) else end for end in ends)
+    low, high = (known(end) for end in ends)
     return {"estimate": value, "low": low, "high": high, "n": n}
 
 

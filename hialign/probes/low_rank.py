@@ -14,7 +14,8 @@ import torch
 
 from hialign.logprobs import TokenPair
 from hialign.probes.common import ProbePair
-from hialign.probes.localized import kin, margins, recovery, rounded
+from hialign.probes.estimates import rounded
+from hialign.probes.localized import kin, margins, recovery
 from hialign.probes.patched_rows import Row, rows
 from hialign.probes.patched_runs import DIRECTIONS, LogProbs, Side, shifted
 
@@ -32,6 +33,7 @@ def halves(prompts: Sequence[Hashable], seed: int) -> tuple[list[int], list[int]
     return sides
 
 
+@torch.inference_mode()  # type: ignore[untyped-decorator]
 def rank_runs(
     sides: Mapping[str, Side],
     pairs: Sequence[TokenPair],
@@ -43,25 +45,10 @@ def rank_runs(
 ) -> dict[str, Any]:
     """Patches of the projections of layer `layer`'s difference (JSON).
 
-    `explained[rank]`: the share of the learning half's squared
-    difference in the subspace. `log_probs[direction][variant][rank]`: those of the tested pairs, in
+    `explained[rank]`: the share of the learning half's squared difference in the subspace. `log_probs[direction][variant][rank]`: those of the tested pairs, in
     their order; the last rank is the width, at which `svd` is the full patch.
     """
     before = sum(side.layer_tokens for side in sides.values())
-    with torch.inference_mode():
-        found = _rank_runs(sides, pairs, prompts, layer, ranks, seed, limit)
-    return found | {"layer_tokens": sum(s.layer_tokens for s in sides.values()) - before}
-
-
-def _rank_runs(
-    sides: Mapping[str, Side],
-    pairs: Sequence[TokenPair],
-    prompts: Sequence[Hashable],
-    layer: int,
-    ranks: Sequence[int],
-    seed: int,
-    limit: int,
-) -> dict[str, Any]:
     above = layer + 1
     device = sides["base"].decoder.device
     learning, tested = halves(prompts, seed)
@@ -113,6 +100,7 @@ def _rank_runs(
         "ranks": taken,
         "explained": explained,
         "log_probs": found,
+        "layer_tokens": sum(side.layer_tokens for side in sides.values()) - before,
     }
 
 

@@ -18,6 +18,7 @@ from hialign.blocks import split_layers
 from hialign.errors import HialignError
 from hialign.models import identity, load_tokenizer
 from hialign.probes.common import ROW, Parts, ProbePair, held_out, measured, probe_settings
+from hialign.probes.estimates import rounded
 from hialign.probes.localized import (
     VERSIONS,
     Margins,
@@ -26,7 +27,6 @@ from hialign.probes.localized import (
     lengths,
     margins,
     recovery,
-    rounded,
     tokens_of,
 )
 from hialign.probes.low_rank import by_rank, halves, rank_runs

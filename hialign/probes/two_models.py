@@ -3,14 +3,14 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hialign import records
 from hialign.blocks import check_block, decoder_layers
 from hialign.decoder import Decoder
 from hialign.errors import HialignError
-from hialign.models import identity, load_model, load_tokenizer, locate, weights_sha256
-from hialign.probes.common import ProbePair, held_out, packable
+from hialign.models import identity, load_model, load_tokenizer, locate
+from hialign.probes.common import ProbePair, adapter_of, held_out, packable
 from hialign.probes.patched_runs import Side
 from hialign.study import Cell, ModelSettings
 
@@ -26,7 +26,7 @@ class Source:
 
     kind: str  # `adapter` or `model`
     identity: dict[str, str]
-    cell: Cell | None = None
+    adapter: Path | None = None  # its folder
     model: ModelSettings | None = None
 
     def check_tokens(self, cell: Cell, pairs: Sequence[ProbePair]) -> None:
@@ -54,22 +54,8 @@ def tuned_source(cell: Cell, name: str) -> Source:
         return _model_source(cell, name)
     if name == "base":
         raise HialignError("probes.patching.tuned is base, which is not tuned: name another block")
-    tuned = cell.study.cell(cell.model.name, name)
-    weights = tuned.folder / "adapter" / "adapter_model.safetensors"
-    manifest = tuned.folder / "manifest.json"
-    if not weights.is_file() or not manifest.is_file():
-        raise HialignError(
-            f"patching needs the adapter of {cell.model.name} {name} in study {cell.study.name}: "
-            f"run `hialign run train -p study {cell.study.name} -p model {cell.model.name} "
-            f"-p block {name}` first"
-        )
-    base, known = identity(cell.model), records.read_json(manifest)
-    if any(known.get(key) != value for key, value in base.items()):
-        raise HialignError(
-            f"the adapter in {weights.parent} was trained on other weights than {cell.model.source} "
-            "has now: train the block again"
-        )
-    return Source("adapter", {"adapter_sha256": weights_sha256(weights.parent)}, cell=tuned)
+    folder, sha256 = adapter_of(cell, name)
+    return Source("adapter", sha256, adapter=folder)
 
 
 def _model_source(cell: Cell, name: str) -> Source:
@@ -112,14 +98,14 @@ def both(cell: Cell, source: Source, pairs: Sequence[ProbePair]) -> Iterator[Len
     """Base and tuned. With an adapter it is one model, with the adapter off and on."""
     model, _ = load_model(cell.model)
     packable(model, pairs)
-    if source.cell is not None:
+    if source.adapter is not None:
         from peft import PeftModel
 
         try:
-            adapted = PeftModel.from_pretrained(model, source.cell.folder / "adapter").eval()
+            adapted = PeftModel.from_pretrained(model, source.adapter).eval()
         except (ValueError, RuntimeError) as error:
             raise HialignError(
-                f"the adapter in {source.cell.folder / 'adapter'} does not fit {cell.model.source}: "
+                f"the adapter in {source.adapter} does not fit {cell.model.source}: "
                 f"{str(error).splitlines()[0][:300]}"
             ) from None
         with Decoder(model) as decoder:
