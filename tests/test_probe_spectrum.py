@@ -40,28 +40,29 @@ def test_the_rule_by_hand(seed: int, shape: tuple[int, int]) -> None:
     edge = stats.iqr(singular) / 1.349 * (1 + (min(shape) / max(shape)) ** 0.5)
     above = sum(s for s in singular if s > edge)
     below = sum(s for s in singular if s <= edge)
-    expected = above / below if below else float("inf")
+    expected = above / below / max(singular) if below else float("inf")
     assert score(matrix) == pytest.approx(expected)
     assert score(matrix) == pytest.approx(score(matrix.T))
-    assert score(matrix) == pytest.approx(score(1000 * matrix))
+    assert score(matrix) == pytest.approx(1000 * score(1000 * matrix))  # small weights rank high
 
 
 @pytest.mark.parametrize("shape", [(192, 192), (128, 160)])
 def test_a_planted_signal_is_found(shape: tuple[int, int]) -> None:
-    """Whatever the noise, a signal scores above all of it, and a stronger one above that."""
+    """Among matrices of one largest value a signal scores above noise, and a stronger one above that.
+    Added to noise as it is, it scores below, as the module says."""
     rng = np.random.default_rng(0)
-    alone = [score(noise(rng, shape, 4, 0)) for _ in range(8)]
-    weak = [score(noise(rng, shape, 4, 3)) for _ in range(8)]
-    strong = [score(noise(rng, shape, 4, 9)) for _ in range(8)]
+    drawn = {s: [noise(rng, shape, 4, s) for _ in range(8)] for s in (0, 3, 9)}
+    alone, weak, strong = ([score(m / np.linalg.norm(m, 2)) for m in ms] for ms in drawn.values())
     assert max(alone) < min(weak)
     assert max(weak) < min(strong)
+    assert max(map(score, drawn[9])) < min(map(score, drawn[0]))
 
 
 def test_noise_alone_is_not_nothing() -> None:
-    """The published edge is not that of noise, as the module says: 0.8 in a large square matrix.
-    The edge of Marchenko and Pastur has nothing above it."""
+    """The published edge is not that of noise, as the module says: in a large square matrix 0.8 of
+    signal to noise. The edge of Marchenko and Pastur has nothing above it."""
     matrix = np.random.default_rng(0).normal(size=(576, 576))
-    assert score(matrix) == pytest.approx(0.8, abs=0.05)
+    assert score(matrix) * np.linalg.norm(matrix, 2) == pytest.approx(0.8, abs=0.05)
     assert np.linalg.svd(matrix, compute_uv=False).max() < 1.02 * 2 * np.sqrt(576)
 
 
@@ -71,14 +72,15 @@ def test_odd_matrices() -> None:
 
 
 def planted(folder: Path, layer: int) -> ModelSettings:
-    """A random model in which one layer's attention has a signal in its noise."""
+    """A random model in which one layer's attention has weights a tenth as large as
+    the others': by the published rule, the most signal."""
     model, _ = load_model(LLAMA, "cpu")
     rng = np.random.default_rng(0)
     for number, one in enumerate(model.model.layers):
         for name in PROJECTIONS:
             weight = getattr(one.self_attn, name).weight
-            signal = noise(rng, tuple(weight.shape), 1, 9.0 if number == layer else 0.0)
-            weight.data.copy_(weight.new_tensor(signal))
+            alone = noise(rng, tuple(weight.shape), 1, 0.0)
+            weight.data.copy_(weight.new_tensor(alone if number != layer else 0.1 * alone))
     model.save_pretrained(folder)
     load_tokenizer(LLAMA).save_pretrained(folder)
     return ModelSettings(source=str(folder))

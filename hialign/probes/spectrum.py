@@ -1,12 +1,13 @@
 """Spectrum (Hartford et al., 2024): layers by the signal-to-noise ratio of their weights.
 
 No data and no gradient: singular values of a weight matrix above an edge are signal, those below it
-noise. A comparison, not one of the papers' claims.
+noise; their ratio is divided by the largest. A comparison, not one of the papers' claims.
 
-The edge is the paper's, which is not quite the one that pure noise has (Marchenko-Pastur): it takes
-the spread of singular values for that of the matrix's entries. So noise alone scores 0.8 in a large
-square matrix, and more in a longer one; only ranks among matrices of one shape have a meaning, and
-no others are used here.
+Edge and division are the paper's (section 3.3) and its released code's. The edge is not quite the
+one that pure noise has (Marchenko-Pastur): it takes the spread of singular values for that of the
+matrix's entries, so that pure noise has a signal too, and more in a longer matrix. And dividing by
+the largest value ranks a matrix of small weights high, and one with a few strong directions low.
+Only ranks among matrices of one shape have a meaning, and no others are used here.
 """
 
 import hashlib
@@ -21,10 +22,12 @@ from hialign.records import read_json, write_json
 from hialign.study import ModelSettings
 
 NORMAL_IQR = 1.349  # interquartile range of a standard normal
+RULE = 2  # counts the ways in which this file has scored: scores are kept by it
 
 
 def signal_to_noise(singular: np.ndarray, shape: tuple[int, int]) -> float:
-    """The sum of singular values above the noise's edge over the sum of those below it.
+    """The sum of singular values above the noise's edge over the sum of those below it, over the
+    largest of them.
 
     The edge is sigma (1 + sqrt(beta)) with sigma from the values' interquartile range and beta the
     shorter side of the matrix over the longer. Infinite where nothing is below; 0 where nothing is
@@ -33,7 +36,9 @@ def signal_to_noise(singular: np.ndarray, shape: tuple[int, int]) -> float:
     quarter, three = np.percentile(singular, [25, 75])
     edge = (three - quarter) / NORMAL_IQR * (1 + np.sqrt(min(shape) / max(shape)))
     signal, noise = singular[singular > edge].sum(), singular[singular <= edge].sum()
-    return float(signal / noise) if noise else float("inf") if signal else 0.0
+    if not noise:
+        return float("inf") if signal else 0.0
+    return float(signal / noise / singular.max()) if signal else 0.0
 
 
 def matrices(settings: ModelSettings, projections: Sequence[str]) -> dict[str, float]:
@@ -53,11 +58,11 @@ def matrices(settings: ModelSettings, projections: Sequence[str]) -> dict[str, f
 def layer_scores(settings: ModelSettings, projections: Sequence[str]) -> list[float]:
     """Each layer's rank (0 to 1, higher is more signal) within a module type, averaged over types.
 
-    Kept in the cache, by the weights' identity and the projections.
+    Kept in the cache, by the weights' identity, the projections and the rule.
     """
     from scipy.stats import rankdata
 
-    known_as = repr((sorted(identity(settings).items()), list(projections)))
+    known_as = repr((RULE, sorted(identity(settings).items()), list(projections)))
     key = hashlib.sha256(known_as.encode()).hexdigest()[:24]
     path = paths.cache() / "spectrum" / f"{key}.json"
     if not path.is_file():

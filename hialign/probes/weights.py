@@ -27,7 +27,7 @@ def weights(cell: Cell) -> dict[str, Any]:
     number a layer (`spectrum.layer_scores`); `tuned`, the block."""
     chosen = probe_settings(cell).weights or WeightsSettings()
     folder, adapter = adapter_of(cell, chosen.tuned)
-    came_from = {"model": identity(cell.model), **adapter}
+    came_from = {"model": identity(cell.model), **adapter, "spectrum_rule": spectrum.RULE}
 
     def compute(parts: Parts) -> dict[str, Any]:
         return {
