@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 KINDS = {"full": "#333333", "freeze": MORE[0], "top": MORE[2], "random": "#999999"}
-KINDS |= {"third": PALETTE["mid"], "third at equal parameters": PALETTE["global"]}
+KINDS["third at equal parameters"] = PALETTE["global"]
 
 
 def gates(study: Study) -> "Figure":
@@ -141,7 +141,7 @@ def interventions(study: Study) -> "Figure":
                 value = v[measure]
                 if value["low"] is not None:
                     panel.plot([value["low"], value["high"]], [y, y], lw=3, alpha=0.4, **look)
-                marker = "sDo^vP"[list(KINDS).index(v["kind"])]
+                marker = "sDo^P"[list(KINDS).index(v["kind"])]
                 panel.plot(value["mean"], y, marker, markersize=6, **look)
             panel.axvline(record["variants"][0][measure]["mean"], color="#555555", ls=":", lw=1)
             panel.set(xlabel=title, ylim=(len(record["variants"]) - 0.5, -0.5))

@@ -2,7 +2,7 @@
 
 All variants are trained in one pass on the study's own pairs and compared on the same held-out
 ones: full; without the least important 25%; the top 10%, 20% and 30% alone; as many drawn at random;
-the thirds, as they are and at the LoRA rank that gives them the parameters of the largest top set.
+the thirds, at the LoRA rank that gives them the parameters of the largest top set.
 """
 
 import random
@@ -112,8 +112,6 @@ def variants(subject: Subject, ranking: Sequence[int], settings: IlaSettings) ->
         third: [i for i, layer in enumerate(subject.layers) if layer in layers]
         for third, layers in split_layers(subject.depth).items()
     }
-    for third, inside in thirds.items():
-        made.append(_variant(third, "third", None, inside, rank))
     for third, inside in thirds.items():
         aim = rank * sum(of_one[i] for i in most) / sum(of_one[i] for i in inside)
         equal = max(1, round(aim))
