@@ -14,6 +14,7 @@ from typing import Any
 
 from hialign import blocks, paths, records
 from hialign.errors import HialignError
+from hialign.probes import forget
 from hialign.study import PROBES, STAGES, Cell, Study, load_study
 
 # What IPython and Jupyter themselves put into a notebook's namespace
@@ -101,6 +102,7 @@ def run(notebook: str, parameters: Mapping[str, Any]) -> Path:
     if unknown := [name for name in parameters if name not in known]:
         raise HialignError(_unknown(unknown[0], list(known), f"notebook {template.stem}"))
     ours = parameters_of(template.stem)
+    whole = False
     if ours.keys() <= known.keys():
         values = {name: ast.literal_eval(default) for name, default in known.items()}
         values |= parameters
@@ -130,6 +132,8 @@ def run(notebook: str, parameters: Mapping[str, Any]) -> Path:
         tidy(temporary)
         os.replace(temporary, output)
         failed.unlink(missing_ok=True)
+        if whole:  # the record of a probe has been shown: its parts are needed no more
+            forget(cell, template.stem.removeprefix("probe-"))
     except PapermillExecutionError as error:
         tidy(temporary)
         os.replace(temporary, failed)

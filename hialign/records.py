@@ -232,9 +232,14 @@ def probe_status(study: Study, model: ModelSettings, probe: str) -> str:
 
 
 def probes(study: Study, probe: str) -> dict[str, dict[str, Any]]:
-    """The records of a probe by the models' labels, where they are there."""
-    files = {m.label: paths.probe_record(study.name, m.name, probe) for m in study.models}
-    return {label: read_json(file) for label, file in files.items() if file.is_file()}
+    """The records of a probe by the models' labels, of those measured with the study's settings."""
+    found = {}
+    for model in study.models:
+        file = paths.probe_record(study.name, model.name, probe)
+        wanted = Cell(study, model, "base").probe_fingerprint(probe)
+        if file.is_file() and (record := read_json(file)).get("fingerprint") == wanted:
+            found[model.label] = record
+    return found
 
 
 def _newer(a: Path, b: Path) -> bool:

@@ -163,6 +163,12 @@ def test_turns_of_one_conversation_do_not_share_a_row() -> None:
     for row in planned:
         assert not set(row.prompt.tolist()) & set(row.response.tolist())
         assert set(row.last.tolist()) <= set(row.prompt.tolist())
+    # one that goes on with another answer: no word of the responses is shared, the prompt is
+    first, start = pairs[0][0].ids, pairs[0][0].start
+    other = next(i for i in range(9) if i not in {t.ids[start] for t in pairs[0]})
+    longer = tuple(Tokens((*first[:start], other, *t.ids), start + 1 + t.start) for t in pairs[1])
+    planned = list(rows([pairs[0], longer], torch.device("cpu"), 10_000))
+    assert [len(row.pairs) for row in planned] == [1, 1]
 
 
 @pytest.mark.parametrize("family", ["gemma3_text", "olmo2"])
@@ -422,7 +428,8 @@ def plant_adapter(cell: Cell, block: str, layer: int, **manifest: Any) -> Path:
     """An adapter on one layer, as a trained cell leaves it."""
     from peft import LoraConfig, get_peft_model
 
-    folder = cell.study.cell(cell.model.name, block).folder
+    trained = cell.study.cell(cell.model.name, block)
+    folder, known = trained.folder, {"fingerprint": trained.fingerprint("train")}
     model, _ = load_model(cell.model)
     names = [f"model.layers.{layer}.self_attn.{p}_proj" for p in "qkvo"]
     torch.manual_seed(10)  # whose change of m is clear
@@ -432,7 +439,7 @@ def plant_adapter(cell: Cell, block: str, layer: int, **manifest: Any) -> Path:
         if "lora_B" in name:
             parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * 0.5)
     adapted.save_pretrained(folder / "adapter", save_embedding_layers=False)
-    (folder / "manifest.json").write_text(json.dumps(identity(cell.model) | manifest))
+    (folder / "manifest.json").write_text(json.dumps(identity(cell.model) | known | manifest))
     return folder
 
 
@@ -476,6 +483,13 @@ def test_an_adapter_of_another_base_is_refused(outputs: Path, tmp_path: Path) ->
     cell = cell_of(tmp_path, "layers:2")
     plant_adapter(cell, "layers:2", 2, weights_sha256="another")
     with pytest.raises(HialignError, match="trained on other weights"):
+        patching.patching(cell)
+
+
+def test_an_adapter_of_other_settings_is_refused(outputs: Path, tmp_path: Path) -> None:
+    cell = cell_of(tmp_path, "layers:2")
+    plant_adapter(cell, "layers:2", 2, fingerprint="another")
+    with pytest.raises(HialignError, match="trained with other settings"):
         patching.patching(cell)
 
 

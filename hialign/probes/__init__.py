@@ -4,11 +4,14 @@ Each takes a cell (a model of a study) and leaves one record, `outputs/<study>/<
 <probe>.json`. A record names what it came from; it is computed again only if that has changed.
 """
 
+import shutil
+from pathlib import Path
 from typing import Any
 
 from hialign import paths, records
 from hialign.blocks import MEASURES
 from hialign.errors import HialignError
+from hialign.models import identity
 from hialign.study import Cell
 
 
@@ -24,14 +27,25 @@ def record_of(cell: Cell, probe: str) -> dict[str, Any]:
     return records.read_json(path)
 
 
+def forget(cell: Cell, probe: str, but: Path | None = None) -> None:
+    """Delete the parts (`common.Parts`) of a probe of the cell's model, all but the folder `but`."""
+    for folder in paths.probes_dir(cell.study.name, cell.model.name).glob(f".{probe}-*"):
+        if folder != but:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
 def scores_of(cell: Cell, measure: str) -> list[float]:
     """What a measure (`blocks.MEASURES`) says of each layer of the cell's model: more is more."""
     if MEASURES[measure]:
-        record = record_of(cell, MEASURES[measure])
+        record, other = record_of(cell, MEASURES[measure]), ""
         if record["fingerprint"] != cell.probe_fingerprint(MEASURES[measure]):
+            other = f"settings than study {cell.study.name} has"
+        elif record.get("came_from", {}).get("model") not in (None, identity(cell.model)):
+            other = f"weights than {cell.model.source} has"
+        if other:
             raise HialignError(
                 f"block {cell.block}: the record of the {MEASURES[measure]} probe of "
-                f"{cell.model.name} is of other settings than study {cell.study.name} has now: "
+                f"{cell.model.name} is of other {other} now: "
                 f"run `hialign run probe-{MEASURES[measure]} -p study {cell.study.name} -p model "
                 f"{cell.model.name}` again"
             )

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,6 +21,7 @@ from hialign.logprobs import TokenPair, tokenize_pair
 from hialign.models import identity, weights_sha256
 from hialign.packing import pack, plan
 from hialign.preferences import load_pairs, prompt_id
+from hialign.probes import forget
 from hialign.progress import Progress
 from hialign.settings import ProbeSettings
 from hialign.study import Cell, TrainingSettings
@@ -53,13 +53,15 @@ def probe_settings(cell: Cell) -> ProbeSettings:
 
 class Parts:
     """Results of the parts of a long probe, each kept as soon as it is there, so that a run that was
-    killed goes on from the last. `key` is all that they came from."""
+    killed goes on from the last. `key` is all that they came from.
+
+    They outlive the record until it is read again or its notebook is whole (`forget`): Snakemake
+    deletes a record whose notebook fails after it, at a figure.
+    """
 
     def __init__(self, cell: Cell, probe: str, key: str) -> None:
         self.folder = paths.probe_parts(cell.study.name, cell.model.name, probe, key)
-        for other in self.folder.parent.glob(f".{probe}-*"):
-            if other != self.folder:  # of other settings
-                shutil.rmtree(other, ignore_errors=True)
+        forget(cell, probe, self.folder)  # those of other settings
 
     def part(self, name: str, compute: Callable[[], Any]) -> Any:
         """What `compute` gives (JSON), from disk if it was computed before."""
@@ -67,9 +69,6 @@ class Parts:
         if not path.is_file():
             records.write_json(path, {"part": compute()})
         return records.read_json(path)["part"]
-
-    def done(self) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def measured(
@@ -88,24 +87,29 @@ def measured(
     text = json.dumps([fingerprint, came_from], sort_keys=True)
     key = hashlib.sha256(text.encode()).hexdigest()[:16]
     if path.is_file() and (known := records.read_json(path)).get("key") == key:
+        forget(cell, probe)
         return known
-    parts, started = Parts(cell, probe, key), time.perf_counter()
-    content = {
-        "probe": probe,
-        "study": cell.study.name,
-        "model": cell.model.name,
-        "key": key,
-        "fingerprint": fingerprint,
-        "came_from": dict(came_from),
-        "settings": cell.probe_settings(probe),
-        **compute(parts),
-        "seconds": time.perf_counter() - started,  # of this run: a resumed one has fewer
-        "peak_memory_bytes": records.peak_memory_bytes(),
-        **records.environment(),
-    }
-    records.write_json(path, content)
-    parts.done()
-    return content
+    about = records.environment()
+    # bfloat16 of a GPU and float32 of a CPU do not go into one record
+    parts, started = Parts(cell, probe, f"{key}-{about['device_type']}"), time.perf_counter()
+
+    def content() -> dict[str, Any]:
+        return {
+            "probe": probe,
+            "study": cell.study.name,
+            "model": cell.model.name,
+            "key": key,
+            "fingerprint": fingerprint,
+            "came_from": dict(came_from),
+            "settings": cell.probe_settings(probe),
+            **compute(parts),
+            "seconds": time.perf_counter() - started,  # of this run: a resumed one has fewer
+            "peak_memory_bytes": records.peak_memory_bytes(),
+            **about,
+        }
+
+    records.write_json(path, parts.part("record", content))
+    return dict(records.read_json(path))
 
 
 def adapter_of(cell: Cell, block: str) -> tuple[Path, dict[str, str]]:
@@ -123,6 +127,11 @@ def adapter_of(cell: Cell, block: str) -> tuple[Path, dict[str, str]]:
         raise HialignError(
             f"the adapter in {folder} was trained on other weights than {cell.model.source} has now: "
             "train the block again"
+        )
+    if records.cell_status(tuned_cell) == "stale":
+        raise HialignError(
+            f"the adapter in {folder} was trained with other settings than study {cell.study.name} "
+            "has now: train the block again"
         )
     return folder, {"adapter_sha256": weights_sha256(folder)}
 

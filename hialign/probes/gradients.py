@@ -65,7 +65,8 @@ def gradients(cell: Cell) -> dict[str, Any]:
         sources[objective] = [p for p in contrasts if p.objective == objective]
     packable(model, contrasts[:2])
     weights = identity(cell.model)
-    came_from = {"model": weights, "preferences": fingerprint}
+    builtin = load_pairs("builtin", train=None, evaluation=None).fingerprint
+    came_from = {"model": weights, "preferences": fingerprint, "contrasts": builtin}
 
     def compute(parts: Parts) -> dict[str, Any]:
         meter = Meter(model)

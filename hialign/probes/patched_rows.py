@@ -39,9 +39,10 @@ def rows(pairs: Sequence[TokenPair], device: torch.device, limit: int) -> Iterat
 
 
 def _collide(one: TokenPair, other: TokenPair) -> bool:
-    """Whether a position that they share is in one's prompt and in the other's response."""
+    """Whether a position that they share is in one's prompt and in the other's response, or the last
+    of one's prompt and inside the other's."""
     return any(
-        a.start != b.start and common_start(a.ids[:-1], b.ids[:-1]) > min(a.start, b.start)
+        a.start != b.start and common_start(a.ids[:-1], b.ids[:-1]) >= min(a.start, b.start)
         for a in one
         for b in other
     )
