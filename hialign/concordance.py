@@ -5,9 +5,10 @@ and `ila` what was moved and which of it counts, `patching` what carries the tun
 `lasso` whose change predicts it, `tuning` what a layer gains when it is tuned alone. `spectrum` looks
 at the base model's weights and at no preference: it is there as a control.
 
-The answer is fixed beforehand. A measure points to a third if that third has the largest share and
-its lead over each other one is above zero by the 95% interval over prompts. A third is the answer if
-at least three measures point, and all that do point to it. Otherwise there is none.
+The answer is fixed beforehand. A measure points to a third if that third has the largest share a layer
+and its lead over each other one is above zero by the 95% interval over prompts, which a measure has
+that is a mean over pairs: `gradient`, `patching` and `tuning`. A third is the answer if at least three
+measures point, and all that do point to it. Otherwise there is none.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,6 +21,7 @@ from hialign import records
 from hialign.blocks import share_of, split_layers
 from hialign.display import Table
 from hialign.records import remembered
+from hialign.statistics import expanded_tail
 from hialign.study import Study
 
 TOP = 30  # per cent of the layers that stand for a measure which only ranks
@@ -65,6 +67,12 @@ class Measure:
         times = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=DRAWS)
         return np.array([list(_shares(self._weight(row)).values()) for row in times @ sums])
 
+    def ends(self, values: np.ndarray) -> tuple[float, float]:
+        """The 95% interval of a number of `resampled`: percentiles, expanded for few prompts."""
+        tail = expanded_tail(len(set(self.prompts)))
+        low, high = np.nanquantile(values, [tail, 1 - tail])
+        return float(low), float(high)
+
 
 def _shares(weight: np.ndarray) -> dict[str, float]:
     total = weight.sum()
@@ -84,7 +92,7 @@ def measures(study: Study, label: str) -> tuple[list[Measure], dict[str, str]]:
         probe = PROBE_OF.get(name, name)
         record = records.probes(study, probe).get(label)
         if record is None:
-            lacking[name] = f"the {probe} probe has not been run"
+            lacking[name] = f"the {probe} probe has not been run with the study's present settings"
             continue
         measure = read(record)
         if isinstance(measure, str):
@@ -103,7 +111,7 @@ def _gradient(record: dict[str, Any]) -> Measure:
 
 def _ila(record: dict[str, Any]) -> Measure | str:
     if record["layer_scores"] is None:
-        return str(record.get("nothing") or record["layer_scores_reason"])
+        return str(record["nothing"])
     return Measure("ila", tuple(record["layer_scores"]), ranks_only=True)
 
 
@@ -169,24 +177,25 @@ def found(study: Study) -> Table:
             for i, (block, share) in enumerate(shares.items()):
                 low = high = None
                 if drawn is not None and not np.isnan(share):
-                    low, high = np.nanpercentile(drawn[:, i], [2.5, 97.5])
+                    low, high = measure.ends(drawn[:, i])
                 row |= {block: share, f"{block}_low": low, f"{block}_high": high}
-            rows.append(row | {"points": _points(shares, drawn), "why": ""})
+            rows.append(row | {"points": _points(measure, shares, drawn), "why": ""})
         for name, why in lacking.items():
             rows.append({"model": model.label, "measure": name, "points": "", "why": why})
     columns = [f"{b}{end}" for b in ("local", "mid", "global") for end in ("", "_low", "_high")]
     return Table(rows, columns=["model", "measure", "control", *columns, "points", "why"])
 
 
-def _points(shares: dict[str, float], drawn: np.ndarray | None) -> str:
-    """The third that leads each other one, by the intervals of the leads; else none."""
-    names, values = list(shares), list(shares.values())
+def _points(measure: Measure, shares: dict[str, float], drawn: np.ndarray | None) -> str:
+    """The third that leads each other one, by the intervals of the leads; else none. Thirds may differ
+    by a layer, so what leads is the share a layer."""
+    names, values = list(shares), np.array(list(shares.values()))
     if drawn is None or np.isnan(values).any():  # no interval, or no layer has any
         return ""
-    best = int(np.argmax(values))
-    leads = [drawn[:, best] - drawn[:, i] for i in range(len(names)) if i != best]
-    clear = all(np.nanpercentile(lead, 2.5) > 0 for lead in leads)
-    return names[best] if clear else ""
+    sizes = np.array([len(inside) for inside in split_layers(len(measure.scores)).values()])
+    best, each = int(np.argmax(values / sizes)), drawn / sizes
+    leads = [each[:, best] - each[:, i] for i in range(len(names)) if i != best]
+    return names[best] if all(measure.ends(lead)[0] > 0 for lead in leads) else ""
 
 
 def answer(study: Study, label: str) -> str:

@@ -122,7 +122,7 @@ def _share_bars(axes: Any, here: Sequence[Measure], table: Table) -> None:
             label = block if y == 0 else None
             look: dict[str, Any] = {"color": PALETTE[block], "linestyle": "none", "label": label}
             axes.plot(share, place, marker="osD"[i], markersize=5, **look)
-    axes.axvline(1 / 3, color="#555555", linestyle=LINES[2], linewidth=1)
+    depth.equal_shares(len(here[0].scores), axes.axvline, linestyle=LINES[2])
     axes.set(
         ylim=(len(here) - 0.5, -0.5), xlim=(-0.04, 1.04), xlabel="share of each third", yticks=[]
     )

@@ -1,6 +1,6 @@
 """Figures along the depth of a model: layers on one axis, the thirds of the paper behind them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hialign.blocks import split_layers
@@ -36,6 +36,13 @@ def thirds(axes: "Axes", depth: int, names: bool = True) -> None:
             write(axes, sum(ends) / 2, 1.005, block, **look)
     axes.set(xlim=(-0.5, depth - 0.5), xlabel="layer")
     axes.locator_params(axis="x", integer=True)
+
+
+def equal_shares(depth: int, draw: Callable[..., Any], linestyle: Any = ":") -> None:
+    """By `draw` (axvline or axhline), the share of a third if all layers had the same: a line for each
+    size of the thirds, which may differ by a layer."""
+    for size in {len(layers) for layers in split_layers(depth).values()}:
+        draw(size / depth, color="#555555", linestyle=linestyle, linewidth=1)
 
 
 def line(

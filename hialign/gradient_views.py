@@ -133,7 +133,7 @@ def along(study: Study) -> "Figure":
                     shares.append(sum(norms[n] for n in members) / sum(norms.values()))
                 look: dict[str, Any] = {"color": PALETTE[block], "linestyle": LINES[i]}
                 panel.plot(steps, shares, marker="o", markersize=3, label=block, **look)
-            panel.axhline(1 / 3, color="#555555", linestyle=":", linewidth=1)
+            depth.equal_shares(record["depth"], panel.axhline)
             panel.set(xlabel="optimizer step", ylim=(0, 0.75))
             panel.set_title(source, fontsize=9)
             panel.locator_params(axis="x", integer=True)

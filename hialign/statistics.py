@@ -104,6 +104,15 @@ def ratio_interval(
     return _expanded_bootstrap([under, over], _pooled_mean, resamples, confidence, seed)
 
 
+def expanded_tail(groups: int, confidence: float = 0.95) -> float:
+    """The share of bootstrap samples to leave out on either side for an interval at `confidence`:
+    Hesterberg's (2015), less than (1 - confidence) / 2, and the less the fewer `groups` there are."""
+    from scipy.stats import norm, t
+
+    over = np.sqrt(groups / (groups - 1)) * t.ppf((1 + confidence) / 2, groups - 1)
+    return float(norm.sf(over))
+
+
 def _expanded_bootstrap(
     columns: Sequence[np.ndarray],
     statistic: Callable[..., np.ndarray],
@@ -112,10 +121,9 @@ def _expanded_bootstrap(
     seed: int,
 ) -> tuple[float, float]:
     """BCa interval of a statistic of columns with a row a group, at Hesterberg's raised level."""
-    from scipy.stats import bootstrap, norm, t
+    from scipy.stats import bootstrap
 
-    n = len(columns[0])
-    tail = norm.sf(np.sqrt(n / (n - 1)) * t.ppf((1 + confidence) / 2, n - 1))
+    tail = expanded_tail(len(columns[0]), confidence)
 
     def drawn(method: str) -> tuple[float, float]:
         found = bootstrap(

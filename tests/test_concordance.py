@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from hialign import concordance_views, load_study, paths, records
+from hialign import concordance, concordance_views, load_study, paths, records
+from hialign.blocks import split_layers
 from hialign.concordance import Measure, answer, found, spearman
 from hialign.study import Study
 
@@ -50,6 +51,7 @@ def study_of(outputs: Path, gradient: str, patching: str, tuning: str) -> Study:
         "weights": {"update": [1.0] * DEPTH, "spectrum": list(range(DEPTH))},
     }
     for probe, content in contents.items():
+        content["fingerprint"] = study.cell(None, "base").probe_fingerprint(probe)
         records.write_json(paths.probe_record("made-up", study.models[0].name, probe), content)
     return study
 
@@ -69,7 +71,7 @@ def test_an_answer_where_three_measures_agree(outputs: Path) -> None:
     assert rows.mid["update"] == pytest.approx(1 / 3)
     assert rows["global"]["spectrum"] == 1.0  # its three best of nine layers
     assert rows.why["lasso"] == "too few pairs for the regression"
-    assert rows.why["ila"] == "the ila probe has not been run"
+    assert rows.why["ila"] == "the ila probe has not been run with the study's present settings"
     assert len(concordance_views.correlations(study)) == 10  # of five measures
     assert concordance_views.layers(study).shape == (DEPTH, 7)
     assert "cividis" not in str(concordance_views.overview(study))  # it draws
@@ -88,6 +90,28 @@ def test_no_answer_where_they_disagree_or_are_too_few(
 ) -> None:
     study = study_of(outputs, *thirds)
     assert words in answer(study, study.models[0].label)
+
+
+def test_a_record_of_other_settings_is_none(outputs: Path) -> None:
+    study = study_of(outputs, "mid", "mid", "mid")
+    path = paths.probe_record("made-up", study.models[0].name, "gradients")
+    records.write_json(path, records.read_json(path) | {"fingerprint": "another"})
+    assert "no answer" in answer(study, study.models[0].label)
+    assert "present settings" in found(study).set_index("measure").why["gradient"]
+
+
+@pytest.mark.parametrize("depth", [7, 8, 9])
+def test_thirds_of_unequal_size(depth: int) -> None:
+    """A measure that is the same in all layers points nowhere, though one third has more layers; one
+    that is larger in the smallest third points there."""
+    rng, prompts = np.random.default_rng(0), tuple(PROMPTS)
+    for third in ("none", "local", "mid", "global"):
+        draws = 1 + rng.normal(0, 1e-3, (PAIRS, depth))
+        if third != "none":
+            draws[:, list(split_layers(depth)[third])] += 0.1
+        one = Measure("made-up", tuple(draws.mean(axis=0)), draws, prompts)
+        pointed = concordance._points(one, one.shares(), one.resampled())
+        assert pointed == ("" if third == "none" else third)
 
 
 def test_a_measure_that_no_layer_has_any_of(outputs: Path) -> None:
