@@ -19,7 +19,6 @@ from hialign.statistics import pooled_interval
 from hialign.study import Study
 
 Record = dict[str, Any]
-THIRDS = ("local", "mid", "global")
 LEAST_RATIO = 2.0  # v2-hypothesis-2: the paper's "much greater"
 LEAST_OVERLAP = 0.85  # ila-overlap: "nearly nine tenths"
 LITTLE = 0.05  # ila-few-suffice: of the pairs
@@ -141,7 +140,8 @@ def _middle(record: Record, about: str, draws: int) -> list[Part]:
             lead = over[list(split["mid"])].mean(axis=0) - over[list(split[other])].mean(axis=0)
             what = f"{about}mid minus {other}, {words}"
             both.append(_paired(what, lead / whole, prompts, draws))
-        against = max(part.p_against for part in both)
+        reverse = all(part.refutes for part in both)
+        against = max(part.p_against for part in both) if reverse else 1.0
         parts += [_with_against(part, against) for part in both]
     return parts
 

@@ -149,7 +149,7 @@ def _missing(study: Study, claim: Claim, parts: Sequence[Part]) -> str:
     kept = [part for part in parts if part.std > 0]
     if not kept:
         worst = max(parts, key=lambda part: part.p_for)
-        return f"p {p_text(worst.p_for)} before correction, from {worst.n} steps"
+        return f"p {p_text(worst.p_for)} before correction (n = {worst.n})"
     power = study.analysis.power
     worst = max(kept, key=lambda part: part.p_for)
     shown = smallest_difference(worst.n, worst.std, power)
@@ -202,7 +202,8 @@ def headlines(study: Study) -> Table:
 
 
 def evidence(found: Finding) -> Table:
-    """A row a part of the claim: what was compared, estimate, bound, interval, both p, prompts."""
+    """A row a part of the claim: what was compared, estimate, bound, interval, both p, and n
+    (prompts, or what the claim counts: optimizer steps, seeds)."""
     rows = []
     for part in found.parts:
         row: dict[str, Any] = {"Part": part.what, "Estimate": part.estimate}
@@ -212,5 +213,5 @@ def evidence(found: Finding) -> Table:
         row |= {"Should be above": part.bound}
         row |= {"95% interval": interval_text(part.low, part.high)}
         row |= {"p for": p_text(part.p_for), "p against": p_text(part.p_against)}
-        rows.append(row | {"Prompts": part.n})
+        rows.append(row | {"n": part.n})
     return table_of(rows)

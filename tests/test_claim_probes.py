@@ -208,6 +208,8 @@ def test_records_decide_the_ledger(outputs: Path) -> None:
         ("gradients", {"inequality": [row(3, 2, 4, 1e-5), row(2.5, 1.2, 3, 1e-5)]}),
         ("patching", record),
     ):
+        fingerprint = study.cell(None, "base").probe_fingerprint(probe)
+        content = content | {"fingerprint": fingerprint}
         records.write_json(paths.probe_record("probed", name, probe), content)
     after = verdicts()
     assert after["v2-hypothesis-2"] == "supported"
