@@ -15,6 +15,7 @@ from hialign import records
 from hialign.blocks import split_layers
 from hialign.claim_data import NAN, Part, Untested
 from hialign.comparisons import above, signed_rank
+from hialign.probes.estimates import gained
 from hialign.statistics import pooled_interval
 from hialign.study import Study
 
@@ -147,14 +148,14 @@ def _middle(record: Record, about: str, draws: int) -> list[Part]:
 
 
 def _gains(record: Record, direction: str) -> tuple[np.ndarray, float]:
-    """What each layer's contribution gains a pair (layers x pairs, nats), and the mean of what the
-    donor has more."""
-    if record["difference"]["summed"]["reason"]:
-        raise Untested(str(record["difference"]["summed"]["reason"]))
+    """How far each layer's contribution brings a pair from the receiver's m towards the donor's
+    (layers x pairs, nats), and the mean of the whole way."""
+    if record["nothing"]:
+        raise Untested(str(record["nothing"]))
     base, tuned = (np.array(record["unpatched"][side]["summed"]) for side in ("base", "tuned"))
     receiver, donor = (base, tuned) if direction == INTO_BASE else (tuned, base)
     patched = np.array(record["margins"][direction]["contribution"]["summed"])
-    return patched - receiver, float((donor - receiver).mean())
+    return gained(patched, receiver, donor), float(gained(donor, receiver, donor).mean())
 
 
 def _few_layers(record: Record, about: str, draws: int) -> list[Part]:
@@ -181,13 +182,14 @@ def _low_rank(record: Record, about: str, draws: int) -> list[Part]:
     base, tuned = (np.array(record["unpatched"][s]["summed"])[at] for s in ("base", "tuned"))
     known = layer["margins"][INTO_BASE]
     ours = np.array(known["svd"][ranks.index(RANK)])
-    whole = float((tuned - base).mean())
-    gain = (ours - base) - SHARE_OF_WHOLE * (np.array(known["svd"][-1]) - base)
+    whole = float(gained(tuned, base, tuned).mean())
+    gain = gained(ours, base, tuned) - SHARE_OF_WHOLE * gained(known["svd"][-1], base, tuned)
     name = f"{about}layer {layer['layer']}: {RANK} dimensions minus"
     first = _paired(f"{name} {SHARE_OF_WHOLE:.0%} of the whole", gain / whole, prompts, draws)
     parts = [_one_sided(first)]
     for control in ("random_subspace", "random_vector", "shuffled_pairs"):
-        lead = (ours - np.array(known[control][ranks.index(RANK)])) / whole
+        by_chance = gained(known[control][ranks.index(RANK)], base, tuned)
+        lead = (gained(ours, base, tuned) - by_chance) / whole
         part = _paired(f"{name} {control.replace('_', ' ')}", lead, prompts, draws)
         parts.append(part if control == "random_subspace" else _one_sided(part))
     return parts

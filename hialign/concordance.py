@@ -20,6 +20,7 @@ import numpy as np
 from hialign import records
 from hialign.blocks import share_of, split_layers
 from hialign.display import Table
+from hialign.probes.estimates import gained
 from hialign.records import remembered
 from hialign.statistics import expanded_tail
 from hialign.study import Study
@@ -118,9 +119,9 @@ def _ila(record: dict[str, Any]) -> Measure | str:
 def _patching(record: dict[str, Any]) -> Measure | str:
     if record["layer_scores"] is None:
         return str(record["layer_scores_reason"])
-    base, tuned = (np.array(record["unpatched"][side]["summed"]) for side in ("base", "tuned"))
-    patched = np.array(record["margins"]["tuned_into_base"]["contribution"]["summed"])
-    draws = (patched - base).T * np.sign((tuned - base).mean())
+    base, tuned = (record["unpatched"][side]["summed"] for side in ("base", "tuned"))
+    patched = record["margins"]["tuned_into_base"]["contribution"]["summed"]
+    draws = gained(patched, base, tuned).T
     prompts = tuple(pair["prompt"] for pair in record["pairs"])
     return Measure("patching", tuple(record["layer_scores"]), draws, prompts)
 

@@ -130,9 +130,10 @@ def made(study: Study) -> Table:
                 "Pairs in the regression": record["lasso"]["n"],
                 "Tuned minus base (nats)": apart["estimate"],
                 "95% interval": interval_text(apart["low"], apart["high"]),
+                "Size (nats)": apart["size"],
                 "Passes run": record["passes"],
                 "Passes of a plain loop": record["naive_passes"],
-                "Nothing, because": apart["reason"],
+                "Nothing, because": record["nothing"],
             }
         )
     return table_or_none(rows, ["Model", "Tuned", "Pairs patched"])
@@ -238,5 +239,5 @@ def _recovered(study: Study) -> dict[str, Any]:
     return {
         label: record
         for label, record in records.probes(study, "patching").items()
-        if not record["difference"]["summed"]["reason"]
+        if not record["nothing"]
     }

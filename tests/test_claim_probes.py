@@ -130,7 +130,7 @@ def patched(by_third: dict[str, float], second: dict[str, float] | None = None) 
         margins[direction] = {"contribution": {"summed": [x.tolist() for x in layers]}}
     return {
         "depth": 6,
-        "difference": {"summed": {"reason": None}},
+        "nothing": None,
         "unpatched": {"base": {"summed": base.tolist()}, "tuned": {"summed": tuned.tolist()}},
         "pairs": [{"id": f"i{i}", "prompt": f"p{i}"} for i in range(40)],
         "margins": margins,
@@ -145,7 +145,7 @@ def test_middle() -> None:
     assert found[0].estimate == pytest.approx(0.25, abs=0.02)
     assert verdict(parts("middle", patched(late))) == "contradicted"
     assert verdict(parts("middle", patched(middle, late))) == "open"  # directions disagree
-    nothing = patched(middle) | {"difference": {"summed": {"reason": "no difference to recover"}}}
+    nothing = patched(middle) | {"nothing": "no difference to recover"}
     with pytest.raises(Untested, match="no difference"):
         parts("middle", nothing)
 

@@ -271,16 +271,18 @@ def test_the_lasso_wants_pairs(rows_: int, why: str | None) -> None:
         assert found["coefficients"] is None
 
 
-def test_a_recovery_is_a_ratio_of_means_with_the_bootstraps_interval() -> None:
+def test_a_recovery_is_a_weighted_mean_with_the_bootstraps_interval() -> None:
     from scipy.stats import bootstrap
 
     draw = np.random.default_rng(3)
     donor, patched = draw.normal(2, 1, 60), draw.normal(1, 0.5, 60)
     receiver = np.zeros(60)
     found = localized.recovery(patched, receiver, donor, list(range(60)), 4_000, 42)
-    assert found["estimate"] == pytest.approx(patched.mean() / donor.mean())
+    assert np.any(donor < 0)
+    weighted = np.average(patched / donor, weights=np.abs(donor))
+    assert found["estimate"] == pytest.approx(weighted)
     ends = bootstrap(
-        (patched, donor),
+        (np.sign(donor) * patched, np.abs(donor)),
         lambda a, b, axis: a.mean(axis) / b.mean(axis),
         paired=True,
         method="BCa",
@@ -293,8 +295,14 @@ def test_a_recovery_is_a_ratio_of_means_with_the_bootstraps_interval() -> None:
         *(np.tile(x, 2) for x in (patched, receiver, donor)), [*range(60), *range(60)], 4_000, 42
     )
     assert (twice["low"], twice["high"]) == pytest.approx((found["low"], found["high"]))
-    none = localized.difference(receiver, draw.normal(0, 1, 60), list(range(60)), 1_000, 42)
-    assert "no difference to recover" in none["reason"]
+    for size, nothing in ((1e-6, True), (1.0, False)):  # up here, down there: no mean, but a size
+        values = draw.normal(0, size, 60)
+        apart = localized.difference(receiver, values, list(range(60)), 1_000, 42)
+        assert apart["low"] < 0 < apart["high"]
+        assert apart["size"] == pytest.approx(np.abs(values).mean())
+        why = localized.nothing_to_recover(apart, torch.float32)
+        assert bool(why) == nothing
+    assert localized.nothing_to_recover(apart | {"size": 0.05}, torch.bfloat16)
 
 
 # --- the record ----------------------------------------------------------------------------------
@@ -330,7 +338,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 def test_the_planted_layer_is_found(found: dict[str, Any]) -> None:
     json.dumps(found, allow_nan=False)
-    assert found["difference"]["summed"]["reason"] is None
+    assert found["nothing"] is None
     assert found["tuned"]["kind"] == "model"
     assert found["tuned"]["outside"] == []
     for direction in DIRECTIONS:
@@ -369,7 +377,8 @@ def test_the_record_holds_what_its_estimates_are_made_of(found: dict[str, Any]) 
             if entries is None:
                 continue
             for m, entry in zip(by_place[version], entries, strict=True):
-                expected = np.subtract(m, own["base"][version]).mean() / gain.mean()
+                each = np.subtract(m, own["base"][version]) / gain
+                expected = np.average(each, weights=np.abs(gain))
                 assert entry["estimate"] == pytest.approx(expected, abs=1e-3)
                 assert entry["low"] <= entry["estimate"] + 1e-9
                 assert entry["estimate"] <= entry["high"] + 1e-9
@@ -419,7 +428,7 @@ def test_the_same_call_gives_the_same_and_a_killed_run_goes_on(
 def test_two_equal_models_yield_nothing(outputs: Path, tmp_path: Path) -> None:
     found = patching.patching(cell_of(tmp_path, f"random:llama:{DEPTH}"))
     json.dumps(found, allow_nan=False)
-    assert "no difference to recover" in found["difference"]["summed"]["reason"]
+    assert "no difference to recover" in found["nothing"]
     assert found["layer_scores"] is None
     assert "no difference to recover" in found["layer_scores_reason"]
     for by_kind in found["recovery"].values():
@@ -456,7 +465,7 @@ def test_the_planted_layer_of_an_adapter_is_found_in_attention(
     plant_adapter(cell, "layers:2", 2)
     found = patching.patching(cell)
     assert found["tuned"] == {"name": "layers:2", "kind": "adapter", "outside": []}
-    assert found["difference"]["summed"]["reason"] is None
+    assert found["nothing"] is None
     assert int(np.argmax(found["layer_scores"])) == 2
     by_kind = found["recovery"]["tuned_into_base"]
     # attention alone was changed: with its output comes all of it

@@ -80,3 +80,9 @@ def judge_family(rows: Sequence[dict[str, Any]]) -> None:
 def known(value: float) -> float | None:
     """None for what is not a number: a record has no NaN."""
     return None if math.isnan(value) else float(value)
+
+
+def gained(values: Any, receiver: Any, donor: Any) -> np.ndarray:
+    """How far each pair's m went from the receiver's towards the donor's, in m's unit;
+    arrays whose last axis is pairs."""
+    return np.asarray(np.sign(np.subtract(donor, receiver)) * np.subtract(values, receiver))

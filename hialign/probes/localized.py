@@ -4,14 +4,18 @@ from collections.abc import Hashable, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
 from hialign.probes.common import ProbePair
-from hialign.probes.estimates import known
+from hialign.probes.estimates import gained, known
 from hialign.probes.patched_runs import LogProbs
 from hialign.statistics import pooled_interval, ratio_interval
 
 VERSIONS = ("summed", "normalized")  # of m: nats, and nats a token of each response
 Margins = dict[str, list[float]]  # version -> m of each pair
+# Nats a pair: what two runs of one function may differ by, in single precision and in less
+NEAR_ZERO = {torch.float32: 1e-3}
+NEAR_ZERO_ELSE = 0.1
 
 
 def kin(pairs: Sequence[ProbePair]) -> list[str]:
@@ -51,21 +55,25 @@ def difference(
     resamples: int,
     seed: int,
 ) -> dict[str, Any]:
-    """What there is to recover: the mean of m_tuned - m_base, and a `reason` where it may be none."""
+    """What tuning did to m: the mean of m_tuned - m_base with its interval, and the mean of its
+    absolute value (`size`)."""
     values = np.subtract(tuned, base)
-    mean = float(values.mean())
-    found = estimate(
-        mean, pooled_interval(list(values), prompts, resamples, seed=seed), len(values)
+    ends = pooled_interval(list(values), prompts, resamples, seed=seed)
+    found = estimate(float(values.mean()), ends, len(values))
+    return found | {"size": float(np.abs(values).mean())}
+
+
+def nothing_to_recover(apart: dict[str, Any], dtype: torch.dtype) -> str | None:
+    """Why a `difference` (summed, nats) is too small for a recovery; None where it is not."""
+    least = NEAR_ZERO.get(dtype, NEAR_ZERO_ELSE)
+    if apart["low"] is None:
+        return "no interval: the pairs have fewer than two different prompts"
+    if apart["size"] > least:
+        return None
+    return (
+        f"no difference to recover: m_tuned and m_base are {apart['size']:.2g} nats apart, mean over "
+        f"pairs; {least:g} may be rounding"
     )
-    low, high, reason = found["low"], found["high"], None
-    if low is None:
-        reason = "no interval: the pairs have fewer than two different prompts"
-    elif low <= 0 <= high:
-        reason = (
-            f"no difference to recover: the mean of m_tuned - m_base is {mean:.3g} nats, with "
-            f"0 in its 95% interval ({low:.3g} to {high:.3g})"
-        )
-    return found | {"reason": reason}
 
 
 def recovery(
@@ -76,7 +84,13 @@ def recovery(
     resamples: int,
     seed: int,
 ) -> dict[str, Any]:
-    """mean(m_patched - m_receiver) / mean(m_donor - m_receiver), with its interval over prompts."""
-    over, under = np.subtract(patched, receiver), np.subtract(donor, receiver)
+    """The mean of pairs' recoveries (m_patched - m_receiver) / (m_donor - m_receiver), each weighted by
+    the size of its denominator; with its interval over prompts.
+
+    A pair whose denominator is near 0 has next to no weight. Without the weights it would count
+    for more than all others; by the ratio of the two means, pairs that tuning moved up and such that
+    it moved down would cancel each other.
+    """
+    over, under = gained(patched, receiver, donor), gained(donor, receiver, donor)
     ends = ratio_interval(list(over), list(under), prompts, resamples, seed=seed)
     return estimate(float(over.sum() / under.sum()), ends, len(over))

@@ -26,6 +26,7 @@ from hialign.probes.localized import (
     kin,
     lengths,
     margins,
+    nothing_to_recover,
     recovery,
     tokens_of,
 )
@@ -57,11 +58,12 @@ def patching(cell: Cell) -> dict[str, Any]:
       in which the two differ (head or embeddings: what no patch of layers can recover).
     - `pairs`: `id`, `prompt`, `chosen_tokens`, `rejected_tokens` of the `patched` pairs, in the order
       of every list of pairs below.
-    - `difference[version]`: the mean of m_tuned - m_base over patched pairs, with a `reason` where it
-      may be zero: then no recovery of that version is given.
+    - `difference[version]`: the mean of m_tuned - m_base over patched pairs, and `size`, that of its
+      absolute value; `nothing`: why there is no recovery, where that is near zero.
     - `recovery[direction][kind][version]`: an estimate a layer (a window: `start`, `stop`), or null;
       directions are `tuned_into_base` (the tuned model's state in base) and `base_into_tuned`,
-      kinds `patched_runs.KINDS`. A ratio of means over pairs: 1 is all of the donor's m, 0 none.
+      kinds `patched_runs.KINDS`. The mean over pairs, weighted by what there is to recover: 1 is all
+      of the donor's m, 0 none.
       `kinds`: what they are; `left_out[kind]`: why a kind is missing.
     - `unpatched[side][version]`: m a pair; `margins[direction][kind][version]`: m a layer and pair.
     - `layer_scores`: recovery of a layer's contribution in base (summed), or null with
@@ -159,8 +161,10 @@ class Measurement:
             for direction in DIRECTIONS
         }
 
+        reason = nothing_to_recover(apart["summed"], self.model.dtype)
+
         def recoveries(direction: str, kind: str, version: str) -> list[dict[str, Any]] | None:
-            if apart[version]["reason"]:
+            if reason:
                 return None
             donor, receiver = (own[side][version] for side in DIRECTIONS[direction])
             return [
@@ -188,11 +192,12 @@ class Measurement:
             "left_out": left_out,
             "window": self.window,
             "difference": apart,
+            "nothing": reason,
             "recovery": recovered,
             "layer_scores": scores,
-            "layer_scores_reason": apart["summed"]["reason"],
+            "layer_scores_reason": reason,
             "lasso": self._lasso(runs, further),
-            "rank": self._rank(own, scores, apart["summed"]["reason"]),
+            "rank": self._rank(own, scores, reason),
             "unpatched": {
                 side: {v: rounded(values) for v, values in m.items()} for side, m in own.items()
             },
@@ -266,8 +271,8 @@ class Measurement:
             }
         mine = {side: [m["summed"][i] for i in tested] for side, m in own.items()}
         apart = difference(mine["base"], mine["tuned"], prompts, *self._bootstrap)
-        if apart["reason"]:
-            return {"reason": f"in the tested half: {apart['reason']}", "layers": []}
+        if nothing := nothing_to_recover(apart, self.model.dtype):
+            return {"reason": f"in the tested half: {nothing}", "layers": []}
         tokens = [p.tokens for p in self.pairs]
         best = sorted(range(self.depth), key=lambda layer: (-scores[layer], layer))
         layers = []
