@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hialign import HialignError, load_study, records
@@ -121,6 +121,7 @@ values = st.recursive(
 keys = st.text(st.characters(exclude_categories=["Cs"]), max_size=5)
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # of a loaded machine
 @given(st.lists(st.dictionaries(keys, values, max_size=4), max_size=5))
 def test_rows_round_trip(
     tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, Any]]
