@@ -6,8 +6,8 @@ from typing import Any
 import pandas as pd
 
 from hialign import paths, records
-from hialign.display import Table, table_of
-from hialign.notebook import stages_of
+from hialign.display import Table, table_of, table_or_none
+from hialign.notebook import probes_of, stages_of
 from hialign.study import Cell, Study
 
 
@@ -60,10 +60,29 @@ def totals(study: Study) -> Table:
     return table_of(rows)
 
 
+def probes(study: Study) -> Table:
+    """A row a probe of each model: status, minutes, memory, device."""
+    rows = []
+    for model in study.models:
+        for probe in probes_of(study):
+            file = paths.probe_record(study.name, model.name, probe)
+            content = records.read_json(file) if file.is_file() else {}
+            row: dict[str, Any] = {"Model": model.label, "Probe": probe}
+            row |= {"Status": records.probe_status(study, model, probe)}
+            seconds, memory = content.get("seconds"), content.get("peak_memory_bytes")
+            row |= {"Minutes": None if seconds is None else seconds / 60}
+            row |= {"Peak memory (GiB)": None if memory is None else memory / 2**30}
+            row |= {"Device": content.get("device"), "Commit": content.get("hialign_commit")}
+            rows.append(row)
+    return table_or_none(rows, ["Model", "Probe"])
+
+
 def hours(study: Study) -> float | None:
-    """Hours of all stages that are done; None where nothing is."""
-    found = totals(study).Hours.dropna()
-    return float(found.sum()) if len(found) else None
+    """Hours of all stages and probes that are done; None where nothing is."""
+    found = totals(study).Hours.dropna().tolist()
+    if "Minutes" in (probed := probes(study)):
+        found += (probed.Minutes.dropna() / 60).tolist()
+    return float(sum(found)) if found else None
 
 
 def cost(study: Study) -> float | None:

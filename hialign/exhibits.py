@@ -37,7 +37,7 @@ from hialign import (
 )
 from hialign.errors import HialignError
 from hialign.judge import accounts, report
-from hialign.study import Study
+from hialign.study import PROBES, Study
 
 INTERVAL = re.compile(r"([−-]?[\d.,]+) to ([−-]?[\d.,]+)")
 
@@ -178,6 +178,7 @@ EXHIBITS = {
         Exhibit("table-stages", "The stages", execution.stages, "train respond evaluate judge"),
         Exhibit("table-totals", "Time and cost", execution.totals, "train respond evaluate judge"),
         Exhibit("table-failures", "Failed stages", execution.failures),
+        Exhibit("table-probes", "The probes", execution.probes, probes=" ".join(PROBES)),
         Exhibit("table-judge-made", "How the judge was measured", report.made),
         Exhibit("table-judge-agreement", "The judge and people", tables.judge_agreement),
         Exhibit("table-judge-preferences", "The judge and preferences", report.preferences),

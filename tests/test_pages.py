@@ -120,6 +120,18 @@ def test_hours_and_cost_add_up(outputs: Path) -> None:
     simulate(study, prompts=4, steps=10)
     # Base's manifest has 60 s, Mid's 60 s and 0 shared; three more stages of 900 s each, twice
     assert execution.hours(study) == pytest.approx((2 * 60 + 6 * 900) / 3600)
+    assert execution.probes(study).columns.tolist() == ["Model", "Probe"]
+    probed = Study(**study.model_dump() | {"probes": {"weights": {"tuned": "mid"}}})
+    file = paths.probe_record("costs", probed.models[0].name, "sweep")
+    records.write_json(file, {"seconds": 7200, "peak_memory_bytes": 2**30})
+    table = execution.probes(probed).set_index("Probe")
+    assert table.loc["sweep", ["Minutes", "Peak memory (GiB)", "Status"]].tolist() == [
+        120,
+        1,
+        "stale",
+    ]
+    assert table.Status["weights"] == "missing"
+    assert execution.hours(probed) == pytest.approx(2 + (2 * 60 + 6 * 900) / 3600)
     assert execution.cost(study) == pytest.approx(8 * 0.006)
     file = records.judgments_file(study.cells()[0])
     rows = [json.loads(line) | {"shared": True} for line in file.read_text().splitlines()]
