@@ -197,6 +197,7 @@ def rank(study: Study) -> "Figure":
     figure, axes = depth.rows(list(found), 2, 3.0, sharey=True)
     for label, record in found.items():
         layer = record["rank"]["layers"][0]
+        drawn = [v["estimate"] for d in TITLES for c in CONTROLS for v in layer["recovery"][d][c]]
         for panel, (direction, title) in zip(axes[label], TITLES.items(), strict=True):
             for i, (variant, colour) in enumerate(CONTROLS.items()):
                 values = layer["recovery"][direction][variant]
@@ -206,9 +207,13 @@ def rank(study: Study) -> "Figure":
                 depth.line(panel, ranks, values, "estimate", ENDS, **look)
             panel.axhline(0, color="#555555", linestyle=":", linewidth=1)
             panel.set(xscale="log", xlabel="rank (the last is the whole difference)")
+            # of few pairs an interval of a ratio may be so wide that no line could be read
+            panel.set(ylim=(min(drawn) - 0.5, max(drawn) + 0.5))
             panel.set_title(f"layer {layer['layer']}, {title}", loc="left", fontsize=9)
         axes[label][0].set(ylabel="recovery, in the tested half")
-    depth.legend(figure, axes[next(iter(found))][0], "bands: 95% intervals over prompts")
+    depth.legend(
+        figure, axes[next(iter(found))][0], "bands: 95% intervals over prompts (may be cut)"
+    )
     return figure
 
 
