@@ -280,5 +280,7 @@ def test_what_the_repository_publishes_would_be_published_today() -> None:
         assert load_study(study).name == study.parent.name
         publish.check(study.parent, {})
         kept = [p for p in study.parent.rglob("*") if p.is_file()]
-        assert sum(p.stat().st_size for p in kept) < 2e6
+        # the demo; and thirteen blocks with six probes, whose executed notebooks are half of it
+        limit = 2e6 if study.parent.name == "demo" else 5e6
+        assert sum(p.stat().st_size for p in kept) < limit
         assert not [p for p in kept if p.suffix in (".safetensors", ".bin", ".lock")]
