@@ -12,6 +12,7 @@ import random
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import TYPE_CHECKING
 
 from hialign.errors import HialignError
@@ -45,14 +46,26 @@ def split_layers(depth: int) -> dict[str, range]:
     >>> split_layers(28)
     {'local': range(0, 10), 'mid': range(10, 19), 'global': range(19, 28)}
     """
+    _check_depth(depth)
     if depth < 3:
         raise HialignError(
             f"a model of {depth} layers cannot be split into three blocks: 3 at least"
         )
+    depth = int(depth)
     size, rest = divmod(depth, 3)
     first = size + (rest > 0)
     second = first + size + (rest > 1)
     return {"local": range(first), "mid": range(first, second), "global": range(second, depth)}
+
+
+def _check_depth(depth: int) -> None:
+    """Refuse a depth that is no number of layers; a text or a bool would go wrong far from here."""
+    if not isinstance(depth, Integral) or isinstance(depth, bool):
+        raise HialignError(
+            f"the depth {depth!r} is not a number of layers: give a whole number, such as 28"
+        )
+    if depth < 0:
+        raise HialignError(f"the depth {depth} is not a number of layers: it is below 0")
 
 
 # What chooses the layers of `<measure>:top30%`, and the probe whose record has its scores; none
@@ -98,13 +111,16 @@ def choice_of(
     block: str, depth: int, scores: Callable[[str], Sequence[float]] | None = None
 ) -> Choice:
     """`layers_of`, with the rank and the period of the blocks that have their own."""
+    check_block(block)
+    _check_depth(depth)
+    depth = int(depth)
     if block == "base":
         return Choice(())
     if block == "full":
         return Choice(tuple(range(depth)))
     if block in ("local", "mid", "global"):
         return Choice(tuple(split_layers(depth)[block]))
-    named = GRAMMAR.fullmatch(check_block(block))
+    named = GRAMMAR.fullmatch(block)
     assert named is not None
     if named["rank"]:
         return Choice(tuple(range(depth)), rank=int(named["rank"]))
@@ -152,6 +168,11 @@ def share_of(percent: int, depth: int) -> int:
 
 def check_block(block: str) -> str:
     """`block` itself if it is well formed (whether a model has its layers is `layers_of`'s check)."""
+    if not isinstance(block, str):
+        raise HialignError(
+            f"a block is a name such as 'mid' or 'layers:8-12', and {block!r} is none"
+            + (f": write 'layers:{block}' for that layer" if type(block) is int else "")
+        )
     named = GRAMMAR.fullmatch(block)
     if block in STRATEGIES or named:
         for name in ("top", "share"):

@@ -1,5 +1,6 @@
 """Blocks against NumPy, the paper's Table 4, and what PEFT does in every kind of decoder."""
 
+import functools
 import re
 from typing import Any
 
@@ -196,6 +197,34 @@ def test_too_few_layers_for_three_blocks(depth: int) -> None:
         f"a model of {depth} layers cannot be split into three blocks: 3 at least"
     )
     assert layers_of("full", depth) == list(range(depth))
+
+
+@pytest.mark.parametrize("depth", ["28", 28.0, True, None, [28]])
+def test_a_depth_that_is_no_whole_number_is_refused(depth: Any) -> None:
+    message = f"^the depth {re.escape(repr(depth))} is not a number of layers: give a whole number"
+    for call in (split_layers, *(functools.partial(layers_of, b) for b in ("full", "mid", "base"))):
+        with pytest.raises(HialignError, match=message):
+            call(depth)
+
+
+def test_a_depth_below_zero_is_refused() -> None:
+    with pytest.raises(HialignError, match=r"^the depth -1 is not a number of layers"):
+        layers_of("full", -1)
+
+
+def test_a_depth_may_be_numpys() -> None:
+    split = split_layers(np.int64(28))
+    assert split == split_layers(28)
+    assert {type(layers.stop) for layers in split.values()} == {int}
+    assert layers_of("mid", np.int32(28)) == layers_of("mid", 28)
+
+
+@pytest.mark.parametrize("block", [5, None, ["mid"], True, b"mid"])
+def test_a_block_that_is_no_name_is_refused(block: Any) -> None:
+    message = f"^a block is a name such as 'mid' .*, and {re.escape(repr(block))} is none"
+    with pytest.raises(HialignError, match=message) as caught:
+        layers_of(block, 28)
+    assert ("write 'layers:5' for that layer" in str(caught.value)) == (block == 5)
 
 
 def test_strategies_are_those_of_table_1_in_its_order() -> None:
