@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -11,15 +12,15 @@ from conftest import made_pairs, write_lines
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hialign import HialignError, load_pairs
+from hialign import HialignError, load_pairs, paths
 from hialign.preferences import (
-    HH_TRANCHES,
     Pairs,
     UnusablePair,
     parse_transcript,
     prompt_id,
     to_pair,
 )
+from hialign.study import PreferenceSettings
 
 HELLO = [{"role": "user", "content": "Hello."}]
 GOOD = [{"role": "assistant", "content": "Good day."}]
@@ -149,6 +150,34 @@ FORMATS: dict[str, dict[str, Any]] = {  # TRL's names; its documentation's examp
         "chosen": transcript("Hello.", "Good day."),
         "rejected": transcript("Hello.", "Go away."),
     },
+    "transcripts without the blank line before them": {
+        "chosen": transcript("Hello.", "Good day.").lstrip(),
+        "rejected": transcript("Hello.", "Go away.").lstrip(),
+    },
+    "a transcript as the prompt": {
+        "prompt": "\n\nHuman: Hello.\n\nAssistant:",
+        "chosen": " Good day.",
+        "rejected": " Go away.",
+    },
+    "no prompt where others have one": {"prompt": None, "chosen": HELLO + GOOD}
+    | {"rejected": HELLO + BAD},
+    "ShareGPT's keys": {
+        "prompt": [{"from": "human", "value": "Hello."}],
+        "chosen": [{"from": "gpt", "value": "Good day."}],
+        "rejected": [{"from": "gpt", "value": "Go away."}],
+    },
+    "LLaMA-Factory's conversations": {
+        "conversations": [{"from": "human", "value": "Hello."}],
+        "chosen": {"from": "gpt", "value": "Good day."},
+        "rejected": {"from": "gpt", "value": "Go away."},
+    },
+    "LLaMA-Factory's messages": {"messages": HELLO, "chosen": GOOD[0], "rejected": BAD[0]},
+    "LLaMA-Factory's instructions": {
+        "instruction": "Hello.",
+        "input": "",
+        "chosen": "Good day.",
+        "rejected": "Go away.",
+    },
     "more keys": {"prompt": "Hello.", "chosen": "Good day.", "rejected": "Go away.", "score": 3},
 }
 
@@ -206,6 +235,36 @@ def test_a_system_turn_belongs_to_the_prompt() -> None:
     assert to_pair(row) == (system + HELLO, GOOD, BAD)
 
 
+def test_instructions_as_llama_factory_joins_them() -> None:
+    row = {"instruction": "Translate.", "input": "Bonjour.", "chosen": "Hello.", "rejected": "No."}
+    prompt, *_ = to_pair(row)
+    assert prompt == says("Translate.\nBonjour.")
+    prompt, *_ = to_pair(row | {"system": "Be kind.", "history": [["Hi.", "Hello."]]})
+    system = {"role": "system", "content": "Be kind."}
+    assert prompt == [system, *says("Hi.", "Hello.", "Translate.\nBonjour.")]
+
+
+def test_a_conversation_of_several_turns() -> None:
+    turns = [("system", "Be kind."), ("human", "a"), ("gpt", "b"), ("human", "c")]
+    row = {
+        "conversations": [{"from": who, "value": text} for who, text in turns],
+        "chosen": {"from": "gpt", "value": "d"},
+        "rejected": {"from": "gpt", "value": "e"},
+    }
+    prompt, chosen, rejected = to_pair(row)
+    assert prompt == [{"role": "system", "content": "Be kind."}, *says("a", "b", "c")]
+    assert (chosen[0]["content"], rejected[0]["content"]) == ("d", "e")
+    row["system"] = "Be brief."
+    row["conversations"] = row["conversations"][1:]  # type: ignore[index]
+    assert to_pair(row)[0][0] == {"role": "system", "content": "Be brief."}
+
+
+def test_messages_beside_whole_conversations_are_no_prompt() -> None:
+    """UltraFeedback repeats the chosen conversation in a column `messages`."""
+    row = {"messages": HELLO + GOOD, "chosen": HELLO + GOOD, "rejected": HELLO + BAD}
+    assert to_pair(row) == (HELLO, GOOD, BAD)
+
+
 UNUSABLE = [
     ({"chosen": "Yes.", "rejected": "No."}, "no common prompt"),
     ({"chosen": HELLO + GOOD, "rejected": says("Hi.") + BAD}, "no common prompt"),
@@ -217,6 +276,11 @@ UNUSABLE = [
     (  # as in the real file: one side goes on after an answer that the other side does not have
         {"chosen": transcript("a", "b") + "\n\nAssistant: c", "rejected": transcript("a", "d")},
         "no common prompt",
+    ),
+    ({"prompt": "a", "chosen": [], "rejected": []}, "an empty response"),
+    (
+        {"prompt": "a", "chosen": [{"role": "assistant", "content": None}], "rejected": "b"},
+        "a message without text",
     ),
     ({"prompt": "a", "chosen": "  ", "rejected": "b"}, "an empty response"),
     ({"prompt": "a", "chosen": "b", "rejected": ""}, "an empty response"),
@@ -303,6 +367,12 @@ def test_missing_keys_are_refused_with_their_line(forty: Path, text: str) -> Non
         {"prompt": 5, "chosen": "b", "rejected": "c"},
         {"chosen": [{"content": "b"}], "rejected": [{"content": "c"}]},
         {"prompt": "a", "chosen": None, "rejected": "c"},
+        {"chosen": "b", "rejected": None},
+        {"prompt": "a", "chosen": ["b"], "rejected": ["c"]},
+        {"prompt": "a", "chosen": {"text": "b"}, "rejected": {"text": "c"}},
+        {"prompt": "a", "chosen": [{"role": "assistant", "content": ["b"]}], "rejected": "c"},
+        {"instruction": "a", "history": "x", "chosen": "b", "rejected": "c"},
+        {"conversations": [{"from": "tool", "value": "a"}], "chosen": "b", "rejected": "c"},
     ],
 )
 def test_another_format_is_refused_with_its_line(forty: Path, row: dict[str, Any]) -> None:
@@ -314,7 +384,11 @@ def test_another_format_is_refused_with_its_line(forty: Path, row: dict[str, Any
 @pytest.mark.parametrize("name", ["none.jsonl", "./none", "~/no/such/folder"])
 def test_a_missing_source_is_refused(tmp_path: Path, name: str) -> None:
     source = str(tmp_path / name) if name == "none.jsonl" else name
-    with refused("there is no such file or folder; relative paths start at the repository"):
+    place = Path(source).expanduser()
+    with refused(
+        "there is no such file or folder; relative paths start at the repository, and "
+        f"{paths.root() / place} does not exist$"
+    ):
         load_pairs(source)
 
 
@@ -350,7 +424,7 @@ def test_a_damaged_gzip_file_is_refused(forty: Path, damage: str) -> None:
 def test_a_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "p.jsonl"
     path.write_bytes(b'{"prompt": "\xff\xfe"}\n')
-    with refused(r"p.jsonl, after line 0: cannot be read"):
+    with refused(r"p.jsonl, line 1: cannot be read, because it is not UTF-8"):
         load_pairs(str(path))
 
 
@@ -371,7 +445,7 @@ def test_a_folder_of_tranches(tmp_path: Path) -> None:
     one = load_pairs(str(tmp_path), subsets=["helpful-base"], train=8, evaluation=2)
     assert {p[0]["content"][0] for p in one.train["prompt"]} == {"C"}
     assert one.train[0]["prompt"][1]["content"] == "Why?"
-    with refused(r"no train.jsonl or test.jsonl \(or .gz\) in helpful-online"):
+    with refused(r"no train.jsonl or test.jsonl \(or .json, .csv, .parquet\) in helpful-online"):
         load_pairs(str(tmp_path), subsets=["helpful-online"])
 
 
@@ -438,18 +512,68 @@ def test_pairs_have_names_of_their_own(forty: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("train", "evaluation", "message"),
+    ("train", "evaluation", "asks", "advice"),
     [
-        (41, 5, r"preferences.train asks for 41 pairs, but .* has 35 usable ones for it"),
-        (36, 5, r"preferences.train asks for 36 pairs, but .* has 35 usable ones for it"),
-        (1, 41, r"preferences.(train|evaluation) asks for"),
+        (
+            *(36, 5, "train asks for 36 pairs and preferences.evaluation for 5, 41 together, but"),
+            "such as train: 36 and evaluation: 4$",
+        ),
+        (
+            *(41, 5, "train asks for 41 pairs and preferences.evaluation for 5, 46 together, but"),
+            "such as train: 36 and evaluation: 4$",
+        ),
+        (1, 41, "evaluation for 41, 42 together, but", "such as train: 1 and evaluation: 39$"),
+        (None, 40, "asks for all pairs and .* for 40, but", "as train: 36 and evaluation: 4$"),
+        (None, 1000, "asks for all pairs and .* for 1000, but", "as train: 36 and evaluation: 4$"),
+        (37, None, "asks for 37 pairs and .* for a tenth, but", "as train: 37 and evaluation: 3$"),
     ],
 )
-def test_asking_for_too_many_is_refused(
-    forty: Path, train: int, evaluation: int, message: str
+def test_asking_one_split_for_too_many_is_refused(
+    forty: Path, train: int | None, evaluation: int | None, asks: str, advice: str
 ) -> None:
-    with refused(message):
+    with refused(f"{asks} {forty} has 40 usable pairs in its only split: .*{advice}"):
         load_pairs(str(forty), train=train, evaluation=evaluation)
+    numbers = re.search(r"train: (\d+) and evaluation: (\d+)", advice)
+    assert numbers is not None
+    few, rest = (int(n) for n in numbers.groups())
+    pairs = load_pairs(str(forty), train=few, evaluation=rest)  # what it says works
+    assert (len(pairs.train), len(pairs.evaluation)) == (few, rest)
+
+
+def test_pairs_of_few_prompts_are_not_enough(tmp_path: Path) -> None:
+    rows = [row | {"prompt": f"Prompt {i % 2}"} for i, row in enumerate(made_pairs(40))]
+    path = write_lines(tmp_path / "p.jsonl", rows)
+    with refused("40 usable pairs in its only split with 2 prompts, .* 20 are left for training"):
+        load_pairs(str(path), train=30, evaluation=5)
+    write_lines(path, [row | {"prompt": "One"} for row in rows])
+    with refused("40 usable pairs in its only split, all of one prompt"):
+        load_pairs(str(path), train=30, evaluation=5)
+
+
+def test_a_tenth_of_few_pairs_is_none(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "p.jsonl", made_pairs(9))
+    with refused("has 9 usable pairs in its only split, a tenth of which is none: set"):
+        load_pairs(str(path), train=None, evaluation=None)
+
+
+def test_asking_two_splits_for_too_many_is_refused_by_split(tmp_path: Path) -> None:
+    shared = hh_rows(5, "shared ")
+    write_lines(tmp_path / "train.jsonl", hh_rows(20, "own ") + shared)
+    write_lines(tmp_path / "test.jsonl", hh_rows(5, "held ") + shared)
+    with refused(
+        "preferences.evaluation asks for 11 pairs, but .* has 10 usable ones in its test split: set "
+        "preferences.evaluation to at most 10, or to null for all of them$"
+    ):
+        load_pairs(str(tmp_path), train=1, evaluation=11)
+    with refused(
+        "preferences.train asks for 21 pairs, but .* has 20 usable ones in its train split that are "
+        "not among the 5 whose prompt is held out: set preferences.train to at most 20"
+    ):
+        load_pairs(str(tmp_path), train=21, evaluation=10)
+    write_lines(tmp_path / "train.jsonl", shared)
+    for train in (1, None):
+        with refused("has 0 usable ones in its train split .* 5 whose .*: set .*evaluation lower"):
+            load_pairs(str(tmp_path), train=train, evaluation=10)
 
 
 def test_distinct_held_out_prompts(tmp_path: Path) -> None:
@@ -469,45 +593,36 @@ def test_prompt_ids_depend_on_the_prompt_alone() -> None:
     assert len(prompt_id(HELLO)) == 12
 
 
-# --- the hub -------------------------------------------------------------------------------------
+# --- settings ------------------------------------------------------------------------------------
 
 
-def test_an_unreachable_set_is_told_in_one_line() -> None:
-    with refused("preferences.source hialign-tests/no-such-set could not be loaded from the hub"):
-        load_pairs("hialign-tests/no-such-set")
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"trian": 3}, "^load_pairs has no setting 'trian', did you mean 'train'"),
+        ({"train": -1}, r"^preferences.train: .* \(it is -1\)"),
+        ({"train": "x"}, r"^preferences.train: .* \(it is 'x'\)"),
+        ({"evaluation": 0}, r"^preferences.evaluation: .* \(it is 0\)"),
+        ({"seed": 2**70}, r"^preferences.seed: .* less than 4294967296"),
+        ({"seed": -1}, r"^preferences.seed: "),
+        ({"subsets": "helpful-base"}, "^preferences.subsets: .*list"),
+    ],
+)
+def test_settings_are_checked(settings: dict[str, Any], message: str) -> None:
+    for source in ("builtin", PreferenceSettings(source="builtin")):
+        with refused(message):
+            load_pairs(source, **{"train": 2, "evaluation": 2} | settings)
 
 
-def test_hh_rlhf_is_asked_for_by_tranche(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The tranches are folders of the hub's set; all four by default, as the paper names none."""
-    import datasets
-
-    asked: list[dict[str, Any]] = []
-
-    def served(source: str, **options: Any) -> Any:
-        asked.append({"source": source, **options})
-        name = options["data_dir"]
-        splits = {"train": hh_rows(6, f"{name} train "), "test": hh_rows(2, f"{name} test ")}
-        return {k: datasets.Dataset.from_list(v) for k, v in splits.items()}
-
-    monkeypatch.setattr(datasets, "load_dataset", served)
-    pairs = load_pairs(train=24, evaluation=8, revision="abc")
-    assert [a["data_dir"] for a in asked] == list(HH_TRANCHES)
-    assert {(a["source"], a["revision"]) for a in asked} == {("Anthropic/hh-rlhf", "abc")}
-    assert {p[0]["content"].split()[0] for p in pairs.train["prompt"]} == set(HH_TRANCHES)
-    load_pairs(train=6, evaluation=2, subsets=["helpful-base"])
-    assert [a["data_dir"] for a in asked[4:]] == ["helpful-base"]
+@pytest.mark.parametrize("source", [5, None, ["builtin"]])
+def test_a_source_is_a_name_or_a_path(source: Any) -> None:
+    with refused("^preferences.source: "):
+        load_pairs(source)
 
 
-def test_other_sets_are_asked_for_by_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
-    import datasets
-
-    def served(source: str, **options: Any) -> Any:
-        assert (source, options) == ("org/set", {"revision": None, "name": "easy"})
-        return datasets.DatasetDict(train=datasets.Dataset.from_list(made_pairs(20)))
-
-    monkeypatch.setattr(datasets, "load_dataset", served)
-    pairs = load_pairs("org/set", subsets=["easy"], train=10, evaluation=5)
-    assert pairs.report["read"] == {"train": 20}
+def test_a_path_is_a_source(forty: Path) -> None:
+    named, path = (load_pairs(s, train=5, evaluation=2) for s in (str(forty), forty))
+    assert named.fingerprint == path.fingerprint
 
 
 # --- the built-in set ----------------------------------------------------------------------------

@@ -1,0 +1,165 @@
+"""A row of a preference set as messages, whichever of the formats in use it has.
+
+A pair is `{"id", "objective", "prompt", "chosen", "rejected"}` with messages
+(`[{"role", "content"}]`) in the last three: TRL's conversational preference format.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from typing import Any
+
+Message = dict[str, str]
+Pair = dict[str, Any]
+
+TURN = re.compile(r"\n\n(Human|Assistant):")
+ROLES = {"Human": "user", "Assistant": "assistant"}
+# A prompt that is all of a transcript but the last answer
+CUT = re.compile(r"\s*Human:.*\n\nAssistant:\s*$", re.DOTALL)
+# What ShareGPT and LLaMA-Factory call the roles
+SPEAKERS = {"human": "user", "gpt": "assistant"} | {r: r for r in ("user", "assistant", "system")}
+NO_PROMPT = "no common prompt"
+
+
+class UnusablePair(ValueError):
+    """A pair that is well-formed JSON but no preference; the message is a category to count."""
+
+
+def prompt_id(prompt: Sequence[Message]) -> str:
+    """A stable short name for a prompt: 12 hexadecimal digits of its sha256."""
+    return hashlib.sha256(json.dumps(list(prompt), sort_keys=True).encode()).hexdigest()[:12]
+
+
+def parse_transcript(text: str) -> list[Message]:
+    """An hh-rlhf transcript as messages; turns of one speaker in a row become one.
+
+    Raises UnusablePair if it does not begin with the human and end with the assistant.
+    """
+    messages: list[Message] = []
+    for role, content in _turns(text):
+        if messages and messages[-1]["role"] == role:
+            messages[-1]["content"] = f"{messages[-1]['content']}\n\n{content}".strip()
+        else:
+            messages.append({"role": role, "content": content})
+    if messages[0]["role"] != "user" or messages[-1]["role"] != "assistant":
+        raise UnusablePair("not a transcript")
+    return messages
+
+
+def _turns(text: str) -> list[tuple[str, str]]:
+    """The turns of a transcript as they stand: (role, content)."""
+    head, *parts = TURN.split(text)
+    if head.strip() or not parts:
+        raise UnusablePair("not a transcript")
+    return [(ROLES[s], c.strip()) for s, c in zip(parts[::2], parts[1::2], strict=True)]
+
+
+def to_pair(row: dict[str, Any]) -> tuple[list[Message], list[Message], list[Message]]:
+    """`prompt, chosen, rejected` as messages from a row in one of these formats.
+
+    - TRL's preference formats: with or without a prompt of its own, strings or messages. Messages
+      may have ShareGPT's keys (`from`, `value`) in place of `role` and `content`.
+    - hh-rlhf's transcripts.
+    - LLaMA-Factory's: `conversations` (or `messages`) before one message each in `chosen` and
+      `rejected`, or `instruction` and `input`, both with `system` if there is one.
+
+    Raises UnusablePair for what is no preference and TypeError or KeyError for a row of another
+    format.
+    """
+    chosen, rejected = row["chosen"], row["rejected"]
+    prompt = _prompt(row)
+    if isinstance(chosen, str) and not isinstance(rejected, str) and prompt is None:
+        raise TypeError(f"`rejected` is {rejected!r:.40}")
+    if isinstance(prompt, str) and isinstance(chosen, str) and CUT.match(prompt):
+        chosen, rejected = prompt + chosen, prompt + rejected
+        prompt = None
+    if prompt is None and isinstance(chosen, str) and _is_transcript(chosen):
+        chosen, rejected = (f"\n\n{side.lstrip()}" for side in (chosen, rejected))
+        turns = _turns(chosen), _turns(rejected)
+        chosen, rejected = parse_transcript(chosen), parse_transcript(rejected)
+        # Before turns are merged: a side with one assistant turn more answers another prompt
+        if turns[0][:-1] != turns[1][:-1]:
+            raise UnusablePair(NO_PROMPT)
+    if prompt is None and isinstance(chosen, str):
+        prompt, chosen, rejected = _common_beginning(chosen, rejected)
+    if prompt is not None:
+        prompt = _messages("prompt", prompt, "user")
+    sides = []
+    for name, side in (("chosen", chosen), ("rejected", rejected)):
+        side = _messages(name, side, "assistant")
+        if prompt is None or (side[: len(prompt)] == prompt and len(side) > len(prompt)):
+            sides.append((side[:-1], side[-1:]))
+        else:
+            sides.append((prompt, side))
+    (prompt, chosen), (other_prompt, rejected) = sides
+    if prompt != other_prompt or not prompt:
+        raise UnusablePair(NO_PROMPT)
+    if any(re.search("[\ud800-\udfff]", m["content"]) for m in prompt + chosen + rejected):
+        raise UnusablePair("half a Unicode character")
+    if not chosen or not rejected or any(not m["content"].strip() for m in chosen + rejected):
+        raise UnusablePair("an empty response")
+    if chosen == rejected:
+        raise UnusablePair("identical responses")
+    if chosen[-1]["role"] != "assistant" or rejected[-1]["role"] != "assistant":
+        raise UnusablePair("the last turn is not the assistant's")
+    return prompt, chosen, rejected
+
+
+def _prompt(row: dict[str, Any]) -> Any:
+    """The prompt that a row has of its own, in TRL's layout or LLaMA-Factory's, or None."""
+    if row.get("prompt") is not None:
+        return row["prompt"]
+    if isinstance(row["chosen"], list) and len(row["chosen"]) > 1:
+        return None  # whole conversations, whatever other keys there are
+    before = [{"role": "system", "content": row["system"]}] if row.get("system") else []
+    for key in ("conversations", "messages"):
+        if row.get(key):
+            return before + _messages(key, row[key], "user")
+    if row.get("instruction") is None:
+        return None
+    for question, answer in row.get("history") or []:
+        before += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    question = "\n".join(part for part in (row["instruction"], row.get("input")) if part)
+    return [*before, {"role": "user", "content": question}]
+
+
+def _messages(key: str, value: Any, role: str) -> list[Message]:
+    """Messages from a text (by `role`), from one message or from several."""
+    if isinstance(value, str):
+        return [{"role": role, "content": value}]
+    if not isinstance(value, (dict, list)):
+        raise TypeError(f"`{key}` is {value!r:.40}")
+    messages = []
+    for message in [value] if isinstance(value, dict) else value:
+        if not isinstance(message, dict) or not message.keys() & {"role", "from"}:
+            raise TypeError(f"`{key}` holds {message!r:.60}")
+        if message.get("role") is not None:
+            speaker, content = message["role"], message["content"]
+        else:
+            speaker, content = SPEAKERS.get(message["from"]), message["value"]
+            if speaker is None:
+                raise TypeError(f"`{key}` has a message from {message['from']!r:.40}")
+        if content is None:
+            raise UnusablePair("a message without text")
+        if not isinstance(speaker, str) or not isinstance(content, str):
+            raise TypeError(f"`{key}` has a message whose content is {content!r:.40}")
+        messages.append({"role": speaker, "content": content})
+    return messages
+
+
+def _is_transcript(text: str) -> bool:
+    """Whether a text is hh-rlhf's; some tables have lost the blank line that it begins with."""
+    return bool(TURN.match(text)) or (
+        text.lstrip().startswith("Human:") and "\n\nAssistant:" in text
+    )
+
+
+def _common_beginning(chosen: str, rejected: str) -> tuple[str, str, str]:
+    """The prompt that two plain texts share, up to a whole word, and what follows it in each."""
+    both = enumerate(zip(chosen, rejected, strict=False))
+    same = next((i for i, (a, b) in both if a != b), min(len(chosen), len(rejected)))
+    shared = re.sub(r"\S+$", "", chosen[:same])
+    if not shared.strip():
+        raise UnusablePair(NO_PROMPT)
+    return shared.strip(), chosen[len(shared) :].strip(), rejected[len(shared) :].strip()
