@@ -14,7 +14,6 @@ from hialign import claim_probes, paper, records
 from hialign.blocks import check_block, strategy_of
 from hialign.claim_data import NAN, Material, Part, Untested
 from hialign.comparisons import above, alignment_tax, paired_differences, signed_rank
-from hialign.errors import HialignError
 from hialign.judge.rubric import DIMENSIONS
 from hialign.judged import FLUENCY, LOGIC, OVERALL
 from hialign.statistics import pooled_interval
@@ -33,13 +32,6 @@ class Test(BaseModel):
         raise NotImplementedError
 
 
-def _known_block(name: str) -> str:
-    try:
-        return check_block(name)
-    except HialignError as error:
-        raise ValueError(str(error)) from None
-
-
 def _known_dimension(name: str) -> str:
     if name not in DIMENSIONS:
         raise ValueError(f"{name!r} is not a dimension of Table 6: {', '.join(DIMENSIONS)}")
@@ -54,7 +46,7 @@ class _Compared(Test):
     @classmethod
     def _blocks(cls, names: str | list[str]) -> str | list[str]:
         for name in [names] if isinstance(names, str) else names:
-            _known_block(name)
+            check_block(name)
         return names
 
     @property
@@ -122,7 +114,7 @@ class Level(Test):
     @field_validator("above", "below")
     @classmethod
     def _blocks(cls, names: list[str]) -> list[str]:
-        return [_known_block(name) for name in names]
+        return [check_block(name) for name in names]
 
     def parts(self, material: Material) -> list[Part]:
         found = []
@@ -160,7 +152,7 @@ class Tax(Test):
     @field_validator("blocks")
     @classmethod
     def _blocks(cls, names: list[str]) -> list[str]:
-        return [_known_block(name) for name in names]
+        return [check_block(name) for name in names]
 
     def parts(self, material: Material) -> list[Part]:
         scores = material.scores

@@ -337,6 +337,8 @@ def unpackable(
             layout = Layout(pack(sample), decoder.device)
             hidden = decoder.run(layout, [decoder.depth])[decoder.depth]
             found = decoder.log_probs(hidden, layout).tolist()
+    except HialignError:  # it is a ValueError too, and says what is wrong with the model
+        raise
     except (TypeError, ValueError, KeyError, AttributeError, RuntimeError) as error:
         return f"{family} does not take packed pairs ({type(error).__name__}: {error})"
     finally:

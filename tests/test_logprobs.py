@@ -337,6 +337,14 @@ def test_what_cannot_be_packed_is_found(
     assert "a loss of its own" in unpackable(model, pairs)
 
 
+def test_a_model_that_gives_no_numbers_is_an_error_and_not_a_reason_to_train_otherwise() -> None:
+    model, tokenizer = load_model("random:llama")
+    model.model.norm.weight.data.fill_(float("nan"))
+    pairs = token_pairs(tokenizer, unequal_pairs(), 200, "keep_start").tokens
+    with pytest.raises(HialignError, match="log-probabilities that are not numbers"):
+        unpackable(model, pairs)
+
+
 def test_logits_are_the_models_own_tile_by_tile(llama: tuple[Any, Any]) -> None:
     """Gradients too: of many more scored positions than one tile holds."""
     import torch

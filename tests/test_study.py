@@ -302,3 +302,8 @@ def test_a_studys_copy_has_its_fingerprints(name: str, tmp_path: Path) -> None:
     for ours, theirs in zip(study.cells(), load_study(copy).cells(), strict=True):
         for stage in STAGES:
             assert ours.fingerprint(stage) == theirs.fingerprint(stage), stage
+
+
+def test_a_users_mistake_is_a_value_error() -> None:
+    with pytest.raises(ValueError, match="there is no study 'dmeo'"):
+        load_study("dmeo")

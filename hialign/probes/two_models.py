@@ -69,7 +69,7 @@ def _model_source(cell: Cell, name: str) -> Source:
         try:
             place, revision = locate(which)
             config = AutoConfig.from_pretrained(place, revision=revision).get_text_config()
-        except (OSError, ValueError, HialignError) as error:
+        except (OSError, ValueError) as error:
             raise HialignError(
                 f"probes.patching.tuned: {name!r} is no block, and as a model it could not be "
                 f"loaded: {str(error).splitlines()[0][:300]}"
