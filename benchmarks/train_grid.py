@@ -342,7 +342,7 @@ class Kept:
         asked["data"] = Path(args.data).name  # where it lies is this machine's affair
         self.content: dict[str, Any] = {"arguments": asked, **environment}
         if self.path and self.path.is_file():
-            found = json.loads(self.path.read_text())
+            found = json.loads(self.path.read_text(encoding="utf-8"))
             for key, value in self.content.items():
                 if key != "hialign_commit" and found.get(key) != value:
                     raise SystemExit(f"{self.path} has another {key}: take another --out")

@@ -294,7 +294,7 @@ def _without_scripts(output: Any) -> None:
 
 def write_toc(work: Path, runs: list[list[str]]) -> list[str]:
     """Write `_toc.yml`: the pages of `book/`, and the runs behind them; the names of all pages."""
-    toc = yaml.safe_load((work / "_toc.yml").read_text())
+    toc = yaml.safe_load((work / "_toc.yml").read_text(encoding="utf-8"))
     pages = [toc["root"], *(c["file"] for part in toc["parts"] for c in part["chapters"])]
     if runs:
         chapters = [
@@ -302,5 +302,6 @@ def write_toc(work: Path, runs: list[list[str]]) -> list[str]:
             for first, *rest in runs
         ]
         toc["parts"].append({"caption": "Runs", "chapters": chapters})
-    (work / "_toc.yml").write_text(yaml.safe_dump(toc, sort_keys=False))
+    text = yaml.safe_dump(toc, sort_keys=False)
+    (work / "_toc.yml").write_text(text, encoding="utf-8")
     return [*pages, *(name for names in runs for name in names)]

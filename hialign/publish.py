@@ -88,7 +88,8 @@ def publish(study: Study, partial: bool = False, with_responses: bool | None = N
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, target)
         resolved = study.model_dump(mode="json")
-        (staged / "study.yml").write_text(yaml.safe_dump(resolved, sort_keys=False))
+        text = yaml.safe_dump(resolved, sort_keys=False)
+        (staged / "study.yml").write_text(text, encoding="utf-8")
         check(staged)
         staged.chmod(0o755)  # a temporary folder is its owner's alone
         _put(staged, place)

@@ -23,7 +23,8 @@ def address() -> str | None:
 def _named() -> str:
     """The address as it is written: in the checkout's pyproject.toml, else in the package."""
     if paths.in_checkout():
-        project = tomllib.loads((paths.root() / "pyproject.toml").read_text())["project"]
+        text = (paths.root() / "pyproject.toml").read_text(encoding="utf-8")
+        project = tomllib.loads(text)["project"]
         return str(project.get("urls", {}).get("Repository", ""))
     try:
         urls = metadata("hialign").get_all("Project-URL") or []

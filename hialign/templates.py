@@ -18,7 +18,7 @@ TAG = "remove-cell"  # of the set-up cell: the book leaves it out
 
 def set_up_cell() -> str:
     """The source of the set-up cell, with what pip installs hialign from."""
-    source = (paths.data() / "setup_cell.py").read_text().rstrip()
+    source = (paths.data() / "setup_cell.py").read_text(encoding="utf-8").rstrip()
     return source.removesuffix("_set_up()") + f'_set_up("{repository.package()}")'
 
 

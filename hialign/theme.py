@@ -85,7 +85,7 @@ def mend(html: Path) -> None:
         used = {
             name
             for page in pages
-            for name in re.findall(r"\bfa-([a-z0-9-]+)", page.read_text(errors="replace"))
+            for name in re.findall(r"\bfa-([a-z0-9-]+)", page.read_text("utf-8", errors="replace"))
         }
         text = awesome.read_text(encoding="utf-8")
 

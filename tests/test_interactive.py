@@ -420,7 +420,7 @@ def test_the_notebook_runs_from_top_to_end_and_again_without_adapters(copied: St
     assert done.returncode == 0, done.stderr
     output = Path(done.stdout.strip())
     assert output.name == "explore-random-llama-all.ipynb"
-    text = output.read_text()
+    text = output.read_text(encoding="utf-8")
     assert "Base model and 2 adapters are loaded" in text
     assert "Asked now: 3 answers, scored by 3 strategies" in text
     assert text.count("image/png") == 1
@@ -428,7 +428,7 @@ def test_the_notebook_runs_from_top_to_end_and_again_without_adapters(copied: St
         shutil.rmtree(cell.folder / "adapter", ignore_errors=True)
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
-    text = output.read_text()
+    text = output.read_text(encoding="utf-8")
     assert "no model is loaded" in text
     assert text.count("image/png") == 1
 

@@ -528,7 +528,7 @@ def test_odd_completions_are_missing_values(server: Server, path: Path) -> None:
 
 def test_a_killed_run_goes_on_where_it_was(server: Server, path: Path) -> None:
     run(server, path, 4)
-    lines = path.read_text().splitlines(keepends=True)
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     path.unlink()
     partial = path.with_suffix(".partial.jsonl")
     partial.write_text("".join(lines[:2]) + lines[2][: len(lines[2]) // 2])  # kill -9 in a write
@@ -592,8 +592,8 @@ def test_the_key_is_nowhere(server: Server, path: Path) -> None:
 
     server.reply = reply
     assert run(server, path, 2, concurrency=2) | {"seconds": 0}
-    assert KEY not in path.read_text()
-    assert "[key]" in path.read_text()
+    assert KEY not in path.read_text(encoding="utf-8")
+    assert "[key]" in path.read_text(encoding="utf-8")
     assert KEY not in repr(OpenAIJudge(settings(server), load_rubric()))
 
 

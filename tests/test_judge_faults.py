@@ -156,7 +156,7 @@ def test_two_processes_on_one_file_are_refused(start: Any, path: Path) -> None:
 def test_a_torn_line_is_repaired(start: Any, path: Path) -> None:
     server = start()
     judge(items(3), settings(server), path, progress=False)
-    whole = path.read_text().splitlines(keepends=True)
+    whole = path.read_text(encoding="utf-8").splitlines(keepends=True)
     path.rename(Ledger(path).partial)
     Ledger(path).partial.write_text(whole[0] + whole[1][:50])
     assert judge(items(3), settings(server), path, progress=False)["reused"] == 1

@@ -346,16 +346,17 @@ def test_pairs_without_a_common_prompt_are_refused_as_a_whole(tmp_path: Path) ->
 
 @pytest.mark.parametrize("line", [1, 3, 40])
 def test_broken_json_is_refused_with_its_line(forty: Path, line: int) -> None:
-    lines = forty.read_text().splitlines()
+    lines = forty.read_text(encoding="utf-8").splitlines()
     lines[line - 1] = lines[line - 1][:20]
-    forty.write_text("\n".join(lines))
+    forty.write_text("\n".join(lines), encoding="utf-8")
     with refused(f"pairs.jsonl, line {line}: not JSON"):
         load_pairs(str(forty), train=1, evaluation=1)
 
 
 @pytest.mark.parametrize("text", ['{"prompt": "a", "chosen": "b"}', "[1, 2]", "3", '"chosen"'])
 def test_missing_keys_are_refused_with_their_line(forty: Path, text: str) -> None:
-    forty.write_text(forty.read_text() + "\n" + text + "\n")  # blank lines count as lines
+    lines = forty.read_text(encoding="utf-8") + "\n" + text + "\n"  # blank lines count as lines
+    forty.write_text(lines, encoding="utf-8")
     with refused("pairs.jsonl, line 42: a preference pair needs `chosen` and `rejected`"):
         load_pairs(str(forty), train=1, evaluation=1)
 
@@ -376,7 +377,7 @@ def test_missing_keys_are_refused_with_their_line(forty: Path, text: str) -> Non
     ],
 )
 def test_another_format_is_refused_with_its_line(forty: Path, row: dict[str, Any]) -> None:
-    forty.write_text(forty.read_text() + json.dumps(row))
+    forty.write_text(forty.read_text(encoding="utf-8") + json.dumps(row), encoding="utf-8")
     with refused("line 41 of pairs.jsonl: neither strings nor messages with role and content"):
         load_pairs(str(forty), train=1, evaluation=1)
 

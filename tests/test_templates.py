@@ -136,7 +136,7 @@ def run_cell(
         nonlocal constraints
         calls.append(command)
         if "-c" in command:
-            constraints = Path(command[command.index("-c") + 1]).read_text()
+            constraints = Path(command[command.index("-c") + 1]).read_text(encoding="utf-8")
         return types.SimpleNamespace(returncode=0, stderr="")
 
     real = importlib.util.find_spec
@@ -225,7 +225,7 @@ def test_there_are_two() -> None:
 
 @pytest.mark.parametrize("file", WORKFLOWS, ids=lambda p: p.stem)
 def test_a_workflow_is_bounded_and_runs_what_exists(file: Path) -> None:
-    content = yaml.safe_load(file.read_text())
+    content = yaml.safe_load(file.read_text(encoding="utf-8"))
     triggers = content[True]  # YAML 1.1 reads `on` so
     assert "workflow_dispatch" in triggers
     assert content["permissions"] == {"contents": "read"}

