@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from numbers import Integral
 from typing import TYPE_CHECKING
 
+from hialign import paths
 from hialign.errors import HialignError
 
 if TYPE_CHECKING:
@@ -81,8 +82,12 @@ LAYERS = r"\d+(-\d+)?(,\d+(-\d+)?)*"
 GRAMMAR = re.compile(
     rf"layers:(?P<layers>{LAYERS})|window:(?P<window>\d+-\d+)"
     rf"|(?P<measure>{'|'.join(MEASURES)}):top(?P<top>\d+)%"
-    r"|random:(?P<share>\d+)%:(?P<seed>\d+)|full:r(?P<rank>\d+)|lisa(:(?P<period>\d+))?"
+    r"|random:(?P<share>\d+)%:(?P<seed>\d+)|full:r(?P<rank>\d+)|lisa(:(?P<period>\d+))?",
+    re.ASCII,
 )
+LARGEST_SEED = 2**32 - 1
+LARGEST_RANK = 65_536
+LONGEST_FOLDER = 150  # bytes
 
 
 @dataclass(frozen=True)
@@ -173,8 +178,16 @@ def check_block(block: str) -> str:
             f"a block is a name such as 'mid' or 'layers:8-12', and {block!r} is none"
             + (f": write 'layers:{block}' for that layer" if type(block) is int else "")
         )
+    if len(folder := paths.slug(block).encode(errors="replace")) > LONGEST_FOLDER:
+        raise HialignError(
+            f"block {block[:40]!r}… has a name of {len(folder)} bytes, {LONGEST_FOLDER} at most: "
+            "write layers that follow each other as ranges, as in layers:0-9,20"
+        )
     named = GRAMMAR.fullmatch(block)
     if block in STRATEGIES or named:
+        for name, most in (("rank", LARGEST_RANK), ("seed", LARGEST_SEED)):
+            if named and named[name] and int(named[name]) > most:
+                raise HialignError(f"block {block!r}: {name} {named[name]} is over {most}")
         for name in ("top", "share"):
             if named and named[name] and not 1 <= int(named[name]) <= 100:
                 raise HialignError(f"block {block!r}: {named[name]}% is not within 1% and 100%")

@@ -1,5 +1,6 @@
 """`hialign …`: each command calls one function."""
 
+import io
 import os
 import subprocess
 import sys
@@ -197,6 +198,8 @@ def judge(
 
 def main() -> None:
     """The command line: what users got wrong is one line on standard error and exit code 1."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # standard error is lenient by itself
+        sys.stdout.reconfigure(errors="replace")  # a terminal without Unicode shows `?`
     arguments = _pairs(sys.argv[1:])
     try:
         app(args=arguments)

@@ -9,6 +9,9 @@ from pathlib import Path
 
 import platformdirs
 
+# What lies beside the models' folders in that of a study, or beside the studies' folders
+RESERVED = ("explorations", "html", "notebooks", "published")
+
 
 def package() -> Path:
     """The folder of the installed package."""
@@ -28,6 +31,11 @@ def in_checkout() -> bool:
 def root() -> Path:
     """The repository, or, in an installed wheel, the copy of its folders that the wheel carries."""
     return package().parent if in_checkout() else package() / "_project"
+
+
+def from_root(path: str) -> Path:
+    """A path in a study: relative to the repository, unless it is absolute or begins with `~`."""
+    return root() / os.path.expanduser(path)
 
 
 def studies() -> Path:

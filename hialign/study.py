@@ -1,22 +1,34 @@
-"""Studies: `studies/*.yml` as checked settings, and the cells (model x block) that they span.
+"""Studies: `studies/*.yml` as checked settings, and the cells (model x block) that they span."""
 
-Every default is the paper's value and says where it stands; what the paper leaves open is a named
-setting with our choice and the reason (`book/choices.md` tells them together).
-"""
-
+import difflib
 import hashlib
 import json
-from collections.abc import Mapping
+import os
+import re
+import shlex
+import unicodedata
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
-import yaml
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, PrivateAttr, ValidationError, field_validator, model_validator
 
 from hialign import blocks as blocks_
 from hialign import paths
 from hialign.errors import HialignError
+from hialign.load import brief, explain, one_line, read_study
+from hialign.sections import COSTS_ONLY as COSTS_ONLY
+from hialign.sections import AnalysisSettings as AnalysisSettings
+from hialign.sections import EvaluationSettings as EvaluationSettings
+from hialign.sections import JudgeSettings as JudgeSettings
+from hialign.sections import ModelSettings as ModelSettings
+from hialign.sections import PreferenceSettings as PreferenceSettings
+from hialign.sections import Prices as Prices
+from hialign.sections import ResponseSettings as ResponseSettings
+from hialign.sections import TrainingSettings as TrainingSettings
+from hialign.sections import ValidationSettings as ValidationSettings
+from hialign.sections import is_folder, model_from
 from hialign.settings import (
     GradientSettings,
     IlaSettings,
@@ -26,6 +38,7 @@ from hialign.settings import (
     Settings,
     SweepSettings,
     WeightsSettings,
+    check_folder,
 )
 
 STAGES = ("train", "respond", "evaluate", "judge")
@@ -40,204 +53,6 @@ PROBES: Mapping[str, type[Settings]] = {
 }
 
 
-class ModelSettings(Settings):
-    """One base model. In YAML a bare string is its `source`."""
-
-    source: str  # hub id, folder, `embedded:smollm2-135m-instruct` or `random:<family>`
-    revision: str | None = None  # of a hub id; the paper names none
-    name: str = ""  # folder name under outputs/<study>/
-    label: str = ""  # in tables and plots
-    # Table 5 has bfloat16; on a CPU it is slower than float32 and less exact, hence `auto`
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    attention: str | None = None  # transformers' attn_implementation; its own choice by default
-    # The paper does not say which template it used: the tokenizer's own, or, for a base model
-    # without one, the plain template of hialign.models. A path to a Jinja file replaces both.
-    chat_template: str | None = None
-
-    @model_validator(mode="after")
-    def _named(self) -> Self:
-        bare = self.source.rstrip("/")
-        if "/" in bare and (bare.startswith((".", "/", "~")) or Path(bare).is_dir()):
-            bare = Path(bare).name
-        bare = bare.split(":", 1)[1] if bare.startswith(("embedded:", "random:")) else bare
-        name = self.name or (f"random-{bare}" if self.source.startswith("random:") else bare)
-        object.__setattr__(self, "name", name)
-        object.__setattr__(self, "label", self.label or name.rsplit("/", 1)[-1])
-        return self
-
-
-class PreferenceSettings(Settings):
-    """Preference pairs, and how they are split (section 4.1)."""
-
-    source: str = "Anthropic/hh-rlhf"  # section 4.1; or a file, a folder, a hub set, `builtin`
-    revision: str | None = None
-    # Tranches of hh-rlhf. The paper names none: the four that the hub loads by default (no
-    # red-team attempts, which are not preference pairs).
-    subsets: list[str] | None = None
-    train: int | None = Field(10_000, ge=1)  # section 4.1: 10k; null takes all there are
-    evaluation: int | None = Field(1_000, ge=1)  # section 4.1: 1k held out
-    seed: int = Field(42, ge=0, lt=2**32)  # Table 5 (seed for data); NumPy's bounds
-
-
-# These change time, memory or money, and no number beyond rounding.
-COSTS_ONLY = {
-    "training": (
-        *("gradient_checkpointing", "save_steps", "engine", "tokens_per_pass"),
-        *("one_pass", "report_to"),
-    ),
-    "judge": (
-        *("attempts", "concurrency", "requests_per_minute", "tokens_per_minute", "timeout"),
-        *("prices", "max_cost", "api_key_env"),
-    ),
-}
-
-
-class TrainingSettings(Settings):
-    """DPO on LoRA adapters inside one block (sections 3.2.2, 3.2.3; Table 5)."""
-
-    learning_rate: float = Field(1e-5, gt=0)  # Table 5
-    optimizer: str = "adamw_torch"  # Table 5: AdamW
-    weight_decay: float = Field(0.01, ge=0)  # Table 5
-    adam_beta1: float = 0.9  # Table 5
-    adam_beta2: float = 0.999  # Table 5
-    batch_size: int = Field(6, ge=1)  # Table 5, pairs on a device
-    gradient_accumulation_steps: int = Field(4, ge=1)  # Table 5: 24 pairs an optimizer step
-    epochs: int | float = Field(1, gt=0)  # Table 5; as it is written, so that 1 stays 1 in a copy
-    beta: float = Field(0.1, gt=0)  # Table 5, the DPO beta of Eq. 1
-    lora_rank: int = Field(16, ge=1)  # Table 5
-    lora_alpha: int = Field(32, ge=1)  # Table 5
-    lora_dropout: float = Field(0.05, ge=0, lt=1)  # Table 5
-    target_modules: list[str] = Field(["q_proj", "k_proj", "v_proj", "o_proj"])  # Table 5
-    gradient_checkpointing: bool = True  # Table 5; costs time, changes no number
-    max_length: int = Field(2048, ge=8)  # Table 5, tokens of prompt and response
-    seed: int = 42  # Table 5
-    # Not in the paper. Scheduler and warm-up: the defaults of transformers' Trainer, which the
-    # paper says it used.
-    scheduler: str = "linear"
-    warmup_steps: int = Field(0, ge=0)
-    max_grad_norm: float = Field(1.0, ge=0)  # Trainer's default
-    # Not in the paper. TRL's own default switches every dropout off, LoRA's too, which would make
-    # Table 5's 0.05 a dead letter: we leave it on.
-    disable_dropout: bool = False
-    # Not in the paper. TRL's default: what is over `max_length` is cut from the end.
-    truncation: Literal["keep_start", "keep_end"] = "keep_start"
-    save_steps: int = Field(50, ge=1)  # a killed run resumes from here
-    # How it is computed, which changes time and memory and no number (beyond rounding): the packed
-    # engine or stock TRL; the tokens of one forward pass (null: 1024 on a CPU; on a GPU 8192 with
-    # checkpointing, 4096 without); whether `reproduce` trains a model's blocks in one pass.
-    engine: Literal["packed", "stock"] = "packed"
-    tokens_per_pass: int | None = Field(None, ge=1)
-    one_pass: bool = True
-    report_to: list[str] = Field([])  # trackers of transformers' Trainer: tensorboard, wandb, …
-
-    @property
-    def effective_batch(self) -> int:
-        """Pairs in one optimizer step (on one device)."""
-        return self.batch_size * self.gradient_accumulation_steps
-
-
-class ResponseSettings(Settings):
-    """How a cell answers the held-out prompts. The paper gives no decoding settings."""
-
-    prompts: int | None = Field(1_000, ge=1)  # section 4.1: the 1k held-out prompts
-    # Greedy: one answer a prompt that anyone can make again, so that strategies differ by their
-    # weights and not by a draw.
-    temperature: float = Field(0.0, ge=0)
-    top_p: float = Field(1.0, gt=0, le=1)
-    max_new_tokens: int = Field(512, ge=1)  # long enough for hh-rlhf answers; cut ones are marked
-    max_prompt_tokens: int = Field(1536, ge=8)  # with the answer within Table 5's 2048
-    batch_size: int = Field(16, ge=1)
-    seed: int = 42
-
-
-class EvaluationSettings(Settings):
-    """Judge-free evaluation; ours, the paper has none."""
-
-    pairs: int | None = Field(None, ge=1)  # of the held-out pairs; null takes all
-    # Built-in held-out prompts (24 there are) whose three contrasts give the strategy x objective
-    # matrix; 0 leaves it out.
-    contrast_prompts: int = Field(24, ge=0)
-    batch_size: int = Field(8, ge=1)
-    resamples: int = Field(10_000, ge=100)  # bootstrap
-
-
-class Prices(Settings):
-    """What a judge's tokens cost, in USD per million."""
-
-    input: float = Field(ge=0)
-    output: float = Field(ge=0)
-    cached_input: float | None = Field(None, ge=0)  # null: as much as any other input
-    batch_discount: float = Field(0.5, ge=0, le=1)  # what a batch saves of it
-
-
-class JudgeSettings(Settings):
-    """Who scores the responses (section 4.1, Appendix D)."""
-
-    backend: Literal["openai", "local"] = "openai"
-    model: str = (
-        "qwen3-max-2025-09-23"  # section 4.1: Qwen3-Max; a dated snapshot, so that it stays
-    )
-    revision: str | None = None  # of a local judge from the hub
-    base_url: str | None = None  # null: the client's own default
-    api_key_env: str = "OPENAI_API_KEY"  # where the key is; keys never stand in files
-    name: str = ""  # judgments-<name>.jsonl
-    temperature: float = Field(0.0, ge=0)  # not in the paper: the least noise there is
-    max_tokens: int = Field(4096, ge=16)
-    seed: int = 42
-    # More fields of a request, as the endpoint names them (`enable_thinking: false`, …).
-    extra_body: dict[str, Any] = Field({})
-    rubric: str | None = None  # a file of your own instead of Table 6
-    # `random`: the dimensions in another order for each prompt (drawn from `seed`; the same for all
-    # strategies), so that none always comes first. It ends a provider's caching of the prompt.
-    dimension_order: Literal["fixed", "random"] = "fixed"  # fixed: Table 6
-    # What a run costs, and not what it finds.
-    attempts: int = Field(3, ge=1)  # asks per response before its scores are missing
-    concurrency: int = Field(16, ge=1)  # requests in flight
-    requests_per_minute: int | None = Field(None, ge=1)
-    tokens_per_minute: int | None = Field(None, ge=1)
-    timeout: float = Field(300.0, gt=0)  # seconds for one answer
-    prices: Prices | None = None
-    max_cost: float | None = Field(None, gt=0)  # USD for all of the study's judgments
-
-    @model_validator(mode="after")
-    def _named(self) -> Self:
-        bare = self.model.split(":", 1)[-1].rstrip("/")
-        prefix = "local-" if self.backend == "local" else ""
-        object.__setattr__(self, "name", self.name or prefix + paths.slug(bare).lstrip(".-"))
-        return self
-
-    @model_validator(mode="after")
-    def _sensible(self) -> Self:
-        if self.max_cost is not None and self.prices is None:
-            raise ValueError("max_cost needs prices: input and output, USD per million tokens")
-        if self.backend == "local" and self.dimension_order == "random":
-            raise ValueError("dimension_order: a local judge is asked for each dimension apart")
-        return self
-
-
-class ValidationSettings(Settings):
-    """What the judge is measured against (`hialign judge STUDY --validate`)."""
-
-    judges: list[JudgeSettings] = Field(
-        []
-    )  # further judges, who score a part of the same responses
-
-
-class AnalysisSettings(Settings):
-    """What the statistics of the judge's scores need to be told before these are seen.
-
-    No stage depends on it: changing it makes no run stale.
-    """
-
-    # Non-inferiority: a strategy matches Full-DPO if it loses less than this, in points of the 1-5
-    # scale. Not in the paper, whose "matches" has no margin: a third of what Full-DPO gains over
-    # Base in its Table 2 (0.302), so that whatever matches keeps two thirds of the gain. A judge
-    # whose scores lie closer together than the paper's (std 1.3) needs a smaller one. An alignment
-    # tax below it counts as none.
-    margin: float = Field(0.1, gt=0)
-    power: float = Field(0.8, gt=0.05, lt=1)  # of a test, for the number of prompts that it needs
-
-
 class Study(Settings):
     """The models, blocks, data and settings of one experiment."""
 
@@ -245,7 +60,8 @@ class Study(Settings):
     title: str
     description: str = ""
     models: list[ModelSettings] = Field(min_length=1)
-    blocks: list[str] = Field(["base", "full", "local", "mid", "global"])  # Table 1
+    # Table 1
+    blocks: list[str] = Field(["base", "full", "local", "mid", "global"], min_length=1)
     preferences: PreferenceSettings = PreferenceSettings()
     training: TrainingSettings = TrainingSettings()
     responses: ResponseSettings = ResponseSettings()
@@ -255,21 +71,33 @@ class Study(Settings):
     analysis: AnalysisSettings = AnalysisSettings()
     probes: ProbeSettings | None = None  # null: none is run with the study
 
+    _argument: str = PrivateAttr("")
+
+    @property
+    def argument(self) -> str:
+        """How a user named the study, as a shell takes it: for the commands in error messages."""
+        return self._argument or shlex.quote(self.name)
+
+    @field_validator("name")
+    @classmethod
+    def _name_of_a_folder(cls, name: str) -> str:
+        return check_folder(name)
+
     @field_validator("models", mode="before")
     @classmethod
     def _bare_sources(cls, models: Any) -> Any:
-        return [{"source": m} if isinstance(m, str) else m for m in models or []]
+        if not isinstance(models, list):
+            return models
+        return [{"source": m} if isinstance(m, str) else m for m in models]
 
     @field_validator("blocks")
     @classmethod
     def _known_blocks(cls, names: list[str]) -> list[str]:
         for name in names:
-            try:
-                blocks_.check_block(name)
-            except HialignError as error:
-                raise ValueError(str(error)) from None
+            blocks_.check_block(name)
         if len(set(names)) < len(names):
             raise ValueError("a block stands twice")
+        _check_apart("blocks", names)
         return names
 
     @model_validator(mode="after")
@@ -278,25 +106,68 @@ class Study(Settings):
             values = [getattr(m, key) for m in self.models]
             if len(set(values)) < len(values):
                 raise ValueError(f"two models have the same {key}: give one a `{key}` of its own")
+        _check_apart("models", [model.name for model in self.models])
+        for model in self.models:
+            for block in self.blocks:
+                if len((paths.slug(model.name) + paths.slug(block)).encode()) > 200:
+                    raise ValueError(
+                        f"model {brief(model.name)} and block {brief(block)} make a file name that "
+                        "is too long; give the model a shorter `name`, or write layers as ranges"
+                    )
         return self
 
     def model(self, name: str | None = None) -> ModelSettings:
         """The model called `name` (its name, label or source); the first if None.
 
-        A model that the study does not list is taken as a source of its own.
+        A model that the study does not list has to look like a source: `embedded:…`, `random:…`, a
+        folder or `org/name`. Anything else is a slip, and HialignError says which model is nearest.
         """
         if name is None:
             return self.models[0]
         for model in self.models:
             if name in (model.name, model.label, model.source):
                 return model
-        return ModelSettings(source=name)
+        listed = {n.casefold(): n for m in self.models for n in (m.source, m.label, m.name)}
+        source = is_source(name)
+        least = 0.8 if source else 0.4  # of likeness
+        close = difflib.get_close_matches(name.casefold(), listed, n=1, cutoff=least)
+        hint = f"did you mean {listed[close[0]]!r}?" if close else ""
+        if not source:
+            names = one_line(", ".join(model.name for model in self.models), 300)
+            raise HialignError(
+                f"study {self.name} has no model {brief(name)}{f' ({hint})' if hint else ''}: it has "
+                f"{names}; one that it does not list is given as a folder or as `org/name`"
+            )
+        found = model_from(name)
+        found._hint = hint
+        return found
 
     def cells(self) -> list["Cell"]:
         return [Cell(self, model, block) for model in self.models for block in self.blocks]
 
     def cell(self, model: str | None, block: str) -> "Cell":
         return Cell(self, self.model(model), blocks_.check_block(block))
+
+
+def is_source(name: str) -> bool:
+    """Whether `name` can only be meant as where a model is: a prefix, a folder or `org/name`."""
+    if name.startswith(("embedded:", "random:", ".", "/", "~")):
+        return True
+    named = re.fullmatch(r"[\w.-]+/[\w.-]+", name, re.ASCII) is not None
+    return named or (name != "" and is_folder(name))
+
+
+def _check_apart(kind: str, names: Sequence[str]) -> None:
+    """Refuse two names that would be one folder on some disk, as where case does not count."""
+    known: dict[str, str] = {}
+    for name in names:
+        folder = unicodedata.normalize("NFC", paths.slug(name)).casefold()
+        if folder in known:
+            raise ValueError(
+                f"the {kind} {known[folder]!r} and {name!r} would share the folder {folder}: "
+                "call one otherwise"
+            )
+        known[folder] = name
 
 
 @dataclass(frozen=True)
@@ -379,37 +250,19 @@ def load_study(study: "str | Path | Study") -> Study:
     """
     if isinstance(study, Study):
         return study
-    path = Path(study).expanduser()
+    given = str(study)
+    path = Path(os.path.expanduser(given))
     if path.suffix not in (".yml", ".yaml"):
-        path = paths.studies() / f"{study}.yml"
-        if not path.is_file():
+        path = paths.studies() / f"{given}.yml"
+        if not os.path.isfile(path):
             raise HialignError(
-                f"there is no study {str(study)!r}: the ones in studies/ are "
+                f"there is no study {brief(given)}: the ones in studies/ are "
                 f"{', '.join(study_names())}; or give the path of a .yml file"
             )
+    content = {"name": path.stem, **read_study(path)}
     try:
-        content = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise HialignError(f"cannot read the study {path}: {error.strerror}") from None
-    except yaml.YAMLError as error:
-        raise HialignError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(content, dict):
-        raise HialignError(f"{path} is not a study: it must be a mapping with models, blocks, …")
-    try:
-        return Study(**{"name": path.stem, **content})
+        loaded = Study.model_validate(content)
     except ValidationError as error:
-        raise HialignError(f"{path}: {_explain(error)}") from None
-
-
-def _explain(error: ValidationError) -> str:
-    """Each problem as `key.key: what is wrong`, on one line."""
-    problems = []
-    for problem in error.errors():
-        key = ".".join(str(part) for part in problem["loc"]) or "study"
-        if problem["type"] == "extra_forbidden":
-            problems.append(f"unknown key {key!r}")
-        elif problem["type"] == "missing":
-            problems.append(f"key {key!r} is missing")
-        else:
-            problems.append(f"{key}: {problem['msg']} (it is {problem['input']!r})")
-    return "; ".join(problems)
+        raise HialignError(f"{one_line(path)}: {explain(error, content)}") from None
+    loaded._argument = shlex.quote(given)
+    return loaded

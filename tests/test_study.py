@@ -1,6 +1,12 @@
 """Studies: what the paper sets, what is refused and how, what makes a run stale."""
 
+import math
+import os
+import shlex
+import subprocess
+import sys
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +118,86 @@ PLACES = [
     ({"blocks": ["mid", "mid"]}, "a block stands twice"),
     ({"models": ["random:llama", "random:llama"]}, "two models have the same name"),
     ({"training": None}, "training: "),
+    # names that are folders
+    *[
+        (
+            {"models": [{"source": "random:llama", "name": name}]},
+            f"models.0: the name {name!r} {why}",
+        )
+        for name, why in [
+            *((name, "is reserved") for name in ("html", "Notebooks", "explorations", "published")),
+            *((name, "begins with a dot") for name in (".snakemake", ".book", ".", "..")),
+        ]
+    ],
+    ({"models": [""]}, "models.0: the name is empty"),
+    ({"models": ["/"]}, "models.0: the name is empty"),
+    ({"models": [{"source": "random:llama", "name": "x" * 101}]}, "has over 100 characters"),
+    ({"models": [{"source": "random:llama", "name": "語" * 60}]}, "(or 150 bytes)"),
+    ({"models": ["a\nb"]}, "models.0: it has a line break or another control character"),
+    (
+        {"models": [{"source": "random:llama", "label": "a\u2028b"}]},
+        "models.0.label: it has a line",
+    ),
+    ({"models": ["org/a", "org--a"]}, "'org/a' and 'org--a' would share the folder org--a"),
+    ({"models": ["org/a", "Org/A"]}, "'org/a' and 'Org/A' would share the folder org--a"),
+    ({"name": "published"}, "name: the name 'published' is reserved"),
+    ({"name": ".x"}, "name: the name '.x' begins with a dot"),
+    ({"name": "x" * 101}, "name: the name has over 100 characters"),
+    ({"judge": {"name": "a\x7fb"}}, "judge.name: it has a line break or another control"),
+    ({"judge": {"name": "../x"}}, "judge: the name '../x' has a slash"),
+    ({"judge": {"name": "x" * 101}}, "judge: the name has over 100 characters"),
+    # blocks
+    ({"blocks": []}, "blocks: List should have at least 1 item"),
+    ({"blocks": ["layers:" + ",".join(map(str, range(60)))]}, "150 at most: write layers that"),
+    ({"blocks": ["full:r999999"]}, "block 'full:r999999': rank 999999 is over 65536"),
+    ({"blocks": ["random:30%:4294967296"]}, "seed 4294967296 is over 4294967295"),
+    ({"blocks": ["layers:" + "9" * 5000]}, "150 at most"),
+    ({"blocks": ["layers:\u0661"]}, "is not one of base"),  # a digit of another script
+    (
+        {
+            "models": [{"source": "random:llama", "name": "x" * 100}],
+            "blocks": ["layers:" + ",".join(map(str, range(20, 60)))],
+        },
+        "make a file name that is too long",
+    ),
+    ({"probes": {"matrix": {"blocks": ["middle"]}}}, "probes.matrix.blocks: block 'middle' is not"),
+    ({"probes": {"matrix": {"blocks": []}}}, "probes.matrix.blocks: List should have at least 1"),
+    # sizes
+    ({"training": {"lora_rank": 10**6}}, "training.lora_rank: Input should be less than or equal"),
+    ({"responses": {"max_new_tokens": 10**9}}, "responses.max_new_tokens: Input should be less"),
+    ({"preferences": {"seed": -1}}, "preferences.seed: Input should be greater than or equal to 0"),
+    ({"training": {"seed": 2**32}}, "training.seed: Input should be less than or equal to 4294967"),
+    ({"probes": {"matrix": {"seeds": [1, -1]}}}, "probes.matrix.seeds.1: Input should be greater"),
+    ({"probes": {"patching": {"ranks": [0]}}}, "probes.patching.ranks.0: Input should be greater"),
+    ({"judge": {"max_failed": 1.1}}, "judge.max_failed: Input should be less than or equal to 1"),
+    # numbers
+    ({"training": {"learning_rate": math.inf}}, "training.learning_rate: Input should be a finite"),
+    ({"training": {"learning_rate": "nan"}}, "training.learning_rate: Input should be a finite"),
+    ({"training": {"epochs": math.nan}}, "training.epochs: Input should be a finite number"),
+    (
+        {"probes": {"ila": {"gate_start": -math.inf}}},
+        "probes.ila.gate_start: Input should be a fin",
+    ),
+    ({"judge": {"extra_body": {"x": [math.nan]}}}, "judge.extra_body: a request cannot hold it"),
+    ({"training": {"adam_beta1": 1.0}}, "training.adam_beta1: Input should be less than 1"),
+    ({"training": {"adam_beta2": -0.1}}, "training.adam_beta2: Input should be greater than or"),
+    ({"training": {"batch_size": True}}, "training.batch_size: a number is wanted, and no truth"),
+    ({"training": {"epochs": True}}, "training.epochs: a number is wanted, and no truth value (it"),
+    ({"training": {"tokens_per_pass": True}}, "training.tokens_per_pass: a number is wanted"),
+    (
+        {"probes": {"ila": {"top": [True]}}},
+        "probes.ila.top: a number is wanted, and no truth value",
+    ),
+    # what is no list
+    ({"models": "random:llama"}, "models: Input should be a valid list (it is 'random:llama')"),
+    ({"models": None}, "models: Input should be a valid list (it is null)"),
+    ({"models": 5}, "models: Input should be a valid list (it is 5)"),
+    ({"models": {"a": "b"}}, "models: Input should be a valid list (it is {'a': 'b'})"),
+    # what would break or fill the line
+    ({"training": {"scheduler": ["a\nb"]}}, "training.scheduler: "),
+    ({"training": {"truncation": "z" * 5000}}, "zzz…)"),
+    ({"a\nb": 1}, "unknown key 'a b'"),
+    ({f"k{i}": 1 for i in range(500)}, "and 492 more"),
 ]
 
 
@@ -143,19 +229,100 @@ def test_missing_keys_are_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "problem"),
+    ("content", "problem"),
     [
-        ("title: [", "is not YAML"),
-        ("- a\n- b\n", "is not a study: it must be a mapping"),
-        ("", "is not a study: it must be a mapping"),
+        ("title: [", " is not YAML"),
+        ("title: T\n\tmodels: []\n", " is not YAML: while scanning for the next token found char"),
+        ("- a\n- b\n", " is not a study: it must be a mapping"),
+        ("", " is not a study: it must be a mapping"),
+        ("1: x\n", ": line 1: the key 1 is read as a int; put it in quotes"),
+        ("title: T\nnull: x\n", ": line 2: the key null is read as a null; put it in quotes"),
+        ("? [a, b]\n: x\n", ": line 1: the key is read as a seq; put it in quotes"),
+        ("title: 2026-01-01\n", ": line 1: title is read as a timestamp; put it in quotes"),
+        ("judge:\n  model: !!binary aGk=\n", ": line 2: judge.model is read as a binary"),
+        ("title: !!python/name:os.system x\n", ": line 1: title is read as a"),
+        ("title: a\nmodels: []\ntitle: b\n", ": line 3: the key 'title' stands twice (first in"),
+        (
+            "judge:\n  extra_body:\n    - {a: 1, a: 2}\n",
+            ": line 3: the key 'judge.extra_body.0.a' stands twice (first in line 3); leave one out",
+        ),
+        ("title: " + "[" * 100_000, ": values are nested over 40 levels deep"),
+        ("title: " + "[" * 60 + "]" * 60, ": line 1: values are nested over 40 levels deep"),
+        ("title: &a [*a]\n", ": line 1: values are nested over 40 levels deep"),
+        ("title: " + "9" * 5000, "Exceeds the limit"),
+        (
+            "title: caf\u00e9\n".encode("utf-16"),
+            " is not UTF-8 text (see byte 0): save it as UTF-8",
+        ),
+        ("title: T\n".encode("utf-16-le"), " is not YAML: unacceptable character #x0000"),
+        ("title: caf\u00e9\n".encode("latin-1"), " is not UTF-8 text (see byte 10)"),
+        (b"#" * 1_000_001, ": the file is over 1 MB, so it is no study"),
     ],
 )
-def test_what_is_no_study_is_refused(tmp_path: Path, text: str, problem: str) -> None:
+def test_what_is_no_study_is_refused(tmp_path: Path, content: str | bytes, problem: str) -> None:
     path = tmp_path / "broken.yml"
-    path.write_text(text)
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(HialignError) as caught:
         load_study(path)
-    assert one_line(caught).startswith(f"{path} {problem}")
+    assert problem in one_line(caught)
+    assert str(path) in one_line(caught)
+
+
+def test_aliases_that_explode_are_refused(tmp_path: Path) -> None:
+    names = "abcdefghij"
+    lists = [f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]" for a, b in pairwise(names)]
+    merges = [f"{b}: &{b} {{<<: [{', '.join([f'*{a}'] * 9)}]}}" for a, b in pairwise(names)]
+    long = ['a: &a "' + "x" * 300_000 + '"', f"b: [{', '.join(['*a'] * 9)}]"]
+    path = tmp_path / "laughs.yml"
+    for lines in (["a: &a [x, x]", *lists], ["a: &a {x: 1}", *merges], long):
+        path.write_text("\n".join(lines))
+        with pytest.raises(HialignError, match="with its aliases written out, it is over 1 MB"):
+            load_study(path)
+
+
+def test_merge_keys_byte_order_marks_and_numbers_as_text_are_taken(tmp_path: Path) -> None:
+    path = tmp_path / "fine.yml"
+    path.write_text(
+        "\ufefftitle: 'Où? 日本語'\nmodels: ['random:llama']\n"
+        "training: &t {beta: 0.2, learning_rate: 1e-3, batch_size: '4'}\n"
+        "judge: {extra_body: {a: &a {x: 1, y: 1}, b: {<<: *a, x: 2}}}\n"
+        "description: |\n  Two\n  lines\n",
+        encoding="utf-8",
+    )
+    study = load_study(path)
+    assert study.title == "Où? 日本語"
+    assert study.training.learning_rate == 1e-3
+    assert study.training.batch_size == 4
+    assert study.judge is not None
+    assert study.judge.extra_body["b"] == {"x": 2, "y": 1}
+    assert study.description == "Two\nlines\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("a\0b", "there is no study 'a\\x00b'"),
+        ("a\0b.yml", "cannot read the study a\\x00b.yml: embedded null byte"),
+        ("x" * 300, "there is no study 'xxx"),
+        ("a\nb", "there is no study 'a\\nb'"),
+        ("~nobody-is-called-so/x.yml", "No such file"),
+        ("\ud800.yml", "cannot read the study"),
+    ],
+)
+def test_a_path_that_no_file_can_have_is_one_line(name: str, problem: str) -> None:
+    with pytest.raises(HialignError) as caught:
+        load_study(name)
+    assert problem in one_line(caught)
+
+
+def test_a_folder_is_no_study(tmp_path: Path) -> None:
+    (tmp_path / "folder.yml").mkdir()
+    with pytest.raises(HialignError, match=r"cannot read the study .*folder\.yml: Is a directory"):
+        load_study(tmp_path / "folder.yml")
+    with pytest.raises(
+        HialignError, match=r"there is no study .*; or give the path of a \.yml file"
+    ):
+        load_study(tmp_path)
 
 
 def test_an_unknown_study_is_refused_with_the_known_ones(tmp_path: Path) -> None:
@@ -208,6 +375,95 @@ def test_paths_stay_one_component(outputs: Path) -> None:
     assert folder.relative_to(outputs).parts == ("my--study", "a--b-c", "layers-1_2")
 
 
+def test_a_study_knows_how_it_was_named(
+    tiny_study: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert load_study("smoke").argument == "smoke"
+    path = tiny_study(name="tiny")
+    study = load_study(path)
+    assert study.argument == str(path)
+    spaced = path.with_name("my study's.yml")
+    spaced.write_text(path.read_text(encoding="utf-8") + "name: tiny\n", encoding="utf-8")
+    monkeypatch.chdir(path.parent)
+    other = load_study("my study's.yml")
+    assert shlex.split(other.argument) == ["my study's.yml"]
+    assert other.model_copy(update={"title": "Other"}).argument == other.argument
+    assert load_study(other) is other
+    assert other == study  # as their settings are the same
+    assert other != study.model_copy(update={"title": "Other"})
+    assert other.model_dump() == study.model_dump()
+    assert other.cell(None, "mid").fingerprint("train") == study.cell(None, "mid").fingerprint(
+        "train"
+    )
+    assert Study(name="a b", title="T", models=["random:llama"]).argument == "'a b'"
+
+
+def test_a_model_that_is_not_listed_has_to_look_like_a_source(
+    tiny_study: Callable[..., Path], tmp_path: Path
+) -> None:
+    models = [{"source": "Qwen/Qwen2.5-7B", "label": "Qwen 7B"}, "random:llama"]
+    study = load_study(tiny_study(models=models))
+    for name in ("Qwen/Qwen2.5-7B", "Qwen 7B", "random-llama", "random:llama"):
+        assert study.model(name) in study.models
+        assert study.model(name).hint == ""
+    for name in ("random:qwen2", "embedded:x", "./x", "~/x", str(tmp_path), "tests", "org/name"):
+        assert study.model(name).source == name
+    for name, nearest in (
+        ("Qwen2.5-7B", "Qwen/Qwen2.5-7B"),
+        ("qwen-7b", "Qwen 7B"),
+        ("randm-llama", "random-llama"),
+    ):
+        with pytest.raises(HialignError) as caught:
+            study.model(name)
+        assert f"no model {name!r} (did you mean {nearest!r}?): it has" in one_line(caught)
+        assert "Qwen/Qwen2.5-7B, random-llama; " in one_line(caught)
+    for name in ("", "gpt2", "a/b/c", "org/a b", "a\nb", "\0", "x" * 10_000):
+        with pytest.raises(HialignError, match="study tiny has no model "):
+            study.model(name)
+    for name in ("..", "x/" + "y" * 200):
+        with pytest.raises(HialignError, match=r"^model '"):
+            study.model(name)
+
+
+def test_a_hub_id_close_to_a_model_of_the_study_has_a_hint(tiny_study: Callable[..., Path]) -> None:
+    study = load_study(tiny_study(models=["Qwen/Qwen2.5-7B"]))
+    model = study.model("Qwen/Qwen2-7B")
+    assert model.hint == "did you mean 'Qwen/Qwen2.5-7B'?"
+    assert model == ModelSettings(source="Qwen/Qwen2-7B")
+    assert "hint" not in str(model.model_dump())
+    assert hash(model) == hash(ModelSettings(source="Qwen/Qwen2-7B"))
+    assert study.model("other/thing").hint == ""
+
+
+def test_a_folder_in_the_repository_names_a_model_from_anywhere(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert ModelSettings(source="tests/book").name == "book"  # as models.locate finds it
+    (tmp_path / "org" / "name").mkdir(parents=True)
+    assert ModelSettings(source="org/name").name == "org/name"
+
+
+def test_text_is_read_and_printed_where_the_locale_is_ascii(
+    tiny_study: Callable[..., Path], outputs: Path
+) -> None:
+    path = tiny_study(models=[{"source": "random:llama", "label": "Modèle 日本"}], title="Où?")
+    path.write_text(
+        yaml.safe_dump(yaml.safe_load(path.read_text(encoding="utf-8")), allow_unicode=True),
+        encoding="utf-8",
+    )
+    ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    for name in ("smoke", str(path)):
+        done = subprocess.run(
+            [sys.executable, "-m", "hialign.cli", "status", name],
+            capture_output=True,
+            env=os.environ | ascii_only,
+        )
+        assert done.returncode == 0, done.stderr.decode()
+        assert b"missing" in done.stdout
+    assert b"O??" in done.stdout
+
+
 # --- fingerprints --------------------------------------------------------------------------------
 
 
@@ -226,6 +482,7 @@ DEPENDENT = {
     ("evaluation", "resamples", 999): {"evaluate"},
     ("judge", "temperature", 0.5): {"judge"},
     ("analysis", "margin", 0.5): set(),
+    ("judge", "max_failed", 0.5): set(),
 }
 
 
@@ -262,9 +519,6 @@ def test_fingerprints_tell_cells_apart_and_names_do_not_matter(
 
 
 def test_a_fingerprint_is_the_same_in_another_process(tiny_study: Callable[..., Path]) -> None:
-    import subprocess
-    import sys
-
     path = tiny_study()
     code = (
         "import sys; from hialign import load_study; "
@@ -282,9 +536,6 @@ def test_settings_are_plain_values(tiny_study: Callable[..., Path]) -> None:
 
 
 def test_importing_hialign_imports_no_torch() -> None:
-    import subprocess
-    import sys
-
     code = (
         "import sys, hialign, hialign.study, hialign.blocks, hialign.records; "
         "print([m for m in ('torch', 'transformers', 'trl', 'peft', 'datasets') if m in sys.modules])"
