@@ -5,6 +5,7 @@ Importing this package imports no torch: the functions that need it do so when t
 
 from hialign import records
 from hialign.blocks import layers_of, split_layers
+from hialign.compare import compare
 from hialign.errors import HialignError
 from hialign.evaluate import evaluate
 from hialign.judge.cells import judge
@@ -16,6 +17,7 @@ from hialign.training import train, train_together
 
 __all__ = [
     "HialignError",
+    "compare",
     "evaluate",
     "judge",
     "layers_of",
