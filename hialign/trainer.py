@@ -377,7 +377,7 @@ def last_checkpoint(work: Path) -> str | None:
     whole = []
     for state in work.glob("checkpoint-*/trainer_state.json"):  # written last
         try:
-            json.loads(state.read_text())
+            json.loads(state.read_text(encoding="utf-8"))
             whole.append(state.parent)
         except ValueError:
             pass

@@ -1,9 +1,12 @@
 """Models and tokenizers: every kind of source, and what is said when one cannot be had."""
 
 import hashlib
+import json
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,7 @@ from hialign.models import (
     identity,
     load_tokenizer,
     locate,
+    model_files,
     random_folder,
     weights_sha256,
 )
@@ -46,8 +50,6 @@ def one_line(error: pytest.ExceptionInfo[HialignError]) -> str:
 @pytest.fixture
 def copied(tmp_path: Path) -> Path:
     """A model folder of the user's own."""
-    import shutil
-
     folder = tmp_path / "My-Model"
     shutil.copytree(random_folder("llama"), folder)
     return folder
@@ -190,12 +192,255 @@ def test_only_safetensors_are_read(copied: Path) -> None:
         weights_sha256(copied)
 
 
-def test_a_torn_file_is_refused(copied: Path) -> None:
+# --- weights that are not those of the configuration ---------------------------------------------
+
+
+def changed(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change the tensors of a folder with one file of weights."""
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def sharded(folder: Path) -> dict[str, Any]:
+    """Spread the weights of a folder over two files; the index."""
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    names = sorted(tensors)
+    places = {n: f"model-{1 + i % 2:05}-of-00002.safetensors" for i, n in enumerate(names)}
+    for file in set(places.values()):
+        part = {n: tensors[n] for n in names if places[n] == file}
+        save_file(part, folder / file, metadata={"format": "pt"})
+    index = {"metadata": {"total_size": 1}, "weight_map": places}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    return index
+
+
+def configured(folder: Path, **changes: Any) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+
+
+def refused(folder: Path) -> str:
+    with pytest.raises(HialignError) as caught:
+        load_model(str(folder))
+    return one_line(caught)
+
+
+def without_layer_2(tensors: dict[str, Any]) -> None:
+    for name in [name for name in tensors if ".layers.2." in name]:
+        del tensors[name]
+
+
+@pytest.mark.parametrize("shards", [False, True])
+def test_missing_weights_are_never_made_up(copied: Path, shards: bool) -> None:
+    changed(copied, without_layer_2)
+    if shards:
+        sharded(copied)
+    assert refused(copied) == (
+        f"model {copied}: its weights are not those that its config.json describes: 9 tensors are "
+        "missing (model.layers.2.input_layernorm.weight, model.layers.2.mlp.down_proj.weight, "
+        "model.layers.2.mlp.gate_proj.weight and 6 more). Save or download the whole model again, "
+        "or correct config.json"
+    )
+
+
+def test_renamed_and_reshaped_weights_are_refused(
+    copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import torch
+
+    name = "model.layers.2.self_attn.q_proj.weight"
+    changed(copied, lambda tensors: tensors.update({"query": tensors.pop(name)}))
+    assert f"1 tensor is missing ({name}), and 1 tensor is not expected (query)." in refused(copied)
+    changed(copied, lambda tensors: tensors.update({name: torch.zeros(5, 8)}))
+    changed(copied, lambda tensors: tensors.pop("query"))
+    assert f"1 tensor is of another shape ({name} is 5x8 instead of 32x32)." in refused(copied)
+    assert "REPORT" not in capsys.readouterr().err
+
+
+def test_other_layers_than_the_configuration_says_are_refused(copied: Path) -> None:
+    configured(copied, num_hidden_layers=5)
+    assert "9 tensors are not expected (model.layers.5." in refused(copied)
+    configured(copied, num_hidden_layers=7)
+    assert "9 tensors are missing (model.layers.6." in refused(copied)
+    configured(copied, num_hidden_layers=0)
+    with pytest.raises(HialignError, match="gives it 0 layers"):
+        depth_of(ModelSettings(source=str(copied)))
+
+
+@pytest.mark.parametrize("saved", [False, True], ids=["head not saved", "head saved"])
+def test_tied_weights_may_be_saved_or_not(copied: Path, saved: bool) -> None:
+    import torch
+
+    def tie(tensors: dict[str, Any]) -> None:
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+        if not saved:
+            del tensors["lm_head.weight"]
+
+    changed(copied, tie)
+    configured(copied, tie_word_embeddings=True)
+    model, _ = load_model(str(copied))
+    assert torch.equal(model.lm_head.weight, model.model.embed_tokens.weight)
+    configured(copied, tie_word_embeddings=False)
+    if not saved:
+        assert "1 tensor is missing (lm_head.weight)" in refused(copied)
+
+
+def test_what_a_family_declares_to_be_ignorable_is_ignored(tmp_path: Path) -> None:
+    import torch
+
+    folder = tmp_path / "pythia"
+    shutil.copytree(random_folder("gpt_neox"), folder)
+    name = "gpt_neox.layers.0.attention.masked_bias"  # in the checkpoints of its authors
+    changed(folder, lambda tensors: tensors.update({name: torch.tensor(-1e9)}))
+    load_model(str(folder))
+
+
+FIRST = "model-00001-of-00002.safetensors"
+INDEX = "model.safetensors.index.json"
+
+
+@pytest.mark.parametrize(
+    ("break_it", "said"),
+    [
+        (lambda f, _: (f / FIRST).unlink(), f"No such file or directory: .*{FIRST}"),
+        (lambda f, _: (f / FIRST).write_bytes(b""), f"{FIRST} is broken"),
+        (lambda f, _: (f / FIRST).write_bytes(b"\xff" * 999), f"{FIRST} is broken"),
+        (lambda f, _: (f / INDEX).write_text("{"), f"{INDEX} is broken"),
+        (lambda f, _: (f / INDEX).write_text("[]"), f"{INDEX} is broken .it is no mapping with"),
+        (lambda f, _: (f / INDEX).write_text('{"metadata": {"a": 1}}'), f"{INDEX} is broken"),
+        (lambda f, _: (f / INDEX).write_bytes(b"\xff\xfe"), f"{INDEX} is broken .'utf-8' codec"),
+        (
+            lambda f, index: (f / INDEX).write_text(
+                json.dumps(
+                    index
+                    | {"weight_map": {n: f for n, f in index["weight_map"].items() if f == FIRST}}
+                )
+            ),
+            "tensors are missing",
+        ),
+    ],
+)
+def test_broken_shards_are_refused(
+    copied: Path, break_it: Callable[[Path, dict[str, Any]], object], said: str
+) -> None:
+    import re
+
+    break_it(copied, sharded(copied))
+    assert re.search(said, refused(copied))
+
+
+def test_whole_shards_are_read(copied: Path) -> None:
+    import torch
+
+    sharded(copied)
+    model, original = load_model(str(copied))[0], load_model("random:llama")[0]
+    for name, value in original.state_dict().items():
+        assert torch.equal(value, model.state_dict()[name])
+
+
+@pytest.mark.parametrize("size", [0, 4, 5000, -1])
+def test_a_torn_file_is_refused(copied: Path, size: int) -> None:
     file = copied / "model.safetensors"
-    file.write_bytes(file.read_bytes()[:5000])
-    with pytest.raises(HialignError, match="could not be loaded") as caught:
-        load_model(str(copied))
-    one_line(caught)
+    file.write_bytes(file.read_bytes()[:size])
+    assert f"could not be loaded: {file} is broken" in refused(copied)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"hidden_size": "wide"},
+        {"num_attention_heads": 0},
+        {"hidden_act": "none such"},
+        {"rope_parameters": {"rope_type": "none such"}},
+        {"model_type": "none such"},
+        {"model_type": "t5"},
+        {"dtype": "float99"},
+        {"quantization_config": 5},
+    ],
+    ids=str,
+)
+def test_a_broken_configuration_is_one_line(copied: Path, changes: dict[str, Any]) -> None:
+    configured(copied, **changes)
+    assert "could not be loaded: " in refused(copied)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b"\xff\xfe"])
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "tokenizer_config.json"])
+def test_a_broken_file_is_one_line(copied: Path, name: str, content: bytes) -> None:
+    (copied / name).write_bytes(content)
+    message = refused(copied)
+    if content != b"{}":
+        assert f"{copied / name} is broken" in message
+
+
+# --- tokenizers ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gemma3_text"])
+def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path, family: str) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(random_folder(family), folder)
+    (folder / "tokenizer.json").unlink()
+    (folder / "tokenizer_config.json").unlink()
+    assert refused(folder) == (
+        f"model {folder} could not be loaded: {folder} has no tokenizer files (tokenizer.json or "
+        "the like). Copy them from the model that this one was made from."
+    )
+
+
+def tokens_changed(folder: Path, **changes: Any) -> None:
+    """Change the tokenizer's settings; None takes one away."""
+    file = folder / "tokenizer_config.json"
+    settings = json.loads(file.read_text()) | changes
+    file.write_text(json.dumps({k: v for k, v in settings.items() if v is not None}))
+
+
+def vocabulary_changed(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    content = json.loads((folder / "tokenizer.json").read_text())
+    change(content)
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+
+
+def test_a_tokenizer_that_knows_no_words_is_refused(copied: Path) -> None:
+    vocabulary_changed(copied, lambda content: content["model"]["vocab"].clear())
+    assert "its tokenizer knows no words" in refused(copied)
+
+
+def test_a_tokenizer_of_another_model_is_refused(copied: Path) -> None:
+    vocabulary_changed(copied, lambda content: content["model"]["vocab"].update(zebra=100_000))
+    assert (
+        "has token ids up to 100000, but its embedding has 259 rows, for ids up to 258."
+        in refused(copied)
+    )
+
+
+def test_an_end_beyond_the_embedding_is_refused(copied: Path) -> None:
+    tokens_changed(copied, eos_token="<end>")
+    assert "has token ids up to 259, but its embedding has 259 rows" in refused(copied)
+
+
+def test_a_special_token_that_no_text_needs_may_lie_beyond_the_embedding(copied: Path) -> None:
+    """Gemma 3 1B has one for images."""
+    flags = ("single_word", "lstrip", "rstrip", "normalized")
+    image = {"id": 259, "content": "<image>", "special": True, **dict.fromkeys(flags, False)}
+    vocabulary_changed(copied, lambda content: content["added_tokens"].append(image))
+    _, tokenizer = load_model(str(copied))
+    assert tokenizer("<image>", add_special_tokens=False)["input_ids"] == [259]
+
+
+def test_a_tokenizer_without_an_end_is_refused(copied: Path) -> None:
+    tokens_changed(copied, eos_token=None)
+    assert "has neither a chat template nor an eos_token" in refused(copied)
+    tokens_changed(copied, pad_token=None, chat_template="{{ messages[0].content }}")
+    assert "has neither a pad_token nor an eos_token" in refused(copied)
+    tokens_changed(copied, pad_token="<pad>")
+    assert load_model(str(copied))[1].pad_token == "<pad>"
 
 
 # --- the hub -------------------------------------------------------------------------------------
@@ -207,17 +452,38 @@ def test_an_unreachable_hub_is_told_in_one_line(ask: Any) -> None:
         ask("hialign-tests/no-such-model")
     message = one_line(caught)
     assert message.startswith("model hialign-tests/no-such-model could not be loaded: ")
-    assert "embedded:smollm2-135m-instruct" in message
+    assert message.endswith("embedded:smollm2-135m-instruct.")
 
 
-@pytest.mark.slow
+def test_a_hint_ends_the_line() -> None:
+    class Hinted(ModelSettings):
+        @property
+        def hint(self) -> str:
+            return "Did you mean random:llama?"
+
+    with pytest.raises(HialignError, match=r"-instruct\. Did you mean random:llama\?$"):
+        load_tokenizer(Hinted(source="hialign-tests/no-such-model"))
+
+
 def test_a_hub_that_refuses_the_connection(tmp_path: Path) -> None:
-    """Not the offline switch but a closed port; the hub's client tries for most of a minute."""
+    """Not the offline switch but a closed port: one quiet try, and one line. A copy in the hub's
+    cache is loaded all the same."""
     code = (
         "from hialign import load_model, HialignError\n"
-        "try: load_model('hialign-tests/no-such-model')\n"
-        "except HialignError as error: print(error)\n"
+        "from hialign.models import depth_of, identity\n"
+        "from hialign.study import ModelSettings\n"
+        "for name in ('no-such-model', 'cached'):\n"
+        "    settings = ModelSettings(source=f'hialign-tests/{name}')\n"
+        "    try:\n"
+        "        load_model(settings)\n"
+        "        print(depth_of(settings), identity(settings))\n"
+        "    except HialignError as error: print(error)\n"
     )
+    commit = "0" * 40
+    cached = tmp_path / "hub" / "models--hialign-tests--cached"
+    shutil.copytree(random_folder("llama"), cached / "snapshots" / commit)
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text(commit)
     environment = {
         **{k: v for k, v in os.environ.items() if k != "HF_HUB_OFFLINE"},
         "HF_ENDPOINT": "http://127.0.0.1:9",
@@ -227,8 +493,13 @@ def test_a_hub_that_refuses_the_connection(tmp_path: Path) -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, env=environment
     )
     assert run.returncode == 0, run.stderr
-    (line,) = run.stdout.strip().splitlines()
-    assert line.startswith("model hialign-tests/no-such-model could not be loaded: ")
+    line, loaded = run.stdout.strip().splitlines()
+    assert line.startswith(
+        "model hialign-tests/no-such-model could not be loaded: the hub could not be reached "
+        "(http://127.0.0.1:9: [Errno 111] Connection refused), and this machine has no copy of "
+    )
+    assert "Retrying" not in run.stderr
+    assert loaded == f"6 {{'revision': '{commit}'}}"
 
 
 # --- chat templates ------------------------------------------------------------------------------
@@ -266,15 +537,97 @@ def test_a_template_of_ones_own(tmp_path: Path) -> None:
         load_tokenizer(missing)
 
 
-def test_a_padding_token_is_always_there(copied: Path) -> None:
-    import json
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        (b"{% for m in messages %}", "TemplateSyntaxError in line 1: Unexpected end of template"),
+        (b"{{ raise_exception('a system\\nturn first') }}", "TemplateError: a system turn first. "),
+        (b"{{ 1 / 0 }}", "ZeroDivisionError: division by zero. "),
+        (b"{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "RecursionError: "),
+        (b"{{ messages[0].content.a.b }}", "UndefinedError: "),
+        (b" {# nothing #} ", "renders nothing for the conversation that begins 'zebra'"),
+        (b"Hello.", "ignores the messages: it renders 'Hello.' whatever the user asks"),
+        (b"\xff\xfe", "it is not UTF-8 text"),
+    ],
+)
+@pytest.mark.parametrize("own", [False, True], ids=["the model's", "the study's"])
+def test_a_broken_template_is_refused(
+    copied: Path, tmp_path: Path, template: bytes, said: str, own: bool
+) -> None:
+    file = tmp_path / "chat.jinja" if own else copied / "chat_template.jinja"
+    file.write_bytes(template)
+    settings = ModelSettings(source=str(copied), chat_template=str(file) if own else None)
+    with pytest.raises(HialignError) as caught:
+        load_tokenizer(settings)
+    message = one_line(caught)
+    if own:
+        assert message.startswith(f"chat_template {file} of model My-Model")
+    if own or template != b"\xff\xfe":
+        assert said in message
+    else:
+        assert f"{file} is broken ('utf-8' codec" in message
 
-    file = copied / "tokenizer_config.json"
-    settings = json.loads(file.read_text())
-    del settings["pad_token"]
-    file.write_text(json.dumps(settings))
+
+def test_a_padding_token_is_always_there(copied: Path) -> None:
+    tokens_changed(copied, pad_token=None)
     tokenizer = load_tokenizer(ModelSettings(source=str(copied)))
     assert tokenizer.pad_token == tokenizer.eos_token == "</s>"
+
+
+# --- files ---------------------------------------------------------------------------------------
+
+
+def test_the_files_of_a_folder(copied: Path, tmp_path: Path) -> None:
+    for name in ("README.md", "training_args.json", "pytorch_model.bin", "notes.txt"):
+        (copied / name).write_text("no part of the model")
+    (copied / "additional_chat_templates").mkdir()
+    (copied / "additional_chat_templates" / "tools.jinja").write_text("x")
+    (copied / "chat_template.jinja").write_text("x")
+    (copied / "merges.txt").write_text("x")
+    own = tmp_path / "chat.jinja"
+    settings = ModelSettings(source=str(copied), chat_template=str(own))
+    names = [
+        *("additional_chat_templates/tools.jinja", "chat_template.jinja", "config.json"),
+        *("generation_config.json", "merges.txt", "model.safetensors", "tokenizer.json"),
+        "tokenizer_config.json",
+    ]
+    expected = [copied / name for name in names]
+    assert model_files(settings) == expected  # the study's own template is not there
+    own.write_text("x")
+    assert model_files(settings) == sorted([*expected, own])
+    assert model_files(ModelSettings(source=str(tmp_path / "none"))) == []
+    sharded(copied)
+    shards = [f"model-0000{i}-of-00002.safetensors" for i in (1, 2)]
+    found = {file.name for file in model_files(settings)}
+    assert found >= {*shards, "model.safetensors.index.json"}
+
+
+@pytest.mark.parametrize(
+    "source",
+    *[
+        [
+            *("random:llama", "embedded:smollm2-135m-instruct", "embedded:none", "random:none"),
+            *("hialign-tests/model", "./nowhere"),
+        ]
+    ],
+)
+def test_the_files_of_what_is_not_there_are_not_made(empty_cache: Path, source: str) -> None:
+    assert model_files(ModelSettings(source=source)) == []
+    assert not empty_cache.exists()
+
+
+def test_the_files_of_a_made_model_are_found_without_torch(empty_cache: Path) -> None:
+    folder = random_folder("llama:3")
+    code = (
+        "import sys; from hialign.models import model_files; "
+        "from hialign.study import ModelSettings; "
+        "print(*(f.name for f in model_files(ModelSettings(source='random:llama:3')))); "
+        "assert not {'torch', 'transformers', 'safetensors', 'huggingface_hub'} & set(sys.modules)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.split() == sorted(
+        p.name for p in folder.iterdir() if p.name != "weights.sha256"
+    )
 
 
 # --- the embedded model --------------------------------------------------------------------------

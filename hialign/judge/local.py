@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from hialign.chat import chat_text
 from hialign.errors import HialignError
 from hialign.judge import rubric as texts
 from hialign.judge.rubric import SCORES, Rubric, neutralized
@@ -212,13 +213,14 @@ class LocalJudge:
         if not self.tokenizer.chat_template:
             start = [] if self.tokenizer.bos_token_id is None else [self.tokenizer.bos_token_id]
             return start + self._ids(fixed), []
-        rendered = self.tokenizer.apply_chat_template(
+        rendered = chat_text(
+            self.tokenizer,
             [{"role": "user", "content": fixed + PLACEHOLDER}],
-            tokenize=False,
+            "the rubric",
             add_generation_prompt=True,
             enable_thinking=False,  # for templates that know it: the answer comes at once
         )
-        before, found, after = str(rendered).partition(PLACEHOLDER)
+        before, found, after = rendered.partition(PLACEHOLDER)
         if not found or PLACEHOLDER in after:
             raise HialignError(
                 f"the chat template of the judge {self.name} does not show the user's text once, "
