@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from transformers import AttentionInterface, PreTrainedModel
 
 from hialign.blocks import decoder_layers
+from hialign.dropout import noise_of
 from hialign.errors import HialignError
 from hialign.logprobs import TokenPair, Tokens, log_probs
 from hialign.packing import Pack, pack, plan
@@ -315,8 +316,18 @@ def unpackable(
     """Why stock TRL has to train this model; empty if packed pairs give its log-probabilities.
 
     Tried, not looked up: two short pairs as they are and packed. A family whose layers mix tokens
-    otherwise than by attention, or whose attention is not replaceable, shows by its values.
+    otherwise than by attention, or whose attention is not replaceable, shows by its values. So does
+    dropout that is no module but a function, which acts in training alone.
+
+    Args:
+        model: the base model, before it gets adapters. With `disable_dropout` it may have some.
+        pairs: those that are to be packed.
+        disable_dropout: the model runs in evaluation mode, where no dropout acts. For training with
+            the setting of that name, call `dropout.silence` instead.
+
+    Raises HialignError if a pair holds a token for which the model has no embedding.
     """
+    _check_ids(model, pairs)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         return "several processes train together"
     family = type(model).__name__
@@ -337,7 +348,8 @@ def unpackable(
             layout = Layout(pack(sample), decoder.device)
             hidden = decoder.run(layout, [decoder.depth])[decoder.depth]
             found = decoder.log_probs(hidden, layout).tolist()
-    except HialignError:  # it is a ValueError too, and says what is wrong with the model
+        noise = "" if disable_dropout else noise_of(model, max(flat, key=lambda t: len(t.ids)))
+    except HialignError:  # a ValueError, but no matter of packing
         raise
     except (TypeError, ValueError, KeyError, AttributeError, RuntimeError) as error:
         return f"{family} does not take packed pairs ({type(error).__name__}: {error})"
@@ -348,4 +360,16 @@ def unpackable(
     for value, wanted, tokens in zip(found, expected, flat, strict=True):
         if not abs(value - wanted) <= allowed * max(1, len(tokens.ids) - tokens.start):
             return f"{family} gives packed pairs other log-probabilities ({value} for {wanted})"
-    return ""
+    return f"{family} {noise}" if noise else ""
+
+
+def _check_ids(model: PreTrainedModel, pairs: Sequence[TokenPair]) -> None:
+    """Refuse token ids beyond the embedding, which would end in an error inside the model."""
+    size = model.get_input_embeddings().weight.shape[0]
+    largest = max((max(tokens.ids) for pair in pairs for tokens in pair), default=0)
+    if largest >= size:
+        raise HialignError(
+            f"a pair holds the token id {largest}, but the embedding of {type(model).__name__} has "
+            f"only {size} rows: take the pairs with that special token out of the data, or give the "
+            "model a tokenizer of its own"
+        )

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from hialign import blocks
 from hialign.blocks import Choice
 from hialign.errors import HialignError
-from hialign.logprobs import Reference, TokenPair, token_pairs
+from hialign.logprobs import Reference, TokenPair, token_pairs, tokenize_pair
 from hialign.study import TrainingSettings
 from hialign.trainer import COMMON, LOGGED, Strategy, is_of, last_checkpoint
 from hialign.trainer import trainer_class as _trainer_class
@@ -141,20 +141,26 @@ def why_stock(
     pairs: "Dataset",
     settings: TrainingSettings,
 ) -> str:
-    """Why blocks of this model cannot share a pass and stock TRL trains them; empty if they can."""
+    """Why blocks of this model cannot share a pass and stock TRL trains them; empty if they can.
+
+    With `training.disable_dropout` the model has no dropout any more afterwards, as in training.
+    """
     few = pairs.select(range(min(8, len(pairs))))
-    kept = token_pairs(tokenizer, few, settings.max_length, settings.truncation)
-    return _why_stock(model, kept.tokens, settings)
+    limits = settings.max_length, settings.truncation
+    return _why_stock(model, [tokenize_pair(tokenizer, pair, *limits) for pair in few], settings)
 
 
 def _why_stock(
     model: "PreTrainedModel", tokens: Sequence[TokenPair], settings: TrainingSettings
 ) -> str:
-    if settings.engine == "stock":
-        return "training.engine is stock"
+    from hialign import dropout
     from hialign.decoder import unpackable
 
-    return unpackable(model, tokens, settings.disable_dropout)
+    if settings.disable_dropout:
+        dropout.silence(model)
+    if settings.engine == "stock":
+        return "training.engine is stock"
+    return unpackable(model, tokens)
 
 
 def fill_reference(

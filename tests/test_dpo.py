@@ -291,6 +291,65 @@ def test_a_family_that_cannot_be_packed_is_trained_by_stock_trl(
         assert relative(adapter_of(c), expected) < 1e-4  # at a rate of 0.01
 
 
+NOISY = {  # families whose dropout is a function, not a module
+    "seed_oss": {"attention_dropout": 0.1, "residual_dropout": 0.1},
+    "llama": {"attention_dropout": 0.1},
+}
+
+
+def noisy(family: str, dropout: bool = True) -> Any:
+    """A tiny model of `family`, with the dropout of `NOISY` or without, and a tokenizer."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    plain, tokenizer = load_model("random:llama")
+    keys = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "head_dim")
+    keys += ("num_attention_heads", "num_key_value_heads", "initializer_range", "eos_token_id")
+    sizes = {key: getattr(plain.config, key) for key in keys}
+    silent = dict.fromkeys(NOISY[family], 0.0)
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(family, **sizes, **(NOISY[family] if dropout else silent))
+    return AutoModelForCausalLM.from_config(config).eval(), tokenizer
+
+
+@pytest.mark.parametrize("family", NOISY)
+@pytest.mark.parametrize("disabled", [False, True], ids=["dropout", "disable_dropout"])
+def test_dropout_that_is_a_function(tmp_path: Path, family: str, disabled: bool) -> None:
+    """Stock TRL trains such a family, unless `disable_dropout` takes its dropout away altogether."""
+    from transformers import set_seed
+
+    settings = TrainingSettings(**BASE, disable_dropout=disabled)
+    layers = layers_of("mid", 6)
+    model, tokenizer = noisy(family)
+    modules = [f"model.layers.{layer}.{name}" for layer in layers for name in SEPARATE]
+    weights = {"weights_sha256": family}
+    ours = dpo.train_blocks(
+        model, tokenizer, pairs_of(), {"mid": layers}, settings, weights, work=tmp_path / "ours"
+    )
+    model, _ = noisy(family, dropout=not disabled)  # TRL by itself would leave it on
+    set_seed(settings.seed)
+    stock = stock_trainer(model, tokenizer, pairs_of(), modules, settings, tmp_path / "stock")
+    for side, column in enumerate(("ref_chosen_logps", "ref_rejected_logps")):
+        values = [both[side] for both in ours.reference.values]  # without noise
+        stock.train_dataset = stock.train_dataset.add_column(column, values)
+    stock.precompute_ref_logps = True
+    stock.train()
+    assert ours.is_stock != disabled
+    assert relative(adapter_in(ours, "default"), adapter_in(stock, "default")) < 1e-5
+
+
+def test_dropout_that_is_a_function_is_told() -> None:
+    model, tokenizer = noisy("seed_oss")
+    settings = TrainingSettings(**BASE)
+    assert dpo.why_stock(model, tokenizer, pairs_of(), settings) == (
+        "SeedOssForCausalLM has dropout in frozen layers"
+    )
+    assert model.config.residual_dropout == 0.1
+    silent = settings.model_copy(update={"disable_dropout": True})
+    assert dpo.why_stock(model, tokenizer, pairs_of(), silent) == ""
+    assert (model.config.residual_dropout, model.config.attention_dropout) == (0, 0)
+
+
 @pytest.mark.parametrize("case", CASES[:7], ids=str)
 def test_the_proof_of_confinement(
     compared: Callable[[Case], tuple[Trained, Trained]], case: Case

@@ -12,7 +12,7 @@ from conftest import made_pairs, messages, stock_trainer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hialign import HialignError, load_model
+from hialign import HialignError, dropout, load_model
 from hialign.decoder import Decoder, Layout, pair_log_probs, unpackable
 from hialign.logprobs import (
     Reference,
@@ -206,6 +206,63 @@ def test_numbers_that_are_none_are_refused() -> None:
         log_probs(model, [Tokens((3, 4, 5), 1)], 1, 0, "check")
 
 
+# --- pairs that are none ---------------------------------------------------------------------------
+
+
+def templated(template: str) -> Any:
+    tokenizer = load_model("random:llama")[1]
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+USER_ONLY = "{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}"
+
+
+@pytest.mark.parametrize("ending", ["", "{% if add_generation_prompt %}A: {% endif %}"])
+def test_a_response_without_a_token_is_refused(ending: str) -> None:
+    """Before anything is cut, and so in training, in evaluation and in the probes alike."""
+    tokenizer = templated(USER_ONLY + ending)
+    pair = {"id": "train-7", **unequal_pairs()[0]}
+    with pytest.raises(HialignError, match=r"pair 'train-7': its chosen response 'It is rain") as e:
+        tokenize_pair(tokenizer, pair, 8)
+    assert "\n" not in str(e.value)
+    assert "the chat template of model random-llama leaves out" in str(e.value)
+    with pytest.raises(HialignError, match=r"^pair 0: its chosen response"):
+        token_pairs(tokenizer, unequal_pairs(), 8, "keep_start")
+
+
+def test_pairs_of_the_same_tokens_are_refused_unless_one_differs(llama: tuple[Any, Any]) -> None:
+    tokenizer = templated(USER_ONLY + "{% if not add_generation_prompt %} said.{% endif %}")
+    pairs = [pair | {"id": f"p{i}"} for i, pair in enumerate(unequal_pairs())]
+    with pytest.raises(HialignError, match=r"^pair 'p0' has the same tokens .* the 15 pairs") as e:
+        token_pairs(tokenizer, pairs, 2048, "keep_start")
+    assert "\n" not in str(e.value)
+    same = [pair | {"rejected": pair["chosen"]} for pair in pairs[1:]]
+    assert len(token_pairs(llama[1], [*same, pairs[0]], 2048, "keep_start").tokens) == 15
+
+
+def test_a_prompt_that_fills_the_limit_is_cut_as_ever(llama: tuple[Any, Any]) -> None:
+    """What is left of both responses is the same, but they were not."""
+    kept = token_pairs(llama[1], unequal_pairs(), 64, "keep_start")
+    assert 0 < len(kept.tokens) < 15
+    chosen, rejected = tokenize_pair(llama[1], unequal_pairs()[8], 64)
+    assert chosen == rejected
+    assert chosen.start == 64
+
+
+def test_a_template_that_fails_on_one_pair_names_it() -> None:
+    tokenizer = templated(
+        "{% for m in messages %}{% if 'No idea' in m.content %}"
+        "{{ raise_exception('not\\nthis') }}{% endif %}{{ m.content }}{% endfor %}"
+    )
+    with pytest.raises(HialignError) as caught:
+        tokenize_pair(tokenizer, {"id": "p3", **unequal_pairs()[0]})
+    assert str(caught.value) == (
+        "the chat template of model random-llama cannot render pair 'p3': TemplateError: not this. "
+        "Correct the template, or name another file as the model's chat_template"
+    )
+
+
 # --- the reference's cache -----------------------------------------------------------------------
 
 
@@ -343,6 +400,55 @@ def test_a_model_that_gives_no_numbers_is_an_error_and_not_a_reason_to_train_oth
     pairs = token_pairs(tokenizer, unequal_pairs(), 200, "keep_start").tokens
     with pytest.raises(HialignError, match="log-probabilities that are not numbers"):
         unpackable(model, pairs)
+
+
+def test_noise_of_training_is_found_however_rare(llama: tuple[Any, Any]) -> None:
+    """In attention, whose dropout is no module; the random numbers of later draws stay the same."""
+    import torch
+
+    model, tokenizer = load_model("random:llama")
+    pairs = token_pairs(tokenizer, unequal_pairs(), 200, "keep_start").tokens
+    for layer in model.model.layers:
+        layer.self_attn.attention_dropout = 0.001
+    before = torch.get_rng_state()
+    assert unpackable(model, pairs) == "LlamaForCausalLM has dropout in frozen layers"
+    assert torch.equal(before, torch.get_rng_state())
+    assert not model.training
+    assert unpackable(model, pairs, disable_dropout=True) == ""  # in evaluation it does not act
+    dropout.silence(model)
+    assert unpackable(model, pairs) == ""
+
+
+def test_what_training_changes_without_chance_is_found(llama: tuple[Any, Any]) -> None:
+    model, tokenizer = load_model("random:llama")
+    pairs = token_pairs(tokenizer, unequal_pairs(), 200, "keep_start").tokens
+    mlp = model.model.layers[2].mlp
+    mlp.register_forward_hook(lambda module, _, out: out * (0.5 if module.training else 1))
+    assert unpackable(model, pairs) == (
+        "LlamaForCausalLM computes otherwise in training than in evaluation"
+    )
+
+
+def test_all_dropout_is_silenced() -> None:
+    import torch
+
+    model, _ = load_model("random:llama")
+    model.config.resid_pdrop, model.config.dropout_rate = 0.1, 1
+    model.config.use_dropout = True  # no probability
+    model.model.layers[0].mlp.act_fn = torch.nn.Dropout(0.1)
+    model.model.layerdrop = 0.5
+    dropout.silence(model)
+    assert (model.config.resid_pdrop, model.config.dropout_rate) == (0, 0)
+    assert model.config.use_dropout is True
+    assert (model.model.layers[0].mlp.act_fn.p, model.model.layerdrop) == (0, 0)
+
+
+def test_a_token_beyond_the_embedding_is_refused(llama: tuple[Any, Any]) -> None:
+    pair = (Tokens((3, 259, 4), 1), Tokens((3, 5), 1))
+    with pytest.raises(
+        HialignError, match=r"token id 259, but the embedding of .* has only 259 ro"
+    ):
+        pair_log_probs(llama[0], [pair], 0)
 
 
 def test_logits_are_the_models_own_tile_by_tile(llama: tuple[Any, Any]) -> None:
