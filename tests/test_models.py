@@ -465,6 +465,27 @@ def test_a_hint_ends_the_line() -> None:
         load_tokenizer(Hinted(source="hialign-tests/no-such-model"))
 
 
+@pytest.mark.parametrize("status", [200, 401, 404, 503])
+def test_a_hub_that_answers_is_asked(
+    monkeypatch: pytest.MonkeyPatch, httpserver: Any, status: int
+) -> None:
+    """Whatever it answers to the first question: the hub's client knows what to make of it."""
+    from huggingface_hub import constants
+
+    from hialign.model_checks import loading
+
+    httpserver.expect_request("/").respond_with_data("", status=status)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", httpserver.url_for("/"))
+    with loading(ModelSettings(source="a/b"), "a/b", None):
+        assert not constants.HF_HUB_OFFLINE
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    with loading(ModelSettings(source="a/b"), "a/b", None):
+        assert constants.HF_HUB_OFFLINE
+    assert not constants.HF_HUB_OFFLINE
+    assert len(httpserver.log) == 1
+
+
 def test_a_hub_that_refuses_the_connection(tmp_path: Path) -> None:
     """Not the offline switch but a closed port: one quiet try, and one line. A copy in the hub's
     cache is loaded all the same."""

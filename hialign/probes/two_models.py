@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from hialign.blocks import check_block, decoder_layers
 from hialign.decoder import Decoder
 from hialign.errors import HialignError
-from hialign.models import identity, load_model, load_tokenizer, locate
+from hialign.models import config_of, identity, load_model, load_tokenizer
 from hialign.probes.common import ProbePair, adapter_of, held_out, packable
 from hialign.probes.patched_runs import Side
 from hialign.study import Cell, ModelSettings
@@ -59,22 +59,18 @@ def tuned_source(cell: Cell, name: str) -> Source:
 
 
 def _model_source(cell: Cell, name: str) -> Source:
-    from transformers import AutoConfig
-
     settings = ModelSettings(
         source=name, precision=cell.model.precision, attention=cell.model.attention
     )
     configs = []
     for which in (cell.model, settings):
         try:
-            place, revision = locate(which)
-            config = AutoConfig.from_pretrained(place, revision=revision).get_text_config()
-        except (OSError, ValueError) as error:
+            configs.append(config_of(which).get_text_config())
+        except HialignError as error:
             raise HialignError(
                 f"probes.patching.tuned: {name!r} is no block, and as a model it could not be "
-                f"loaded: {str(error).splitlines()[0][:300]}"
+                f"loaded: {error}"
             ) from None
-        configs.append(config)
     for key in SHAPE:
         ours, theirs = (getattr(config, key, None) for config in configs)
         if ours != theirs:
