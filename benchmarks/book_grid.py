@@ -19,6 +19,7 @@ import nbformat
 import psutil
 
 from hialign import book, paths, records
+from hialign.files import write_json
 from hialign.study import STAGES, Study, load_study
 
 TESTS = Path(__file__).resolve().parents[1] / "tests"
@@ -47,7 +48,7 @@ def main() -> None:
     result |= {"limits": LIMITS, **records.environment(), "commit": records.commit()}
     print({name: result[name] for name in ("seconds", "peak_bytes", "megabytes", "pages")})
     if options.out:
-        records.write_json(options.out, result)
+        write_json(options.out, result)
 
 
 def _measured(study: Study) -> dict[str, float]:

@@ -23,6 +23,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from hialign.files import write_json, write_jsonl
+
 ROOT = Path(__file__).resolve().parents[1]
 WORDS = re.findall(r"\w+", __doc__ or "")
 
@@ -41,7 +43,6 @@ def study(models: int) -> Any:
 def simulate(models: int, prompts: int) -> None:
     """Write the records under HIALIGN_OUTPUTS; the numbers come from one seed."""
     from hialign.judge.rubric import DIMENSIONS
-    from hialign.records import write_jsonl
 
     rng = random.Random(0)
 
@@ -175,7 +176,7 @@ def main() -> None:
     if args.write:
         print(json.dumps(write(args.models, Path(args.write))))
         return
-    from hialign.records import environment, write_json
+    from hialign.records import environment
 
     with tempfile.TemporaryDirectory() as name:
         os.environ["HIALIGN_OUTPUTS"] = f"{name}/outputs"

@@ -22,6 +22,8 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+from hialign.files import read_jsonl, write_json
+
 TESTS = Path(__file__).resolve().parents[1] / "tests"
 LATENCY, FAULTS, CONCURRENCY = 0.3, 0.05, 64  # seconds, share of requests, requests in flight
 TIMEOUT = 2.0  # seconds, after which a hanging request is sent again
@@ -77,8 +79,6 @@ def soak(n: int, kills: int) -> dict[str, Any]:
     """One whole run; AssertionError where a promise is not kept."""
     sys.path.insert(0, str(TESTS))
     from judge_server import meant
-
-    from hialign.records import read_jsonl
 
     command = [sys.executable, str(TESTS / "judge_server.py"), "--latency", str(LATENCY)]
     command += ["--faults", str(FAULTS)]
@@ -151,7 +151,7 @@ def main() -> None:
         port, folder, n = args.client
         client(int(port), Path(folder), int(n))
         return
-    from hialign.records import environment, write_json
+    from hialign.records import environment
 
     found = soak(args.calls, args.kills)
     print(json.dumps(found, indent=2))

@@ -41,6 +41,7 @@ from hialign.comparisons import (
     holm,
     signed_rank,
 )
+from hialign.files import read_json, write_json
 from hialign.statistics import ALPHA, pooled_interval, wilson
 
 BLOCKS = ("base", "full", "local", "mid", "global")
@@ -254,7 +255,7 @@ def main() -> None:
 
     from importlib.metadata import version
 
-    from hialign.records import environment, read_json, write_json
+    from hialign.records import environment
 
     content: dict[str, Any] = {"arguments": {"studies": args.studies, "resamples": args.resamples}}
     content |= {"shares_of_scores": SHARES, "variance": {"prompt": PROMPT, "model x prompt": MODEL}}

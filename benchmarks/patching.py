@@ -18,6 +18,8 @@ from typing import Any
 
 import torch
 
+from hialign.files import write_json
+
 Context = Callable[[], AbstractContextManager[Any]]
 
 
@@ -250,7 +252,7 @@ def main() -> None:
     content["fewer_passes"] = content["naive_passes"] / content["passes"]
     print(json.dumps(content, indent=1))
     if args.out:
-        records.write_json(args.out, content)
+        write_json(args.out, content)
 
 
 if __name__ == "__main__":

@@ -27,6 +27,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from hialign.files import write_json
+
 STRATEGIES = ("local", "mid", "global", "full")
 WAYS = ("stock", "stock-no-checkpointing", "one-by-one", "one-pass")
 SHAPES = {  # depth, width, heads, key-value heads, feed-forward, vocabulary (published configs)
@@ -358,7 +360,6 @@ class Kept:
 
     def save(self, **more: Any) -> None:
         """Write everything, whole or not at all."""
-        from hialign.records import write_json
 
         self.content |= more
         if self.path:

@@ -11,16 +11,18 @@ from hialign.evaluate import evaluate
 from hialign.judge.cells import judge
 from hialign.models import load_model
 from hialign.preferences import load_pairs
-from hialign.respond import respond
+from hialign.respond import chat, respond
 from hialign.study import load_study
-from hialign.training import train, train_together
+from hialign.training import load_cell, train, train_together
 
 __all__ = [
     "HialignError",
+    "chat",
     "compare",
     "evaluate",
     "judge",
     "layers_of",
+    "load_cell",
     "load_model",
     "load_pairs",
     "load_study",

@@ -1,11 +1,10 @@
 """Two blocks of a study against each other, in everything that was measured of both."""
 
-import shlex
 from pathlib import Path
 
 import pandas as pd
 
-from hialign import comparisons, records
+from hialign import comparisons, records, status
 from hialign.errors import HialignError
 from hialign.study import Study, load_study
 
@@ -38,14 +37,7 @@ def compare(study: "str | Path | Study", a: str, b: str, model: str | None = Non
     if a == b:
         raise HialignError(f"compare takes two blocks, not {a!r} twice")
     for cell in cells:
-        if (status := records.cell_status(cell, "evaluate")) != "done":
-            stages = ("train", "respond", "evaluate")
-            first = next(stage for stage in stages if records.cell_status(cell, stage) != "done")
-            raise HialignError(
-                f"{cell.model.name} {cell.block} of study {loaded.name} cannot be compared, as its "
-                f"evaluation is {status}: run `hialign run {first} -p study {loaded.argument} "
-                f"-p model {shlex.quote(cell.model.name)} -p block {cell.block}` first"
-            )
+        status.required(cell, "evaluate")
     scores = _scores(loaded.model_copy(update={"models": [cells[0].model], "blocks": [a, b]}))
     both = scores.pivot(index=["outcome", "prompt_id"], columns="block", values="score").dropna()
     means = both.groupby("outcome").mean().reindex(scores.outcome.unique()).dropna()
@@ -68,7 +60,7 @@ def _scores(study: Study) -> pd.DataFrame:
         for measure, title in MEASURES.items():
             rows = pairs[pairs.groups == group].rename(columns={measure: "score"})
             parts.append(rows.assign(outcome=title if group == "all" else f"{title}, {group}"))
-    if study.judge and all(records.cell_status(c, "judge") == "done" for c in study.cells()):
+    if study.judge and all(status.state(c, "judge").trusted for c in study.cells()):
         scores = records.judgments(study)
         overall = scores[scores.dimension == "Overall"]  # which a rubric of one's own may not have
         title = "judge, mean of all dimensions" if overall.empty else "judge, Overall"

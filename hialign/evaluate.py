@@ -12,8 +12,8 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from hialign import records
-from hialign.chat import chat_ids
+from hialign import files, records, status
+from hialign.chat_template import chat_ids
 from hialign.contrasts import OBJECTIVES
 from hialign.errors import HialignError
 from hialign.logprobs import Reference, Tokens, response_logits, tokenize_pair
@@ -37,13 +37,9 @@ def evaluate(cell: Cell) -> dict[str, Any]:
     from hialign.training import load_cell
 
     settings = cell.study.evaluation
-    responses_file = cell.folder / "responses.jsonl"
-    if not responses_file.is_file():
-        raise HialignError(
-            f"{cell.model.name} {cell.block} of study {cell.study.name} has no responses: "
-            f"run `hialign run respond -p study {cell.study.name} -p block {cell.block}` first"
-        )
-    responses = records.read_jsonl(responses_file)
+    depends = status.depends(cell, "evaluate")
+    status.required(cell, "respond")
+    responses = files.read_jsonl(cell.folder / "responses.jsonl")
     groups = _groups(cell)
     model, tokenizer = load_cell(cell)
     started = time.perf_counter()
@@ -84,8 +80,7 @@ def evaluate(cell: Cell) -> dict[str, Any]:
     beta = cell.study.training.beta
     content = {
         "stage": "evaluate",
-        "fingerprint": cell.fingerprint("evaluate"),
-        "settings": cell.settings("evaluate"),
+        **depends,
         "beta": beta,
         "pairs_too_long": len(unique) - len(tokens),
         "objectives": {
@@ -100,7 +95,7 @@ def evaluate(cell: Cell) -> dict[str, Any]:
         "peak_memory_bytes": records.peak_memory_bytes(),
         **records.environment(),
     }
-    records.write_json(cell.folder / "evaluation.json", content)
+    files.write_record(status.stage_manifest(cell, "evaluate"), content)
     return content
 
 
@@ -201,8 +196,7 @@ def _divergence(
         if row["prompt_id"] not in messages:
             raise HialignError(
                 f"the responses of {cell.model.name} {cell.block} are to other prompts than study "
-                f"{cell.study.name} has now: run `hialign run respond -p study {cell.study.name} "
-                f"-p block {cell.block}` again"
+                f"{cell.study.name} has now: run `{status.command_of(cell, 'respond')}` again"
             )
         ids = tokenizer(row["response"], add_special_tokens=False)["input_ids"]
         prompt = chat_ids(

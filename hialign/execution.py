@@ -7,7 +7,15 @@ import pandas as pd
 
 from hialign import paths, records
 from hialign.display import Table, table_of, table_or_none
-from hialign.notebook import probes_of, stages_of
+from hialign.files import read_json
+from hialign.status import (
+    cell_status,
+    failed_notebook,
+    probe_status,
+    probes_of,
+    stage_manifest,
+    stages_of,
+)
 from hialign.study import Cell, Study
 
 
@@ -20,10 +28,10 @@ def stages(study: Study, cells: Sequence[Cell] = ()) -> Table:
     rows = []
     for cell in cells or study.cells():
         for stage in stages_of(cell):
-            file = records.stage_manifest(cell, stage)
-            content = records.read_json(file) if file.is_file() else {}
+            file = stage_manifest(cell, stage)
+            content = read_json(file) if file.is_file() else {}
             row: dict[str, Any] = {"Model": cell.model.label, "Strategy": cell.strategy}
-            row |= {"Stage": stage, "Status": records.cell_status(cell, stage)}
+            row |= {"Stage": stage, "Status": cell_status(cell, stage)}
             row |= {"Ended (UTC)": _ended(cell, stage)}
             seconds, memory = content.get("seconds"), content.get("peak_memory_bytes")
             if stage == "train" and seconds is not None:
@@ -41,7 +49,7 @@ def _ended(cell: Cell, stage: str) -> str | None:
     for block in (cell.block, "all"):
         file = paths.notebook_output(cell.study.name, stage, cell.model.name, block)
         if file.is_file():
-            end = records.read_json(file).get("metadata", {}).get("papermill", {}).get("end_time")
+            end = read_json(file).get("metadata", {}).get("papermill", {}).get("end_time")
             return str(end)[:16].replace("T", " ") if end else None
     return None
 
@@ -66,9 +74,9 @@ def probes(study: Study) -> Table:
     for model in study.models:
         for probe in probes_of(study):
             file = paths.probe_record(study.name, model.name, probe)
-            content = records.read_json(file) if file.is_file() else {}
+            content = read_json(file) if file.is_file() else {}
             row: dict[str, Any] = {"Model": model.label, "Probe": probe}
-            row |= {"Status": records.probe_status(study, model, probe)}
+            row |= {"Status": probe_status(study, model, probe)}
             seconds, memory = content.get("seconds"), content.get("peak_memory_bytes")
             row |= {"Minutes": None if seconds is None else seconds / 60}
             row |= {"Peak memory (GiB)": None if memory is None else memory / 2**30}
@@ -101,12 +109,12 @@ def errors(cell: Cell) -> list[str]:
     """Of each stage of the cell that failed, its name and the error in its notebook."""
     found = []
     for stage in stages_of(cell):
-        if records.cell_status(cell, stage) != "failed":
+        if cell_status(cell, stage) != "failed":
             continue
         for block in (cell.block, "all"):
-            file = records.failed_notebook(cell, stage, block)
+            file = failed_notebook(cell, stage, block)
             if file.is_file():
-                found.append(f"{stage}: {_error_in(records.read_json(file))}")
+                found.append(f"{stage}: {_error_in(read_json(file))}")
                 break
     return found
 

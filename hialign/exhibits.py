@@ -36,7 +36,9 @@ from hialign import (
     tables,
 )
 from hialign.errors import HialignError
+from hialign.files import whole_file, write_json
 from hialign.judge import accounts, report
+from hialign.status import stage_manifest
 from hialign.study import PROBES, Study
 
 INTERVAL = re.compile(r"([−-]?[\d.,]+) to ([−-]?[\d.,]+)")
@@ -247,7 +249,7 @@ def _write_some(study: Study, names: list[str], folder: Path) -> None:
     for name in names:
         try:
             if name == "facts":
-                records.write_json(folder / "facts.json", facts.facts(study))
+                write_json(folder / "facts.json", facts.facts(study))
             elif name == "claims":
                 from hialign.claim_pages import claim_sections
 
@@ -275,15 +277,15 @@ def write(study: Study, name: str, folder: Path) -> list[Path]:
     else:
         frame = drawn
         path = folder / f"{name}.html"
-        with records.whole_file(path) as temporary:
+        with whole_file(path) as temporary:
             temporary.write_text(drawn._repr_html_(), encoding="utf-8")
         made.append(path)
     if frame is not None:
         values = numbers(frame)
-        with records.whole_file(folder / f"{name}.csv") as temporary:
+        with whole_file(folder / f"{name}.csv") as temporary:
             values.to_csv(temporary, index=False)
         content = about(study, name) | {"rows": json.loads(values.to_json(orient="records"))}
-        records.write_json(folder / f"{name}.json", content)
+        write_json(folder / f"{name}.json", content)
         made += [folder / f"{name}.csv", folder / f"{name}.json"]
     return made
 
@@ -294,7 +296,7 @@ def save(figure: Any, path: Path) -> None:
 
     kind = path.suffix[1:]
     metadata = {"Date": None} if kind == "svg" else {"Software": None}
-    with matplotlib.rc_context({"svg.hashsalt": "hialign"}), records.whole_file(path) as temporary:
+    with matplotlib.rc_context({"svg.hashsalt": "hialign"}), whole_file(path) as temporary:
         figure.savefig(temporary, format=kind, metadata=metadata)
 
 
@@ -338,7 +340,7 @@ def runs_behind(study: Study, name: str) -> Iterator[dict[str, str]]:
     (empty for a probe), stage, file."""
     for stage in EXHIBITS[name].stages.split():
         for cell in study.cells():
-            file = records.stage_manifest(cell, stage)
+            file = stage_manifest(cell, stage)
             if file.is_file():
                 place = str(file.relative_to(paths.study_dir(study.name)))
                 yield {"model": cell.model.name, "block": cell.block, "stage": stage, "file": place}

@@ -16,7 +16,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from hialign import paths, records
 from hialign.blocks import strategy_of
 from hialign.errors import HialignError
+from hialign.files import read_json, read_jsonl, write_json
 from hialign.models import identity
+from hialign.status import required, stage_manifest
 from hialign.strategies import Strategies, pieces_of
 from hialign.study import Cell, ModelSettings, Study
 
@@ -78,16 +80,18 @@ class Explorer:
     """The trained strategies of one model of a study; nothing is loaded before it is needed."""
 
     def __init__(self, cell: Cell) -> None:
-        """`cell` is any of the model's. Raises HialignError if no strategy of it was trained."""
+        """`cell` is any of the model's. Raises HialignError if no strategy of it was trained, and for
+        an adapter that was trained with other settings than the study has, or was changed since."""
         self.study, self.settings = cell.study, cell.model
         cells = {b: Cell(self.study, self.settings, b) for b in ("base", *self.study.blocks)}
-        files = {b: records.stage_manifest(c, "train") for b, c in cells.items()}
-        manifests = {b: records.read_json(file) for b, file in files.items() if file.is_file()}
+        files = {b: stage_manifest(c, "train") for b, c in cells.items()}
+        manifests = {b: read_json(file) for b, file in files.items() if file.is_file()}
         if not manifests.keys() - {"base"}:
             raise HialignError(_untrained(self.study, self.settings))
         self.cells = {b: c for b, c in cells.items() if b == "base" or b in manifests}
         self.missing = [b for b in cells if b not in self.cells]
-        self.stale = [b for b, c in self.cells.items() if records.cell_status(c) == "stale"]
+        for block in manifests:
+            required(self.cells[block], "train")
         first = next(iter(manifests.values()))
         self.parameters = int(first["parameters"])
         keys = ("weights_sha256", "revision")
@@ -153,7 +157,7 @@ class Explorer:
         if why := self.why_not():
             return self._instead(question, why)
         exploration = self._ask(question)
-        records.write_json(self._file(question), exploration.model_dump(mode="json"))
+        write_json(self._file(question), exploration.model_dump(mode="json"))
         return exploration
 
     def _ask(self, question: str) -> Exploration:
@@ -232,7 +236,7 @@ class Explorer:
 
     def _read(self, file: Path) -> Exploration | None:
         try:
-            kept = Exploration.model_validate(records.read_json(file))
+            kept = Exploration.model_validate(read_json(file))
         except ValidationError as error:
             raise HialignError(
                 f"{file} is no exploration that this version can read "
@@ -274,7 +278,7 @@ class Explorer:
         found: dict[str, dict[str, Answer]] = {}
         for block, cell in self.cells.items():
             file = cell.folder / "responses.jsonl"
-            for row in records.read_jsonl(file) if file.is_file() else []:
+            for row in read_jsonl(file) if file.is_file() else []:
                 answer = Answer(text=row["response"], finish_reason=row["finish_reason"])
                 found.setdefault(row["prompt"], {})[block] = answer
         same: dict[str, Any] = {"decoding": self.decoding, "weights": self.weights}

@@ -20,6 +20,7 @@ import numpy as np
 
 from hialign import paths, records
 from hialign.errors import HialignError
+from hialign.files import whole_file
 from hialign.study import Cell, Study
 
 BEGINNING = 240  # characters of a prompt in the index
@@ -231,7 +232,7 @@ def _write(folder: Path, name: str, content: Any, others: int = 0) -> tuple[int,
     tail = "{:>12},{:>12});\n"  # of one length for any number
     size = len(head) + len(tail.format(0, 0))
     data = head + tail.format(size, size + others).encode()
-    with records.whole_file(folder / f"{name}.js") as temporary:
+    with whole_file(folder / f"{name}.js") as temporary:
         temporary.write_bytes(data)
     return size, hashlib.sha256(data).hexdigest()[:12]
 

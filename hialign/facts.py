@@ -12,6 +12,7 @@ import pandas as pd
 from hialign import audit_text, claims, concordance, execution, judged, paper, paths, records
 from hialign.blocks import STRATEGIES, strategy_of
 from hialign.contrasts import OBJECTIVES
+from hialign.files import read_json
 from hialign.findings import joined, overall_finding, reward_finding, tax_finding
 from hialign.study import Study
 
@@ -193,7 +194,7 @@ def _null_studies() -> str:
     file = paths.root() / "benchmarks" / "results" / "null_studies.json"
     if not file.is_file():
         return f"{NONE} here (benchmarks/null_studies.py does)."
-    content = records.read_json(file)
+    content = read_json(file)
     null, text = content["scenarios"]["null, 100 prompts, 1 models"], []
     share = {way: f"{100 * found['share']:.1f}%" for way, found in null["ways"].items()}
     text.append(

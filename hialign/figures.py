@@ -12,6 +12,7 @@ import pandas as pd
 from hialign import judged, records, tables
 from hialign.blocks import STRATEGIES, split_layers, strategy_of
 from hialign.contrasts import EXPECTED
+from hialign.files import read_jsonl
 from hialign.heatmap import figure3 as figure3
 from hialign.plots import (
     ANCHOR,
@@ -179,7 +180,7 @@ def figure5(study: Study) -> "Figure":
 
 def curves(cell: Cell) -> "Figure":
     """Loss, reward accuracy, reward margin and gradient norm of one cell by optimizer step."""
-    steps = pd.DataFrame(records.read_jsonl(cell.folder / "training.jsonl"))
+    steps = pd.DataFrame(read_jsonl(cell.folder / "training.jsonl"))
     panels = {"loss": "DPO loss (nats)", "reward_accuracy": "reward accuracy"}
     panels |= {"reward_margin": "reward margin (nats)", "grad_norm": "gradient norm"}
     figure, axes = canvas(WIDEST, 4.2, (2, 2), sharex=True)

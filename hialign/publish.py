@@ -19,8 +19,8 @@ import yaml
 from hialign import paths
 from hialign.errors import HialignError
 from hialign.explorations import Explorer
-from hialign.notebook import probes_of, status
-from hialign.records import probe_status, stage_manifest
+from hialign.files import replace_folder
+from hialign.status import probe_status, probes_of, stage_manifest, status
 from hialign.study import Study
 
 # Files by their pattern in a study's folder; `{cell}` is a cell's folder. All else stays behind:
@@ -92,7 +92,7 @@ def publish(study: Study, partial: bool = False, with_responses: bool | None = N
         (staged / "study.yml").write_text(text, encoding="utf-8")
         check(staged)
         staged.chmod(0o755)  # a temporary folder is its owner's alone
-        _put(staged, place)
+        replace_folder(staged, place)
     except OSError as error:
         raise HialignError(f"cannot write {place}: {error.strerror or error}") from None
     finally:
@@ -166,18 +166,3 @@ def _unfinished(study: Study) -> list[str]:
         for probe in probes_of(study)
         if (state := probe_status(study, model, probe)) != "done"
     ]
-
-
-def _put(staged: Path, place: Path) -> None:
-    """`staged` in the place of what was there before, which stays until then."""
-    old = place.with_name(f".{place.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if place.exists():
-        place.rename(old)
-    try:
-        staged.rename(place)
-    except OSError:
-        if old.exists():
-            old.rename(place)
-        raise
-    shutil.rmtree(old, ignore_errors=True)

@@ -1,21 +1,18 @@
-"""Run folders: written whole or not at all, read back as DataFrames.
+"""Run folders, read back as DataFrames.
 
 Readers take a Study and return every column even where no cell has run, so that tables and figures
-can show what is missing as missing.
+can show what is missing as missing. A record that was made with other settings than the study has,
+or that was damaged, counts as missing (`hialign.status`).
 """
 
 import functools
-import json
 import math
 import os
 import platform
-import re
 import resource
 import subprocess
 import sys
-import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,9 +21,9 @@ import numpy as np
 import pandas as pd
 
 from hialign import paths
-from hialign.blocks import probe_of
-from hialign.errors import HialignError
-from hialign.study import Cell, JudgeSettings, ModelSettings, Study
+from hialign.files import read_jsonl, read_record
+from hialign.status import judgments_file, probe_state, stage_manifest, state
+from hialign.study import Cell, Study
 
 T = TypeVar("T")
 PACKAGES = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "numpy")
@@ -52,77 +49,6 @@ MANIFEST_COLUMNS = [
 ]
 
 
-# --- writing -----------------------------------------------------------------------------------
-
-
-@contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` that takes its place if the block ends without an error."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    except OSError as error:
-        raise HialignError(f"cannot write {path}: {error.strerror}") from None
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        temporary.chmod(0o644)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise HialignError(f"cannot write {path}: {error.strerror or error}") from None
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_json(path: Path, content: Any) -> None:
-    """`content` as JSON, whole or not at all. NaN and infinity are refused: None is a missing value."""
-    with whole_file(path) as temporary:
-        temporary.write_text(_dumps(content, path, indent=2) + "\n", encoding="utf-8")
-
-
-def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """A line a row, whole or not at all."""
-    with whole_file(path) as temporary, temporary.open("w", encoding="utf-8") as stream:
-        for row in rows:
-            stream.write(_dumps(row, path) + "\n")
-
-
-def _dumps(content: Any, path: Path, **options: Any) -> str:
-    try:
-        text = json.dumps(content, ensure_ascii=False, allow_nan=False, **options)
-        # Half a character (from an API, say) has no UTF-8, only an escape
-        if re.search("[\ud800-\udfff]", text):
-            text = json.dumps(content, allow_nan=False, **options)
-        return text
-    except ValueError as error:
-        raise HialignError(
-            f"{path} would hold a number that is not finite ({error}): the run went wrong; "
-            "a lower learning rate is the usual cure"
-        ) from None
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; HialignError names the file if it is none."""
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
-        raise HialignError(f"{path}: not JSON ({error}); delete it to run again") from None
-
-
-def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """The rows of a JSON-lines file; HialignError names the file and line that is not JSON."""
-    rows = []
-    with path.open(encoding="utf-8") as stream:
-        for number, line in enumerate(stream, 1):
-            if line.strip():
-                try:
-                    rows.append(json.loads(line))
-                except ValueError as error:
-                    raise HialignError(f"{path}, line {number}: not JSON ({error})") from None
-    return rows
-
-
 # --- provenance --------------------------------------------------------------------------------
 
 
@@ -146,7 +72,7 @@ def _processor() -> str:
     """The processor's name and its number of cores."""
     name = platform.processor() or platform.machine()
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         name = next(
             line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")
         )
@@ -192,70 +118,13 @@ def peak_memory_bytes() -> int:
 # --- reading -----------------------------------------------------------------------------------
 
 
-def chosen_by(cell: Cell) -> str | None:
-    """The key of the probe's record that chooses the cell's layers; None where none does (yet)."""
-    if not (probe := probe_of(cell.block)):
-        return None
-    file = paths.probe_record(cell.study.name, cell.model.name, probe)
-    return str(read_json(file)["key"]) if file.is_file() else None
-
-
-def cell_status(cell: Cell, stage: str = "train") -> str:
-    """`done`, `stale` (the study's settings, or the record that chose the block's layers, have
-    changed since), `failed` or `missing`."""
-    file, failed = stage_manifest(cell, stage), failed_notebook(cell, stage)
-    if failed.is_file() and not (file.is_file() and _newer(file, failed)):
-        return "failed"
-    if file.is_file() and read_json(file).get("fingerprint") == cell.fingerprint(stage):
-        trained = stage_manifest(cell, "train")
-        known = read_json(trained).get("chosen_by") if trained.is_file() else None
-        # Without a record (a published study has none) nothing says that it would choose others
-        return "done" if chosen_by(cell) in (None, known) else "stale"
-    name = "measured" if probe_of(cell.block) else "all"
-    together = failed_notebook(cell, stage, name)  # of a pass in which this cell was to be
-    if together.is_file() and not (file.is_file() and _newer(file, together)):
-        return "failed"
-    return "stale" if file.is_file() else "missing"
-
-
-def probe_status(study: Study, model: ModelSettings, probe: str) -> str:
-    """`cell_status` of a probe of a model."""
-    cell = Cell(study, model, "base")
-    file = paths.probe_record(study.name, model.name, probe)
-    failed = failed_notebook(cell, f"probe-{probe}", "all")
-    if failed.is_file() and not (file.is_file() and _newer(file, failed)):
-        return "failed"
-    if not file.is_file():
-        return "missing"
-    fresh = read_json(file).get("fingerprint") == cell.probe_fingerprint(probe)
-    return "done" if fresh else "stale"
-
-
 def probes(study: Study, probe: str) -> dict[str, dict[str, Any]]:
-    """The records of a probe by the models' labels, of those measured with the study's settings."""
-    found = {}
-    for model in study.models:
-        file = paths.probe_record(study.name, model.name, probe)
-        wanted = Cell(study, model, "base").probe_fingerprint(probe)
-        if file.is_file() and (record := read_json(file)).get("fingerprint") == wanted:
-            found[model.label] = record
-    return found
-
-
-def _newer(a: Path, b: Path) -> bool:
-    return a.stat().st_mtime > b.stat().st_mtime
-
-
-def stage_manifest(cell: Cell, stage: str) -> Path:
-    """The file whose presence says that a stage of a cell is whole; it is written last."""
-    judge = cell.study.judge.name if cell.study.judge else "none"
-    names = {
-        "train": "manifest.json",
-        "respond": "manifest-respond.json",
-        "evaluate": "evaluation.json",
-        "judge": f"manifest-judge-{judge}.json",
+    """The records of a probe by the models' labels."""
+    return {
+        model.label: read_record(paths.probe_record(study.name, model.name, probe))
+        for model in study.models
+        if probe_state(study, model, probe).trusted
     }
-    return cell.folder / names[stage]
 
 
 def remembered(read: Callable[[Study], T]) -> Callable[[Study], T]:
@@ -282,18 +151,6 @@ def _stamps(study: Study) -> list[tuple[str, int, int]]:
     return sorted((f.path, f.stat().st_mtime_ns, f.stat().st_size) for f in files)
 
 
-def judge_of(study: Study) -> JudgeSettings:
-    """The study's judge, or HialignError where it names none."""
-    if study.judge is None:
-        raise HialignError(f"study {study.name} names no judge: add a `judge:` section to it")
-    return study.judge
-
-
-def judgments_file(cell: Cell) -> Path:
-    """Where the judgments of a cell lie: `judgments-<judge>.jsonl` in its folder."""
-    return cell.folder / f"judgments-{judge_of(cell.study).name}.jsonl"
-
-
 def judgments_of(cell: Cell) -> list[dict[str, Any]]:
     """The cell's judgments as they were written, failed ones included; none before it is judged."""
     return _rows(judgments_file(cell))
@@ -304,26 +161,20 @@ def responses_of(cell: Cell) -> list[dict[str, Any]]:
     return _rows(cell.folder / "responses.jsonl")
 
 
-def failed_notebook(cell: Cell, stage: str, block: str = "") -> Path:
-    """Where a stage that failed leaves its notebook, with the error in it."""
-    out = paths.notebook_output(cell.study.name, stage, cell.model.name, block or cell.block)
-    return out.with_name(out.stem + ".failed.ipynb")
+def cells(study: Study, stage: str) -> list[Cell]:
+    """The cells whose records of a stage may be shown."""
+    return [cell for cell in study.cells() if state(cell, stage).trusted]
 
 
 def manifests(study: Study) -> pd.DataFrame:
-    """A row a cell: what its training left in manifest.json, and whether it is there at all."""
+    """One row per cell: its training manifest, or its status alone if there is none to be shown."""
     rows = []
     for cell in study.cells():
-        row = _labels(cell)
-        row["status"] = cell_status(cell)
-        file = stage_manifest(cell, "train")
-        if file.is_file():
-            row |= read_json(file) | {
-                "stale": row["status"] == "stale",
-                "status": "failed" if row["status"] == "failed" else "done",
-            }
-            row |= _labels(cell)
-        rows.append(row)
+        found = state(cell)
+        row = {"status": found.status, "stale": found.status == "stale"}
+        if found.trusted:
+            row = read_record(stage_manifest(cell, "train")) | row
+        rows.append(row | _labels(cell))
     return _frame(rows, MANIFEST_COLUMNS)
 
 
@@ -335,11 +186,11 @@ def training_seconds(runs: pd.DataFrame) -> float:
 
 
 def training(study: Study) -> pd.DataFrame:
-    """A row a cell and optimizer step, as in training.jsonl."""
+    """One row per cell and optimizer step, as in training.jsonl."""
     return _frame(
         (
             _labels(cell) | row
-            for cell in study.cells()
+            for cell in cells(study, "train")
             for row in _rows(cell.folder / "training.jsonl")
         ),
         STEP_COLUMNS,
@@ -348,13 +199,12 @@ def training(study: Study) -> pd.DataFrame:
 
 @remembered
 def evaluations(study: Study) -> pd.DataFrame:
-    """A row a cell and objective; `all` is the study's own held-out pairs."""
+    """One row per cell and objective; `all` is the study's own held-out pairs."""
     rows = []
-    for cell in study.cells():
-        if (cell.folder / "evaluation.json").is_file():
-            content = read_json(cell.folder / "evaluation.json")
-            for objective, values in content["objectives"].items():
-                rows.append(_labels(cell) | {"objective": objective} | values)
+    for cell in cells(study, "evaluate"):
+        content = read_record(stage_manifest(cell, "evaluate"))
+        for objective, values in content["objectives"].items():
+            rows.append(_labels(cell) | {"objective": objective} | values)
     return _frame(rows, EVALUATION_COLUMNS)
 
 
@@ -363,11 +213,10 @@ def pairs(study: Study) -> pd.DataFrame:
     """A row a tuned cell and held-out pair: prompt_id, groups (`all`, an objective), margin (nats), and
     hit: 1 where the implicit reward ranks the pair right, 0.5 for a tie."""
     rows = []
-    for cell in study.cells():
-        file = cell.folder / "evaluation.json"
-        if cell.block == "base" or not file.is_file():
+    for cell in cells(study, "evaluate"):
+        if cell.block == "base":
             continue
-        content = read_json(file)
+        content = read_record(stage_manifest(cell, "evaluate"))
         for p in content["pairs"]:
             gain = p["chosen"] - p["chosen_base"] - p["rejected"] + p["rejected_base"]
             row = _labels(cell) | {"prompt_id": p["id"].rsplit("-", 1)[0], "groups": p["groups"]}
@@ -379,9 +228,8 @@ def pairs(study: Study) -> pd.DataFrame:
 def divergences(study: Study) -> pd.DataFrame:
     """A row a cell: KL divergence from base (nats a token) and response length (tokens)."""
     rows = []
-    for cell in study.cells():
-        if (cell.folder / "evaluation.json").is_file():
-            rows.append(_labels(cell) | read_json(cell.folder / "evaluation.json")["divergence"])
+    for cell in cells(study, "evaluate"):
+        rows.append(_labels(cell) | read_record(stage_manifest(cell, "evaluate"))["divergence"])
     return _frame(rows, DIVERGENCE_COLUMNS)
 
 
@@ -391,7 +239,7 @@ def responses(study: Study) -> pd.DataFrame:
     # Half a character has no UTF-8, which pandas' own strings are stored in
     with pd.option_context("future.infer_string", False):
         return _frame(
-            (_labels(cell) | row for cell in study.cells() for row in responses_of(cell)),
+            (_labels(cell) | row for cell in cells(study, "respond") for row in responses_of(cell)),
             ["prompt_id", "prompt", "response", "tokens", "finish_reason"],
         )
 
@@ -404,7 +252,7 @@ def judgments(study: Study) -> pd.DataFrame:
     frames = []
     if study.judge:
         names = list(load_rubric(study.judge.rubric).dimensions)
-        for cell in study.cells():
+        for cell in cells(study, "judge"):
             found = judgments_of(cell)
             scores = [[row["scores"].get(name, math.nan) for name in names] for row in found]
             long: dict[str, Any] = dict(_labels(cell))

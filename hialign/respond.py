@@ -1,13 +1,14 @@
 """What a cell answers to the held-out prompts (section 4.1)."""
 
 import time
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hialign import records
-from hialign.chat import chat_text
+from hialign import files, records, status
+from hialign.chat_template import chat_text
 from hialign.preferences import Message, load_pairs
 from hialign.progress import Progress
-from hialign.study import Cell
+from hialign.study import Cell, ResponseSettings
 
 
 def respond(cell: Cell) -> dict[str, Any]:
@@ -22,10 +23,61 @@ def respond(cell: Cell) -> dict[str, Any]:
     from hialign.training import load_cell
 
     settings = cell.study.responses
+    depends = status.depends(cell, "respond")
     prompts = load_pairs(cell.study.preferences).prompts(settings.prompts)
     model, tokenizer = load_cell(cell)
-    ends = plain_decoding(model, tokenizer)
+    started = time.perf_counter()
     torch.manual_seed(settings.seed)
+    rows = answers(model, tokenizer, prompts, settings)
+    seconds = time.perf_counter() - started
+    place = status.stage_manifest(cell, "respond")
+    place.unlink(missing_ok=True)
+    files.write_jsonl(cell.folder / "responses.jsonl", rows)
+    manifest = {
+        "stage": "respond",
+        **depends,
+        "files": files.stamps({"responses.jsonl": cell.folder / "responses.jsonl"}),
+        "prompts": len(rows),
+        "tokens": sum(r["tokens"] for r in rows),
+        "cut": sum(r["finish_reason"] == "length" for r in rows),
+        "empty": sum(not r["response"].strip() for r in rows),
+        "seconds": seconds,
+        "peak_memory_bytes": records.peak_memory_bytes(),
+        **records.environment(),
+    }
+    files.write_record(place, manifest)
+    return manifest
+
+
+def chat(cell: Cell, question: str | list[Message], loaded: Any = None) -> str:
+    """What a cell's tuned model answers to a question, or to a conversation that ends with one.
+
+    It decodes as the study's responses were decoded (`responses`). For several questions, load the
+    model once: `chat(cell, question, loaded=load_cell(cell))`.
+    """
+    import torch
+
+    from hialign.training import load_cell
+
+    model, tokenizer = loaded or load_cell(cell)
+    messages = [{"role": "user", "content": question}] if isinstance(question, str) else question
+    torch.manual_seed(cell.study.responses.seed)
+    prompt = {"prompt_id": "question", "prompt": messages}
+    (row,) = answers(model, tokenizer, [prompt], cell.study.responses, progress=False)
+    return str(row["response"])
+
+
+def answers(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Mapping[str, Any]],
+    settings: ResponseSettings,
+    progress: bool = True,
+) -> list[dict[str, Any]]:
+    """A row of `responses.jsonl` for each prompt, in order; batches are made by length."""
+    import torch
+
+    ends = plain_decoding(model, tokenizer)
     tokenizer.padding_side = "left"  # generation goes on at the right
     tokenizer.truncation_side = "left"  # of a long conversation the end is kept
     rendered = [
@@ -36,8 +88,8 @@ def respond(cell: Cell) -> dict[str, Any]:
     order = sorted(range(len(prompts)), key=lambda i: (lengths[i], i))
     sampling = {"temperature": settings.temperature, "top_p": settings.top_p, "do_sample": True}
     rows: list[dict[str, Any]] = [{} for _ in prompts]
-    started = time.perf_counter()
-    with torch.inference_mode(), Progress(total=len(prompts), desc="respond") as bar:
+    bar = Progress(total=len(prompts), desc="respond", disable=not progress)
+    with torch.inference_mode(), bar:
         for at in range(0, len(order), settings.batch_size):
             chosen = order[at : at + settings.batch_size]
             inputs = tokenizer(
@@ -57,23 +109,7 @@ def respond(cell: Cell) -> dict[str, Any]:
                 rows[i] = _row(prompts[i], ids, ends, tokenizer)
                 rows[i]["prompt_truncated"] = lengths[i] > settings.max_prompt_tokens
             bar.update(len(chosen))
-    seconds = time.perf_counter() - started
-    records.stage_manifest(cell, "respond").unlink(missing_ok=True)
-    records.write_jsonl(cell.folder / "responses.jsonl", rows)
-    manifest = {
-        "stage": "respond",
-        "fingerprint": cell.fingerprint("respond"),
-        "settings": cell.settings("respond"),
-        "prompts": len(rows),
-        "tokens": sum(r["tokens"] for r in rows),
-        "cut": sum(r["finish_reason"] == "length" for r in rows),
-        "empty": sum(not r["response"].strip() for r in rows),
-        "seconds": seconds,
-        "peak_memory_bytes": records.peak_memory_bytes(),
-        **records.environment(),
-    }
-    records.write_json(records.stage_manifest(cell, "respond"), manifest)
-    return manifest
+    return rows
 
 
 def plain_decoding(model: Any, tokenizer: Any) -> list[int]:
@@ -98,7 +134,9 @@ def _ends(*tokens: int | list[int] | None) -> list[int]:
     return sorted(found)
 
 
-def _row(prompt: dict[str, Any], ids: list[int], ends: list[int], tokenizer: Any) -> dict[str, Any]:
+def _row(
+    prompt: Mapping[str, Any], ids: list[int], ends: list[int], tokenizer: Any
+) -> dict[str, Any]:
     """A response up to its end-of-turn token, and whether it reached one."""
     kept, reason = answer_of(ids, ends)
     return {

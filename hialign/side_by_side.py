@@ -41,9 +41,8 @@ def ready(explorer: Explorer, question: str) -> "Markdown":
         f"**{label}** of study **{explorer.study.name}**, "
         f"{len(blocks)} strategies: {', '.join(map(strategy_of, blocks))}."
     ]
-    for what, names in (("not trained", explorer.missing), ("stale", explorer.stale)):
-        if names:
-            lines.append(f"{what.capitalize()}: {', '.join(map(strategy_of, names))}.")
+    if explorer.missing:
+        lines.append(f"Not trained: {', '.join(map(strategy_of, explorer.missing))}.")
     if explorer.known(question):
         lines.append("The question was asked before: its answers are kept, and no model is loaded.")
     elif why := explorer.why_not():

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hialign import paths
-from hialign.chat import chat_text
+from hialign.chat_template import chat_text
 from hialign.errors import HialignError
 from hialign.logprobs import Tokens, response_logits
 from hialign.models import load_model

@@ -225,17 +225,17 @@ class Cell:
 
 
 def _hash(settings: dict[str, Any]) -> str:
-    text = json.dumps(_without_costs(settings), sort_keys=True)
+    text = json.dumps(without_costs(settings), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _without_costs(settings: dict[str, Any]) -> dict[str, Any]:
+def without_costs(settings: dict[str, Any]) -> dict[str, Any]:
     """`settings` less what changes a run's cost alone; in those of its probe too."""
     kept = dict(settings)
     for part, names in COSTS_ONLY.items():
         if kept.get(part):
             kept[part] = {k: v for k, v in kept[part].items() if k not in names}
-    return kept | ({"probe": _without_costs(kept["probe"])} if "probe" in kept else {})
+    return kept | ({"probe": without_costs(kept["probe"])} if "probe" in kept else {})
 
 
 def study_names() -> list[str]:

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hialign import records
 from hialign.blocks import decoder_layers
 from hialign.errors import HialignError
+from hialign.files import read_json
 from hialign.logprobs import Reference, TokenPair
 from hialign.packing import pack, plan
 from hialign.progress import Progress
@@ -117,7 +117,7 @@ def trainer_class(stock: bool = False) -> type["DPOTrainer"]:
 
         def train(self, resume_from_checkpoint: str | None = None, **kwargs: Any) -> Any:
             if resume_from_checkpoint:  # TRL would count tokens from 0 again
-                state = records.read_json(Path(resume_from_checkpoint) / "trainer_state.json")
+                state = read_json(Path(resume_from_checkpoint) / "trainer_state.json")
                 self._total_train_tokens = int(state["log_history"][-1]["num_tokens"])
             self._since = time.perf_counter()
             return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)

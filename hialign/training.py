@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hialign import blocks, dpo, paths, records
+from hialign import blocks, dpo, files, paths, records, status
 from hialign.errors import HialignError
 from hialign.logprobs import Reference, token_pairs
 from hialign.models import depth_of, identity, load_model
@@ -38,6 +38,7 @@ def train_together(cells: Sequence[Cell]) -> list[dict[str, Any]]:
     _check_choices(settings)
     depth = depth_of(cell.model)
     choices = {c.block: choice(c, depth) for c in cells}  # refuses before loading
+    depends = {c.block: status.depends(c, "train") for c in cells}
     pairs = load_pairs(cell.study.preferences)
     model, tokenizer = load_model(cell.model)
     weights = identity(cell.model)
@@ -69,7 +70,7 @@ def train_together(cells: Sequence[Cell]) -> list[dict[str, Any]]:
                 limits = settings.max_length, settings.truncation
                 tokens = token_pairs(tokenizer, pairs.train, *limits).tokens
                 dpo.fill_reference(Reference(model, weights, tokens), model, tokenizer)
-            manifest = _of_cell(common, c, [])
+            manifest = _of_cell(common | depends[c.block], c, [])
             manifest |= {"status": "untrained", "steps": 0, "tokens": 0, "trainable_parameters": 0}
             manifest |= {"seconds": time.perf_counter() - started, "shared_seconds": 0.0}
             manifest |= {"peak_memory_bytes": records.peak_memory_bytes()}
@@ -79,7 +80,8 @@ def train_together(cells: Sequence[Cell]) -> list[dict[str, Any]]:
         if number:
             model, tokenizer = load_model(cell.model)  # the one before has its adapter in it
         members = [c for c in cells if c.block in together]
-        manifests |= _train_pass(members, model, tokenizer, pairs.train, together, common)
+        about = {c.block: common | depends[c.block] for c in members}
+        manifests |= _train_pass(members, model, tokenizer, pairs.train, together, about)
     return [manifests[c.block] for c in cells]
 
 
@@ -96,7 +98,7 @@ def _train_pass(
     tokenizer: "PreTrainedTokenizerBase",
     pairs: Any,
     choices: dict[str, blocks.Choice],
-    common: dict[str, Any],
+    about: dict[str, dict[str, Any]],
 ) -> dict[str, dict[str, Any]]:
     """Train some cells in one pass and publish each; their manifests."""
     import torch
@@ -111,7 +113,7 @@ def _train_pass(
     with tempfile.TemporaryDirectory(prefix="hialign-") as scratch:
         for cell, strategy in zip(cells, trainer.strategies, strict=True):
             steps = dpo.steps_of(trainer, strategy)
-            manifest = _of_cell(common, cell, strategy.layers) | {
+            manifest = _of_cell(about[cell.block], cell, strategy.layers) | {
                 "status": "trained",
                 "pairs": len(trainer.reference.values),
                 "pairs_too_long": len(pairs) - len(trainer.reference.values),
@@ -156,9 +158,7 @@ def _of_cell(common: dict[str, Any], cell: Cell, layers: list[int]) -> dict[str,
         "block": cell.block,
         "strategy": cell.strategy,
         "layers": layers,
-        "settings": cell.settings("train"),
-        "fingerprint": cell.fingerprint("train"),
-        "chosen_by": records.chosen_by(cell),
+        "chosen_by": status.chosen_by(cell),
     }
 
 
@@ -206,34 +206,34 @@ def _check_space(folder: Path, needed: int = 1 << 28) -> None:
 def _publish(
     cell: Cell, manifest: dict[str, Any], adapter: Path | None, steps: list[dict[str, Any]]
 ) -> None:
-    """Put a finished run into its folder; the manifest goes first and comes last."""
+    """Put a finished run into its folder. The old manifest goes first, the new one comes last."""
     folder = cell.folder
     (folder / "manifest.json").unlink(missing_ok=True)
+    written = {}
     if adapter is not None:
         staged = folder / ".adapter"
         try:
             folder.mkdir(parents=True, exist_ok=True)
             shutil.rmtree(staged, ignore_errors=True)
             shutil.copytree(adapter, staged)
-            shutil.rmtree(folder / "adapter", ignore_errors=True)
-            staged.rename(folder / "adapter")
+            files.replace_folder(staged, folder / "adapter")
         except OSError as error:
             reason = error.strerror or error
             raise HialignError(f"cannot write {folder / 'adapter'}: {reason}") from None
         finally:
             shutil.rmtree(staged, ignore_errors=True)
-        records.write_jsonl(folder / "training.jsonl", steps)
-    records.write_json(folder / "manifest.json", manifest)
+        files.write_jsonl(folder / "training.jsonl", steps)
+        written = {name: folder / name for name in (*status.ADAPTER, "training.jsonl")}
+    files.write_record(folder / "manifest.json", manifest | {"files": files.stamps(written)})
 
 
 def load_cell(cell: Cell) -> "tuple[Any, PreTrainedTokenizerBase]":
-    """The cell's model, its adapter active (Base: the model alone), and its tokenizer."""
-    manifest = cell.folder / "manifest.json"
-    if not manifest.is_file():
-        raise HialignError(
-            f"{cell.model.name} {cell.block} of study {cell.study.name} has not been trained: "
-            f"run `hialign run train -p study {cell.study.name} -p block {cell.block}` first"
-        )
+    """The cell's model with its adapter active (Base: the model alone), and its tokenizer.
+
+    Raises HialignError if the cell was not trained, or was trained with other settings than the
+    study has now, or if its adapter is not the one that training left.
+    """
+    status.required(cell, "train")
     model, tokenizer = load_model(cell.model)
     if cell.block == "base":
         return model, tokenizer

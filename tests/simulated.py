@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from hialign import paths, records
+from hialign import paths
 from hialign.blocks import layers_of
+from hialign.files import write_json, write_jsonl
 from hialign.judge.rubric import DIMENSIONS
+from hialign.status import judgments_file, stage_manifest
 from hialign.study import STAGES, Cell, Study
 
 WORDS = [
@@ -81,8 +83,8 @@ def _train(cell: Cell, rng: np.random.Generator, steps: int) -> None:
     manifest |= {"peak_memory_bytes": 40 * 2**30, **ABOUT}
     if not base:
         manifest["final_loss"] = loss[-1]
-        records.write_jsonl(cell.folder / "training.jsonl", rows)
-    records.write_json(cell.folder / "manifest.json", manifest)
+        write_jsonl(cell.folder / "training.jsonl", rows)
+    write_json(cell.folder / "manifest.json", manifest)
 
 
 def _respond(cell: Cell, words: random.Random, prompts: int) -> None:
@@ -92,7 +94,7 @@ def _respond(cell: Cell, words: random.Random, prompts: int) -> None:
         | {"tokens": 200, "finish_reason": "stop", "prompt_truncated": False}
         for i in range(prompts)
     ]
-    records.write_jsonl(cell.folder / "responses.jsonl", rows)
+    write_jsonl(cell.folder / "responses.jsonl", rows)
     _stage(cell, "respond", {"responses": prompts})
 
 
@@ -139,14 +141,14 @@ def _judge(
         row |= {"usage": {"prompt_tokens": 1500, "completion_tokens": 700}, "cost": 0.006}
         row |= {"raw": "{}", "error": "not JSON"} if failed else {"raw": ""}
         rows.append(row)
-    records.write_jsonl(records.judgments_file(cell), rows)
+    write_jsonl(judgments_file(cell), rows)
     _stage(cell, "judge", {"judged": prompts})
 
 
 def _stage(cell: Cell, stage: str, content: dict[str, Any]) -> None:
     known = {"stage": stage, "fingerprint": cell.fingerprint(stage), "seconds": 900.0}
     known |= {"settings": cell.settings(stage), "peak_memory_bytes": 20 * 2**30}
-    records.write_json(records.stage_manifest(cell, stage), known | ABOUT | content)
+    write_json(stage_manifest(cell, stage), known | ABOUT | content)
 
 
 def _text(words: random.Random, n: int) -> str:

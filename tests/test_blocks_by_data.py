@@ -24,8 +24,9 @@ from hialign import (
     training,
 )
 from hialign.blocks import Choice, choice_of
+from hialign.files import read_json, read_jsonl, write_json
 from hialign.models import identity
-from hialign.records import cell_status, read_json, read_jsonl, write_json
+from hialign.status import cell_status
 from hialign.study import Cell, ModelSettings, TrainingSettings
 from hialign.trainer import sampled_layers
 

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from scipy.stats import hypergeom
 
-from hialign import claims, load_study, paths, records
+from hialign import claims, load_study, paths
 from hialign.claim_data import Part, Untested
 from hialign.claim_probes import STATISTICS, probe_parts
+from hialign.files import write_json
 from hialign.study import Study
 
 DRAWS = 300
@@ -210,7 +211,7 @@ def test_records_decide_the_ledger(outputs: Path) -> None:
     ):
         fingerprint = study.cell(None, "base").probe_fingerprint(probe)
         content = content | {"fingerprint": fingerprint}
-        records.write_json(paths.probe_record("probed", name, probe), content)
+        write_json(paths.probe_record("probed", name, probe), content)
     after = verdicts()
     assert after["v2-hypothesis-2"] == "supported"
     assert after["localized-few-layers"] == "supported"

@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 import yaml
 
-from hialign import claims, paths, records
+from hialign import claims, paths
 from hialign.claim_data import Material, Untested
 from hialign.claim_tests import Probe
 from hialign.errors import HialignError
+from hialign.files import write_json, write_jsonl
 from hialign.judge import agreement
 from hialign.judge.rubric import DIMENSIONS
+from hialign.status import judgments_file
 from hialign.study import Study
 
 CONTRADICTED, SUPPORTED = claims.CONTRADICTED, claims.SUPPORTED
@@ -43,7 +45,7 @@ def write_scores(
             }
             row = {"prompt_id": f"p{i}", "scores": scores, "judge": "x", "reasons": {}}
             rows.append(row)
-        records.write_jsonl(records.judgments_file(cell), rows)
+        write_jsonl(judgments_file(cell), rows)
 
 
 def verdict(study: Study, test: dict[str, Any], **more: Any) -> claims.Finding:
@@ -128,7 +130,7 @@ def write_pairs(study: Study, gains: dict[str, float], prompts: int = 24) -> Non
                 pair = {"id": f"p{i}-{objective}", "groups": ["all", objective], "chosen": up}
                 pairs.append(pair | {"rejected": 0.0, "chosen_base": 0.0, "rejected_base": 0.0})
         content = {"beta": 0.1, "pairs": pairs, "objectives": {}}
-        records.write_json(cell.folder / "evaluation.json", content)
+        write_json(cell.folder / "evaluation.json", content)
 
 
 def test_objectives_and_rewards_need_no_judge(outputs: Path) -> None:
@@ -154,7 +156,7 @@ def write_losses(study: Study, slope: float, steps: int = 30) -> None:
                 {"step": i + 1, "loss": math.log(2) + slope * i + 0.02 * float(rng.normal())}
                 for i in range(steps)
             ]
-            records.write_jsonl(cell.folder / "training.jsonl", rows)
+            write_jsonl(cell.folder / "training.jsonl", rows)
 
 
 def test_losses(outputs: Path) -> None:
@@ -171,7 +173,7 @@ def test_parameters_are_counted(outputs: Path) -> None:
     for cell in study.cells():
         count = {"mid": 10, "full": 30, "local": 20}.get(cell.block, 0)
         content = {"fingerprint": cell.fingerprint("train"), "trainable_parameters": count}
-        records.write_json(cell.folder / "manifest.json", content | {"layers": []})
+        write_json(cell.folder / "manifest.json", content | {"layers": []})
     test = {"kind": "parameters", "block": "mid", "reference": "full", "at_most": 0.5}
     found = verdict(study, test)
     assert (found.verdict, found.parts[0].estimate) == (SUPPORTED, pytest.approx(1 / 3))
@@ -253,7 +255,7 @@ def test_studies_without_any_effect_seldom_decide_anything(
                 }
                 for i in range(20)
             ]
-            records.write_jsonl(records.judgments_file(cell), rows)
+            write_jsonl(judgments_file(cell), rows)
         found = claims.findings(study)
         wrong += any(f.verdict in (SUPPORTED, CONTRADICTED) for f in found)
     assert wrong <= 3

@@ -9,6 +9,8 @@ from scipy.stats import wilcoxon
 from simulated import simulate
 
 from hialign import HialignError, compare, load_study, records
+from hialign.files import read_json, write_json
+from hialign.status import stage_manifest
 from hialign.study import Study
 
 JUDGE = {"backend": "local", "model": "random:llama"}
@@ -24,7 +26,7 @@ def study(tiny_study: Callable[..., Path], outputs: Path) -> Study:
 
 
 def margins(study: Study, block: str, group: str = "all") -> np.ndarray:
-    content = records.read_json(study.cell(None, block).folder / "evaluation.json")
+    content = read_json(study.cell(None, block).folder / "evaluation.json")
     return np.array(
         [
             content["beta"] * (p["chosen"] - p["chosen_base"] - p["rejected"] + p["rejected_base"])
@@ -75,11 +77,11 @@ def test_the_order_of_the_blocks_turns_the_sign_and_base_has_no_margin(study: St
 def test_each_objective_has_its_rows_and_pairs_of_one_prompt_count_once(study: Study) -> None:
     for block in ("mid", "global"):
         file = study.cell(None, block).folder / "evaluation.json"
-        content = records.read_json(file)
+        content = read_json(file)
         for i, pair in enumerate(content["pairs"]):
             pair["groups"] = ["all", "grammar"] if i % 3 else ["all"]
             pair["id"] = f"e{i // 2}-{i % 2}"  # two pairs a prompt
-        records.write_json(file, content)
+        write_json(file, content)
     table = compare(study, "mid", "global").set_index("outcome")
     assert {"reward accuracy, grammar", "reward margin, grammar"} < set(table.index)
     both = (margins(study, "global") - margins(study, "mid")).reshape(60, 2).mean(axis=1)
@@ -103,7 +105,7 @@ def test_the_model_is_the_studys_first_or_the_one_that_is_named(study: Study) ->
 
 
 def test_what_was_not_judged_has_no_row(study: Study) -> None:
-    records.stage_manifest(study.cell(None, "mid"), "judge").unlink()
+    stage_manifest(study.cell(None, "mid"), "judge").unlink()
     assert list(compare(study, "mid", "global").outcome) == ["reward accuracy", "reward margin"]
 
 
@@ -123,7 +125,7 @@ def test_a_cell_that_is_not_done_is_named_with_its_command(
         "random-llama full of study tiny cannot be compared, as its evaluation is missing: "
         f"run `hialign run train {where} full` first"
     )
-    records.stage_manifest(study.cell(None, "mid"), "evaluate").unlink()
+    stage_manifest(study.cell(None, "mid"), "evaluate").unlink()
     with pytest.raises(HialignError, match=f"is missing: run `hialign run evaluate {where} mid`"):
         compare(study, "mid", "global")
     changed = study.evaluation.model_copy(update={"resamples": 300})

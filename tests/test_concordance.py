@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from hialign import concordance, concordance_views, load_study, paths, records
+from hialign import concordance, concordance_views, load_study, paths
 from hialign.blocks import split_layers
 from hialign.concordance import Measure, answer, found, spearman
+from hialign.files import read_json, write_json
 from hialign.study import Study
 
 DEPTH, PAIRS = 9, 40
@@ -52,7 +53,7 @@ def study_of(outputs: Path, gradient: str, patching: str, tuning: str) -> Study:
     }
     for probe, content in contents.items():
         content["fingerprint"] = study.cell(None, "base").probe_fingerprint(probe)
-        records.write_json(paths.probe_record("made-up", study.models[0].name, probe), content)
+        write_json(paths.probe_record("made-up", study.models[0].name, probe), content)
     return study
 
 
@@ -95,7 +96,7 @@ def test_no_answer_where_they_disagree_or_are_too_few(
 def test_a_record_of_other_settings_is_none(outputs: Path) -> None:
     study = study_of(outputs, "mid", "mid", "mid")
     path = paths.probe_record("made-up", study.models[0].name, "gradients")
-    records.write_json(path, records.read_json(path) | {"fingerprint": "another"})
+    write_json(path, read_json(path) | {"fingerprint": "another"})
     assert "no answer" in answer(study, study.models[0].label)
     assert "present settings" in found(study).set_index("measure").why["gradient"]
 
@@ -118,10 +119,10 @@ def test_a_measure_that_no_layer_has_any_of(outputs: Path) -> None:
     """Each layer, tuned alone, loses: there is nothing to share out, and nothing to point to."""
     study = study_of(outputs, "mid", "mid", "mid")
     path = paths.probe_record("made-up", study.models[0].name, "sweep")
-    record = records.read_json(path)
+    record = read_json(path)
     for row in record["singles"]:
         row["margins"] = [-abs(value) for value in row["margins"]]
-    records.write_json(path, record)
+    write_json(path, record)
     row = found(study).set_index("measure").loc["tuning"]
     assert np.isnan(row.mid)
     assert row.points == ""

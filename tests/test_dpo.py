@@ -20,8 +20,9 @@ import pytest
 from conftest import made_pairs, messages, stock_trainer
 
 from hialign import HialignError, blocks, dpo, layers_of, load_model, load_study, train, training
+from hialign.files import read_json, read_jsonl
 from hialign.models import identity, random_folder
-from hialign.records import STEP_COLUMNS, read_json, read_jsonl
+from hialign.records import STEP_COLUMNS
 from hialign.study import Cell, ModelSettings, TrainingSettings
 from hialign.trainer import LOGGED, is_of
 

@@ -14,6 +14,7 @@ from simulated import simulate
 from hialign import exhibits, paths, records
 from hialign.display import Table
 from hialign.errors import HialignError
+from hialign.status import judgments_file
 from hialign.study import Study
 
 SHOWN = re.compile(r'book\.show\(study, "([a-z0-9-]+)"\)')
@@ -47,7 +48,7 @@ def test_a_tables_files_hold_the_records_numbers(study: Study, tmp_path: Path) -
     with (tmp_path / "table-2.csv").open() as stream:
         rows = {row["Strategy"]: row for row in csv.DictReader(stream)}
     for cell in study.cells():
-        lines = records.judgments_file(cell).read_text().splitlines()
+        lines = judgments_file(cell).read_text().splitlines()
         scores = [json.loads(line)["scores"]["Overall"] for line in lines]
         row = rows[cell.strategy]
         assert float(row["Mean Overall"]) == pytest.approx(statistics.mean(scores), abs=1e-12)
@@ -139,6 +140,6 @@ def test_what_is_remembered_follows_the_records(study: Study) -> None:
     assert len(first) == 2 * 11 * 16
     first["score"] = 0.0  # a caller's own
     assert records.judgments(study).score.min() >= 1
-    file = records.judgments_file(study.cells()[1])
+    file = judgments_file(study.cells()[1])
     file.write_text("".join(f"{line}\n" for line in file.read_text().splitlines()[:5]))
     assert len(records.judgments(study)) == (11 + 5) * 16

@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 from explorer_page import assemble
 
-from hialign import explorer, records
+from hialign import explorer
 from hialign.errors import HialignError
+from hialign.files import write_jsonl
 from hialign.judge.rubric import DIMENSIONS
+from hialign.status import judgments_file
 from hialign.study import Cell, Study
 
 HOSTILE = [
@@ -43,10 +45,10 @@ def make_study(**settings: Any) -> Study:
 def write_cell(cell: Cell, rows: list[dict[str, Any]], judgments: list[dict[str, Any]]) -> None:
     """`rows` with the fields that hialign.respond always writes, and the judge's file."""
     default = {"prompt": "?", "response": "!", "tokens": 1, "finish_reason": "stop"}
-    records.write_jsonl(cell.folder / "responses.jsonl", [default | row for row in rows])
+    write_jsonl(cell.folder / "responses.jsonl", [default | row for row in rows])
     if cell.study.judge:
         judge = {"judge": cell.study.judge.name, "reasons": {}}
-        records.write_jsonl(records.judgments_file(cell), [judge | row for row in judgments])
+        write_jsonl(judgments_file(cell), [judge | row for row in judgments])
 
 
 def content(file: Path) -> Any:

@@ -23,6 +23,7 @@ from test_tables import (
 )
 
 from hialign import figures, plots
+from hialign.files import read_jsonl
 from hialign.judge.rubric import load_rubric
 from hialign.study import Study
 
@@ -237,14 +238,11 @@ def test_figure3_says_when_nothing_is_found(outputs: Path) -> None:
 
 
 def test_figure4_draws_the_loss_and_not_base(demo: Study) -> None:
-    from hialign import records
 
     axes = figures.figure4(demo).axes[0]
     curves = [line for line in axes.lines if line.get_linewidth() == 1.8]
     assert len(curves) == 4
-    loss = [
-        r["loss"] for r in records.read_jsonl(demo.cell(None, "full").folder / "training.jsonl")
-    ]
+    loss = [r["loss"] for r in read_jsonl(demo.cell(None, "full").folder / "training.jsonl")]
     assert list(curves[0].get_ydata()) == pytest.approx(loss)
     assert any(float(line.get_ydata()[0]) == pytest.approx(math.log(2)) for line in axes.lines)
 

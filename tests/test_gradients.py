@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from conftest import write_study
 
-from hialign import HialignError, load_model, load_study, paths, records
+from hialign import HialignError, load_model, load_study, paths
 from hialign.blocks import decoder_layers
+from hialign.files import read_jsonl
 from hialign.logprobs import Tokens
 from hialign.probes import scores_of
 from hialign.probes.common import ProbePair, contrast_pairs_of
@@ -147,7 +148,7 @@ def test_along_training_is_the_gradient_of_the_tuned_model(tmp_path: Path, outpu
 
 def _steps_of(cell: Any, train: Any) -> list[dict[str, Any]]:
     train(cell)
-    return records.read_jsonl(cell.folder / "training.jsonl")
+    return read_jsonl(cell.folder / "training.jsonl")
 
 
 def test_a_planted_layer_is_found() -> None:

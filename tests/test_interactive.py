@@ -21,7 +21,6 @@ from hialign import (
     load_study,
     notebook,
     paths,
-    records,
     respond,
     side_by_side,
     strategies,
@@ -29,6 +28,8 @@ from hialign import (
 )
 from hialign.errors import HialignError
 from hialign.explorations import Answer, Candidate, Exploration, Explorer, Parting
+from hialign.files import read_json, write_json
+from hialign.status import stage_manifest
 from hialign.study import Cell, Study
 
 QUESTION = made_pairs(1)[0]["prompt"]
@@ -316,8 +317,8 @@ def test_what_was_asked_is_kept_and_needs_no_model(copied: Study, no_model: None
     assert explorer.known(QUESTION) is None, "another adapter"
     adapter.unlink()
     assert explorer.known(QUESTION), "no adapter: published records"
-    manifest = records.stage_manifest(explorer.cells["full"], "train")
-    records.write_json(manifest, records.read_json(manifest) | {"seconds": 1.0})
+    manifest = stage_manifest(explorer.cells["full"], "train")
+    write_json(manifest, read_json(manifest) | {"seconds": 1.0})
     assert Explorer(copied.cells()[0]).known(QUESTION) is None, "trained again"
 
 
@@ -325,7 +326,7 @@ def test_a_kept_file_that_is_broken_is_named(copied: Study) -> None:
     explorer = Explorer(copied.cells()[0])
     explorer.ask(QUESTION)
     (file,) = explorer.files()
-    records.write_json(file, records.read_json(file) | {"answers": 7})
+    write_json(file, read_json(file) | {"answers": 7})
     with pytest.raises(HialignError, match=rf"{file.name} is no exploration.*delete it"):
         explorer.known(QUESTION)
 
@@ -353,8 +354,8 @@ def test_a_large_model_is_not_loaded_without_a_gpu_that_holds_it(
     copied: Study, no_model: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for cell in copied.cells():
-        file = records.stage_manifest(cell, "train")
-        records.write_json(file, records.read_json(file) | {"parameters": 7_600_000_000})
+        file = stage_manifest(cell, "train")
+        write_json(file, read_json(file) | {"parameters": 7_600_000_000})
     explorer = Explorer(copied.cells()[0])
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert explorer.why_not().endswith("7.6 billion parameters, and this machine has no CUDA GPU")
@@ -452,7 +453,7 @@ def test_the_notebook_on_the_embedded_model(
     for seed, cell in enumerate(study.cells()):
         manifest = {"weights_sha256": weights_sha256(embedded_model_dir), "seed": seed}
         manifest |= {"parameters": 134_515_008, "fingerprint": cell.fingerprint("train")}
-        records.write_json(records.stage_manifest(cell, "train"), manifest)
+        write_json(stage_manifest(cell, "train"), manifest)
         if cell.block == "base":
             continue
         model, _ = load_model(cell.model)

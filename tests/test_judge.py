@@ -20,11 +20,11 @@ from pytest_httpserver import HTTPServer
 from werkzeug import Request, Response
 
 from hialign.errors import HialignError
+from hialign.files import read_jsonl
 from hialign.judge import judge
 from hialign.judge.api import OpenAIJudge
 from hialign.judge.parse import parse_scores
 from hialign.judge.rubric import DIMENSIONS, Rubric, load_rubric, messages, system_prompt
-from hialign.records import read_jsonl
 from hialign.study import JudgeSettings
 
 KEY = "sk-secret-0123456789"

@@ -5,10 +5,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from hialign import records
 from hialign.display import show
+from hialign.files import write_jsonl
 from hialign.judge import accounts
-from hialign.records import judgments_file
+from hialign.status import judgments_file
 from hialign.study import Study
 
 
@@ -24,9 +24,7 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
     shared = good | {"usage": {}, "cost": 0.0, "shared": True}
     rows = [good, shared, bad]
     for cell in study.cells()[1:]:
-        records.write_jsonl(
-            judgments_file(cell), [row | {"prompt_id": i} for i, row in enumerate(rows)]
-        )
+        write_jsonl(judgments_file(cell), [row | {"prompt_id": i} for i, row in enumerate(rows)])
     return study
 
 

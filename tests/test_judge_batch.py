@@ -11,12 +11,12 @@ from judge_server import content_of, meant
 from pytest_httpserver import HTTPServer
 from werkzeug import Request, Response
 
-from hialign import records
 from hialign.errors import HialignError
+from hialign.files import read_jsonl, write_jsonl
 from hialign.judge.batch import judge_in_batches
 from hialign.judge.cells import judge
 from hialign.judge.cost import spent
-from hialign.records import judgments_file
+from hialign.status import judgments_file
 from hialign.study import Study
 
 PRICES = {"input": 1.0, "output": 10.0}  # 1,000 + 600 tokens: 0.007 USD, 0.0035 in a batch
@@ -139,7 +139,7 @@ def study(provider: Provider, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
             {"prompt_id": i, "prompt": f"Item {i}", "response": "equal" if i < 2 else cell.block}
             for i in range(5)
         ]
-        records.write_jsonl(cell.folder / "responses.jsonl", rows)
+        write_jsonl(cell.folder / "responses.jsonl", rows)
     return study
 
 
@@ -153,7 +153,7 @@ def check(study: Study) -> list[dict[str, Any]]:
     for cell in study.cells():
         counts = judge(cell, retry_failed=False)
         assert counts["done"] == 0
-        found = records.read_jsonl(judgments_file(cell))
+        found = read_jsonl(judgments_file(cell))
         assert [row["prompt_id"] for row in found] == list(range(5))
         assert all(row["scores"] == meant(f"Item {row['prompt_id']}") for row in found)
         rows += found

@@ -4,12 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from hialign import models, records
+from hialign import models
 from hialign.errors import HialignError
+from hialign.files import read_jsonl, write_jsonl
 from hialign.judge.cost import BYTES_PER_TOKEN, cost_of, estimate, spent
 from hialign.judge.ledger import key_of
 from hialign.judge.rubric import load_rubric, messages
-from hialign.records import judgments_file
+from hialign.status import judgments_file
 from hialign.study import ModelSettings, Prices, Study, load_study
 
 PRICES = {"input": 1.2, "output": 6.0, "cached_input": 0.2}
@@ -41,7 +42,7 @@ def respond(study: Study, n: int = 20) -> None:
             {"prompt_id": i, "prompt": f"Question {i}?", "response": f"{cell.block} {i} " * 20}
             for i in range(n)
         ]
-        records.write_jsonl(cell.folder / "responses.jsonl", rows)
+        write_jsonl(cell.folder / "responses.jsonl", rows)
 
 
 def judged(study: Study, n: int, usage: dict[str, int]) -> None:
@@ -52,9 +53,9 @@ def judged(study: Study, n: int, usage: dict[str, int]) -> None:
         {"prompt_id": row["prompt_id"], "scores": {"Overall": 3}, "attempts": 1, "usage": usage}
         | {"key": key_of(study.judge, rubric.sha256, row)}
         | {"cost": cost_of(usage, study.judge.prices)}
-        for row in records.read_jsonl(cell.folder / "responses.jsonl")[:n]
+        for row in read_jsonl(cell.folder / "responses.jsonl")[:n]
     ]
-    records.write_jsonl(judgments_file(cell), rows)
+    write_jsonl(judgments_file(cell), rows)
 
 
 def test_an_estimate_before_there_are_responses(study: Study) -> None:
@@ -88,8 +89,8 @@ def test_spent_counts_a_retried_judgment_once(study: Study) -> None:
     respond(study)
     judged(study, 2, {"prompt_tokens": 1000, "completion_tokens": 0})
     path = judgments_file(study.cells()[0])
-    first = records.read_jsonl(path)[0]
-    records.write_jsonl(path.with_suffix(".partial.jsonl"), [first | {"cost": 3 * first["cost"]}])
+    first = read_jsonl(path)[0]
+    write_jsonl(path.with_suffix(".partial.jsonl"), [first | {"cost": 3 * first["cost"]}])
     assert spent(study) == pytest.approx(4 * first["cost"])
 
 

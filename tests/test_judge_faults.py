@@ -16,11 +16,11 @@ from judge_server import INVALID, KINDS, ODD, TRANSPORT, Running, meant
 from pydantic import ValidationError
 
 from hialign.errors import HialignError
+from hialign.files import read_jsonl
 from hialign.judge import judge
 from hialign.judge.ledger import Ledger, lines
 from hialign.judge.limits import Budget, Pace
 from hialign.judge.rubric import DIMENSIONS
-from hialign.records import read_jsonl
 from hialign.study import JudgeSettings
 
 

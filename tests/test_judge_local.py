@@ -18,12 +18,12 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from hialign import models
 from hialign.errors import HialignError
+from hialign.files import read_jsonl
 from hialign.judge import judge
 from hialign.judge.agreement import agreement_of, published
 from hialign.judge.injection import load_attacks, variants
 from hialign.judge.local import LocalJudge
 from hialign.judge.rubric import DIMENSIONS, Rubric, load_rubric
-from hialign.records import read_jsonl
 from hialign.study import JudgeSettings
 
 CHAT = (

@@ -19,9 +19,10 @@ from pytest_httpserver import HTTPServer
 from typer.testing import CliRunner
 from werkzeug import Request, Response
 
-from hialign import paths, records
+from hialign import paths
 from hialign.cli import app
 from hialign.errors import HialignError
+from hialign.files import read_json, write_json, write_jsonl
 from hialign.judge import injection, report
 from hialign.judge.agreement import agreement_of, measured, publish, published, report_path
 from hialign.judge.length import by_length
@@ -341,7 +342,7 @@ def test_a_good_judge_is_found_good(fake: Fake, benchmark: Path, tmp_path: Path)
     assert all(moved[a.id]["Overall"]["over_control"]["change"] == 0 for a in ATTACKS)
     assert moved["null-response"]["Overall"]["change"] == 1.0  # quality 2 against none said, 3
     assert set(moved["threat"]) >= {"Overall", OTHERS, "words", "where", "kind"}
-    assert records.read_json(tmp_path / "judge-validation-fake.json") == found
+    assert read_json(tmp_path / "judge-validation-fake.json") == found
     items, variants = 68, len(injection.variants(ATTACKS, load_rubric()))
     assert found["costs"]["calls"] == len(fake.asked) == items + 6 * variants + 12
     assert found["costs"]["usage"]["prompt_tokens"] == 10 * len(fake.asked)
@@ -482,7 +483,7 @@ def test_the_command_validates_a_studys_judge(
     study = load_study(place)
     assert done.stdout.strip() == str(report_path(study))
     found = measured(study)
-    assert found == records.read_json(report_path(study))
+    assert found == read_json(report_path(study))
     assert found["preferences"]["rows"][0]["n"] == 3
     assert found["preferences"]["source"] == "pairs.jsonl"
     assert found["command"] == ("hialign judge tiny --validate --llmbar LLMBAR --limit 3")
@@ -498,7 +499,7 @@ def test_a_folder_of_tranches_is_named_without_its_place(
     lines = [{s: pair.format(i, s) for s in ("chosen", "rejected")} for i in range(6)]
     write_lines(folder / "harmless-base" / "test.jsonl", lines)
     study = load_study(study_of(tiny_study, fake))
-    found = records.read_json(validate_study(study, "none", str(folder), limit=2))
+    found = read_json(validate_study(study, "none", str(folder), limit=2))
     assert found["preferences"]["source"] == "hh-rlhf (harmless-base)"
     assert found["command"].endswith("--llmbar none --pairs hh-rlhf --limit 2")
     assert "rows" not in found
@@ -535,7 +536,7 @@ def test_other_judgments_of_the_same_responses_are_compared(
     other = study.model_copy(update={"judge": judge_of(fake, name="second")})
     items = [{"prompt_id": f"p{i}", "prompt": "?", "response": "x" * i} for i in range(1, 8)]
     for block in ("base", "mid"):
-        records.write_jsonl(study.cell(None, block).folder / "responses.jsonl", items)
+        write_jsonl(study.cell(None, block).folder / "responses.jsonl", items)
         for one in (study, other):
             judge_cell(one.cell(None, block))
     found = same_responses(study)
@@ -555,7 +556,7 @@ def test_a_cells_scores_carry_the_judge_and_its_agreement(
     study = load_study(tiny_study(judge=named))
     cell = study.cell(None, "mid")
     item = {"prompt_id": "p", "prompt": "?", "response": "x"}
-    records.write_jsonl(cell.folder / "responses.jsonl", [item])
+    write_jsonl(cell.folder / "responses.jsonl", [item])
     judge_cell(cell)
     shown = notebook.scores(cell)._repr_html_()
     caption = re.search("<caption>(.*?)</caption>", shown)
@@ -609,9 +610,9 @@ def test_own_figures_go_before_shipped_ones_and_only_for_this_rubric(
     monkeypatch.setattr(known, "published", lambda path=None: [shipped])
     assert measured(study) == shipped
     own = {"model": "fake-1", "rubric_sha256": sha, "date": "2"}
-    records.write_json(report_path(study), own)
+    write_json(report_path(study), own)
     assert measured(study) == own | {"rows": ["shipped"]}
-    records.write_json(report_path(study), own | {"rubric_sha256": "0"})
+    write_json(report_path(study), own | {"rubric_sha256": "0"})
     assert measured(study) == shipped
 
 

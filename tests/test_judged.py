@@ -10,6 +10,7 @@ from statsmodels.stats.multitest import multipletests
 from test_tables import EFFECT, ends, make_study, row_of, scores_of, write_all, write_judgments
 
 from hialign import facts, findings, judged, paper, tables
+from hialign.files import read_json
 from hialign.judge.rubric import DIMENSIONS
 from hialign.study import Study
 
@@ -204,9 +205,9 @@ def test_what_the_paper_and_a_study_share() -> None:
 
 
 def test_the_simulated_studies_are_told_as_they_were_recorded() -> None:
-    from hialign import paths, records
+    from hialign import paths
 
-    content = records.read_json(paths.root() / "benchmarks" / "results" / "null_studies.json")
+    content = read_json(paths.root() / "benchmarks" / "results" / "null_studies.json")
     null = content["scenarios"]["null, 100 prompts, 1 models"]
     assert null["studies"] == 10_000
     for ways in (found["ways"] for found in content["scenarios"].values()):

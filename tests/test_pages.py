@@ -8,7 +8,9 @@ import nbformat
 import pytest
 from simulated import simulate
 
-from hialign import execution, pages, paths, records
+from hialign import execution, pages, paths
+from hialign.files import read_json, write_json, write_jsonl
+from hialign.status import failed_notebook, judgments_file
 from hialign.study import Study
 
 EVIL = "<script>x</script> {glue}`a` $x$ `b` **c** [d](javascript:1) <!-- e --> ```{raw} html\n# f"
@@ -70,7 +72,7 @@ def test_a_cells_page_shows_what_its_manifest_holds(study: Study, tmp_path: Path
     assert names == [["runs/small-base"], ["runs/small-mid"]]
     text = (tmp_path / "runs" / "small-mid.md").read_text()
     assert "<b>one</b>" not in text
-    manifest = records.read_json(study.cells()[1].folder / "manifest.json")
+    manifest = read_json(study.cells()[1].folder / "manifest.json")
     assert f"{manifest['trainable_parameters']:,}" in text
     assert "training.learning_rate" in text
     assert "simulated" in text  # its device
@@ -92,7 +94,7 @@ def test_records_are_copied_beside_the_pages_that_link_to_them(
 
 def test_a_failed_stage_is_shown_as_failed(study: Study, tmp_path: Path) -> None:
     cell = study.cells()[1]
-    failed = records.failed_notebook(cell, "train")
+    failed = failed_notebook(cell, "train")
     failed.parent.mkdir(parents=True, exist_ok=True)
     book = nbformat.v4.new_notebook()
     error = nbformat.v4.new_output("error", ename="HialignError", evalue=EVIL, traceback=["…"])
@@ -123,7 +125,7 @@ def test_hours_and_cost_add_up(outputs: Path) -> None:
     assert execution.probes(study).columns.tolist() == ["Model", "Probe"]
     probed = Study(**study.model_dump() | {"probes": {"weights": {"tuned": "mid"}}})
     file = paths.probe_record("costs", probed.models[0].name, "sweep")
-    records.write_json(file, {"seconds": 7200, "peak_memory_bytes": 2**30})
+    write_json(file, {"seconds": 7200, "peak_memory_bytes": 2**30})
     table = execution.probes(probed).set_index("Probe")
     assert table.loc["sweep", ["Minutes", "Peak memory (GiB)", "Status"]].tolist() == [
         120,
@@ -133,9 +135,9 @@ def test_hours_and_cost_add_up(outputs: Path) -> None:
     assert table.Status["weights"] == "missing"
     assert execution.hours(probed) == pytest.approx(2 + (2 * 60 + 6 * 900) / 3600)
     assert execution.cost(study) == pytest.approx(8 * 0.006)
-    file = records.judgments_file(study.cells()[0])
+    file = judgments_file(study.cells()[0])
     rows = [json.loads(line) | {"shared": True} for line in file.read_text().splitlines()]
-    records.write_jsonl(file, rows)  # paid for by another cell
+    write_jsonl(file, rows)  # paid for by another cell
     assert execution.cost(study) == pytest.approx(4 * 0.006)
 
 

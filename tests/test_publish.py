@@ -10,8 +10,10 @@ import pytest
 import yaml
 from conftest import CANARY
 
-from hialign import book, load_study, paths, publish, records, site
+from hialign import book, load_study, paths, publish, site
 from hialign.errors import HialignError
+from hialign.files import read_json, write_json, write_jsonl
+from hialign.status import judgments_file, stage_manifest
 from hialign.study import PROBES, Study
 
 CELL_FILES = ("manifest.json", "manifest-respond.json", "evaluation.json")
@@ -24,23 +26,23 @@ def finished(outputs: Path) -> Study:
     for cell in study.cells():
         for stage in ("train", "respond", "evaluate", "judge"):
             manifest = {"fingerprint": cell.fingerprint(stage), "parameters": 1}
-            records.write_json(records.stage_manifest(cell, stage), manifest)
-        judge = records.judgments_file(cell).name
+            write_json(stage_manifest(cell, stage), manifest)
+        judge = judgments_file(cell).name
         for name in ("responses.jsonl", judge):
-            records.write_jsonl(cell.folder / name, [{"prompt_id": "1"}])
+            write_jsonl(cell.folder / name, [{"prompt_id": "1"}])
         for name in (judge.replace(".jsonl", ".earlier.jsonl"), f".{judge}.lock", "weights.bin"):
             (cell.folder / name).write_text("stays")
         if cell.block != "base":
-            records.write_jsonl(cell.folder / "training.jsonl", [{"step": 1}])
+            write_jsonl(cell.folder / "training.jsonl", [{"step": 1}])
             (cell.folder / "adapter").mkdir()
             (cell.folder / "adapter" / "adapter_model.safetensors").write_bytes(b"\x00\xff")
             (cell.folder / "adapter" / "adapter_config.json").write_text("{}")
     for probe in PROBES:
         record = {"fingerprint": study.cell(None, "base").probe_fingerprint(probe), "key": "k"}
-        records.write_json(paths.probe_record(study.name, study.models[0].name, probe), record)
+        write_json(paths.probe_record(study.name, study.models[0].name, probe), record)
     chosen = study.cell(None, "gradient:top30%")
-    manifest = records.read_json(records.stage_manifest(chosen, "train")) | {"chosen_by": "k"}
-    records.write_json(records.stage_manifest(chosen, "train"), manifest)
+    manifest = read_json(stage_manifest(chosen, "train")) | {"chosen_by": "k"}
+    write_json(stage_manifest(chosen, "train"), manifest)
     folder = paths.study_dir(study.name)
     for name in (
         "html/index.html",
@@ -92,7 +94,7 @@ def test_what_is_kept_of_other_adapters_is_not_published(finished: Study) -> Non
     same["answers"] = {"base": Answer(text="x", finish_reason="stop")}
     for question, runs in (("now", explorer.runs), ("then", {"mid": "another"})):
         kept = Exploration(question=question, runs=runs, **same)
-        records.write_json(explorer._file(question), kept.model_dump(mode="json"))
+        write_json(explorer._file(question), kept.model_dump(mode="json"))
     publish.publish(finished)
     found = {name for name in published(finished) if name.startswith("explorations/")}
     assert found == {f"explorations/{explorer._file('now').name}"}
@@ -119,7 +121,7 @@ def test_secrets_and_paths_are_refused_by_the_files_name(
     before = published(finished)
     places = {"canary": CANARY.replace("sk-", "zz-"), "root": paths.root(), "home": Path.home()}
     file = finished.cells()[2].folder / "evaluation.json"
-    records.write_json(file, records.read_json(file) | {"note": text.format(**places)})
+    write_json(file, read_json(file) | {"note": text.format(**places)})
     with pytest.raises(HialignError, match=rf"^random-llama/mid/evaluation\.json {message}"):
         publish.publish(finished)
     assert published(finished) == before, "what was published before stays"
@@ -130,17 +132,17 @@ def test_secrets_and_paths_are_refused_by_the_files_name(
 
 def test_a_response_may_name_a_folder_but_hold_no_key(finished: Study) -> None:
     file = finished.cells()[0].folder / "responses.jsonl"
-    records.write_jsonl(file, [{"response": "Look into /home/alice/notes."}])
+    write_jsonl(file, [{"response": "Look into /home/alice/notes."}])
     publish.publish(finished)
-    records.write_jsonl(file, [{"response": f"My key is {CANARY}."}])
+    write_jsonl(file, [{"response": f"My key is {CANARY}."}])
     with pytest.raises(HialignError, match=r"base/responses\.jsonl has what looks like a key"):
         publish.publish(finished)
 
 
 def test_an_unfinished_study_needs_partial(finished: Study) -> None:
-    records.stage_manifest(finished.cells()[1], "judge").unlink()
-    stale = records.stage_manifest(finished.cells()[2], "evaluate")
-    records.write_json(stale, {"fingerprint": "of other settings"})
+    stage_manifest(finished.cells()[1], "judge").unlink()
+    stale = stage_manifest(finished.cells()[2], "evaluate")
+    write_json(stale, {"fingerprint": "of other settings"})
     message = r"not finished: judge of random-llama, full is missing \(of 2\); .*--partial"
     with pytest.raises(HialignError, match=message):
         publish.publish(finished)

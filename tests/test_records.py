@@ -14,17 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hialign import HialignError, load_study, records
+from hialign.files import read_json, read_jsonl, whole_file, write_json, write_jsonl
 from hialign.judge.rubric import load_rubric
-from hialign.records import (
-    cell_status,
-    failed_notebook,
-    read_json,
-    read_jsonl,
-    stage_manifest,
-    whole_file,
-    write_json,
-    write_jsonl,
-)
+from hialign.status import cell_status, failed_notebook, stage_manifest
 from hialign.study import STAGES, Cell, Study
 
 
@@ -335,6 +327,6 @@ def test_half_a_character_is_no_end_of_the_responses(tiny_study: Any, outputs: P
     study = load_study(tiny_study(blocks=["base"]))
     (cell,) = study.cells()
     row = {"prompt_id": "p", "prompt": "?", "response": "half \ud83d", "tokens": 2}
-    records.write_jsonl(cell.folder / "responses.jsonl", [row | {"finish_reason": "stop"}])
+    write_jsonl(cell.folder / "responses.jsonl", [row | {"finish_reason": "stop"}])
     assert records.responses(study)["response"].tolist() == ["half \ud83d"]
     assert records.responses_of(cell)[0]["response"] == "half \ud83d"

@@ -12,9 +12,10 @@ from conftest import made_pairs, write_lines, write_study
 
 from hialign import HialignError, evaluate, load_model, load_study, respond, train
 from hialign.evaluate import _summary
+from hialign.files import read_json, read_jsonl
 from hialign.preferences import load_pairs
-from hialign.records import cell_status, read_json, read_jsonl
 from hialign.respond import transcript
+from hialign.status import cell_status
 from hialign.study import Cell, Study
 from hialign.training import load_cell
 

@@ -9,9 +9,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from hialign import judged, records, tables
+from hialign import judged, tables
 from hialign.blocks import layers_of
+from hialign.files import read_json, read_jsonl, write_json, write_jsonl
 from hialign.judge.rubric import DIMENSIONS
+from hialign.status import stage_manifest
 from hialign.study import Cell, Study
 
 OBJECTIVES = ("all", "grammar", "coherence", "factuality")
@@ -66,9 +68,9 @@ def write_training(cell: Cell, steps: int = 9, depth: int = 30, **changes: Any) 
         "peak_memory_bytes": 3 * 2**29,
     }
     if not base:
-        records.write_jsonl(cell.folder / "training.jsonl", rows)
+        write_jsonl(cell.folder / "training.jsonl", rows)
         manifest["final_loss"] = rows[-1]["loss"]
-    records.write_json(cell.folder / "manifest.json", manifest | changes)
+    write_json(cell.folder / "manifest.json", manifest | changes)
 
 
 def write_evaluation(cell: Cell, n: int = 72) -> None:
@@ -102,7 +104,7 @@ def write_evaluation(cell: Cell, n: int = 72) -> None:
         for i in range(n)
     ]
     content = {"fingerprint": cell.fingerprint("evaluate"), "objectives": found, "pairs": pairs}
-    records.write_json(cell.folder / "evaluation.json", content | {"divergence": divergence})
+    write_json(cell.folder / "evaluation.json", content | {"divergence": divergence})
 
 
 def write_judgments(
@@ -123,7 +125,7 @@ def write_judgments(
         else:
             row["scores"] = dict(zip(DIMENSIONS, map(float, scores), strict=True))
         rows.append(row)
-    records.write_jsonl(cell.folder / f"judgments-{cell.study.judge.name}.jsonl", rows)
+    write_jsonl(cell.folder / f"judgments-{cell.study.judge.name}.jsonl", rows)
 
 
 def write_all(study: Study, prompts: int = 24, steps: int = 9, whole: bool = False) -> None:
@@ -160,7 +162,7 @@ def scores_of(study: Study, block: str, dimension: str = "Overall") -> pd.DataFr
     for cell in study.cells():
         file = cell.folder / f"judgments-{study.judge.name}.jsonl"
         if cell.block == block and file.is_file():
-            for row in records.read_jsonl(file):
+            for row in read_jsonl(file):
                 score = row["scores"].get(dimension, math.nan)
                 rows.append((cell.model.label, row["prompt_id"], score))
     return pd.DataFrame(rows, columns=["model", "prompt_id", "score"])
@@ -304,9 +306,9 @@ def test_divergence(small: Study) -> None:
 
 def test_a_divergence_without_responses_is_missing(small: Study) -> None:
     cell = small.cell(None, "mid")
-    content = records.read_json(cell.folder / "evaluation.json")
+    content = read_json(cell.folder / "evaluation.json")
     content["divergence"] |= {"kl": None, "kl_low": None, "kl_high": None}
-    records.write_json(cell.folder / "evaluation.json", content)
+    write_json(cell.folder / "evaluation.json", content)
     row = row_of(tables.divergence(small), Strategy="Mid-Align")
     assert pd.isna(row["KL from Base (nats/token)"])
     assert row["Response length (tokens)"] == pytest.approx(55)
@@ -376,9 +378,9 @@ def test_judge_agreement_is_of_the_weights_that_judged(
     study = make_study()
     rubric = "0" * 64
     published(monkeypatch, measurement(rubric_sha256=rubric, weights_sha256="right"))
-    file = records.stage_manifest(study.cell(None, "mid"), "judge")
+    file = stage_manifest(study.cell(None, "mid"), "judge")
     for weights, known in (("other", False), ("right", True)):
-        records.write_json(file, {"rubric_sha256": rubric, "weights_sha256": weights})
+        write_json(file, {"rubric_sha256": rubric, "weights_sha256": weights})
         assert ("text" in tables.judge_agreement(study).attrs) == known
 
 

@@ -15,6 +15,7 @@ from conftest import CANARY
 
 from hialign import book, notebook, paths, records
 from hialign.errors import HialignError
+from hialign.status import cell_status, probe_status
 from hialign.study import PROBES, load_study
 
 pytestmark = pytest.mark.slow
@@ -47,7 +48,7 @@ def test_every_file_of_every_cell_is_there(smoke: Path) -> None:
     assert probes == {f"{probe}.json" for probe in PROBES}, (
         "a part was left, or a record is missing"
     )
-    assert {records.probe_status(study, study.models[0], p) for p in PROBES} == {"done"}
+    assert {probe_status(study, study.models[0], p) for p in PROBES} == {"done"}
     assert not list(smoke.rglob("*.failed.ipynb"))
     assert not list((smoke / ".checkpoints").rglob("checkpoint-*"))
 
@@ -178,9 +179,9 @@ def test_a_probes_setting_redoes_it_and_what_it_chooses(smoke: Path, tmp_path: P
     once = ("probe", "train_measured_2_random_llama", "respond", "evaluate", "judge", "book")
     assert planned(done.stdout + done.stderr) == dict.fromkeys(once, 1)
     study = load_study(changed)
-    assert records.probe_status(study, study.models[0], "gradients") == "stale"
-    assert records.cell_status(study.cell(None, "gradient:top30%")) == "stale"
-    assert records.cell_status(study.cell(None, "mid")) == "done"
+    assert probe_status(study, study.models[0], "gradients") == "stale"
+    assert cell_status(study.cell(None, "gradient:top30%")) == "stale"
+    assert cell_status(study.cell(None, "mid")) == "done"
 
 
 def test_a_judges_setting_redoes_judge_and_book_only(smoke: Path, tmp_path: Path) -> None:
@@ -191,8 +192,8 @@ def test_a_judges_setting_redoes_judge_and_book_only(smoke: Path, tmp_path: Path
     done = reproduce(str(changed), "--dry-run")
     assert planned(done.stdout + done.stderr) == {"judge": 4, "book": 1}
     cell = load_study(changed).cells()[1]
-    assert records.cell_status(cell, "train") == "done"
-    assert records.cell_status(cell, "judge") == "stale"
+    assert cell_status(cell, "train") == "done"
+    assert cell_status(cell, "judge") == "stale"
 
 
 def test_the_book_of_a_partial_study_has_honest_blanks(

@@ -12,8 +12,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from hialign import paths, records
+from hialign import paths
+from hialign.files import read_json, write_json
 from hialign.statistics import wilson
+from hialign.status import stage_manifest
 from hialign.study import Study
 
 IDENTITY = ("weights_sha256", "revision", "rubric_sha256")
@@ -29,8 +31,8 @@ def measured(study: Study) -> dict[str, Any] | None:
 
     if study.judge is None:
         return None
-    files = [records.stage_manifest(cell, "judge") for cell in study.cells()]
-    used = [records.read_json(file) for file in files if file.is_file()]
+    files = [stage_manifest(cell, "judge") for cell in study.cells()]
+    used = [read_json(file) for file in files if file.is_file()]
     found = {tuple(manifest.get(name) for name in IDENTITY) for manifest in used}
     if len(found) > 1:
         return None
@@ -40,7 +42,7 @@ def measured(study: Study) -> dict[str, Any] | None:
     own = report_path(study)
     known = _last_of(published(), judge_id, asked) or {}
     if own.is_file():
-        known |= _last_of([records.read_json(own)], judge_id, asked) or {}
+        known |= _last_of([read_json(own)], judge_id, asked) or {}
     return known or None
 
 
@@ -100,7 +102,7 @@ def publish(record: dict[str, Any], path: Path | None = None) -> Path:
     path = path or paths.data() / "judge-agreement.json"
     same = ("judge", "model", "weights_sha256", "revision", "rubric_sha256")
     kept = [r for r in published(path) if any(r.get(k) != record.get(k) for k in same)]
-    records.write_json(path, [*kept, record])
+    write_json(path, [*kept, record])
     return path
 
 
@@ -109,7 +111,7 @@ def _main() -> None:
 
     def command(report: Path) -> None:
         """Add REPORT to what the package ships."""
-        typer.echo(publish(records.read_json(report)))
+        typer.echo(publish(read_json(report)))
 
     typer.run(command)
 

@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from hialign import paths, records
+from hialign import paths
 from hialign.errors import HialignError
+from hialign.files import read_json, write_json
 from hialign.judge import paid
 from hialign.judge.api import TRANSPORT_RETRIES, OpenAIJudge, run
 from hialign.judge.cells import items_of, one_at_a_time
@@ -22,6 +23,7 @@ from hialign.judge.ledger import Ledger, key_of
 from hialign.judge.limits import Budget
 from hialign.judge.request import Answers
 from hialign.judge.rubric import load_rubric
+from hialign.status import judge_of, judgments_file, state
 from hialign.study import Cell, Study
 
 if TYPE_CHECKING:
@@ -51,7 +53,7 @@ def judge_in_batches(
     run of single calls too. A batch cannot be stopped half-way, so `max_cost` lets out only as many
     requests as it can pay for at their worst.
     """
-    if records.judge_of(study).backend != "openai":
+    if judge_of(study).backend != "openai":
         raise HialignError(
             f"study {study.name} has a local judge: --batch is for one behind an API"
         )
@@ -76,7 +78,7 @@ class _Job:
 
     def __init__(self, study: Study, cells: Sequence[Cell], say: Callable[[str], None]) -> None:
         self.study = study
-        self.settings = records.judge_of(study)
+        self.settings = judge_of(study)
         self.say = say
         self.rubric = load_rubric(self.settings.rubric)
         self.judge = OpenAIJudge(self.settings, self.rubric, spent(study))
@@ -85,7 +87,7 @@ class _Job:
         # open: what is known of a request that has to be asked again. failed: given up.
         self.state: dict[str, Any] = {"batches": [], "open": {}, "failed": [], "dialect": None}
         if self.file.is_file():
-            self.state = records.read_json(self.file)
+            self.state = read_json(self.file)
         if found := self.state["dialect"]:
             self.judge.dialect.__dict__.update(found)
         self.owners: dict[str, tuple[Cell, dict[str, Any]]] = {}  # by key: equal texts once
@@ -93,9 +95,9 @@ class _Job:
         self.failures: dict[str, Mapping[str, Any]] = {}  # of earlier runs
         self.wanted: list[str] = []  # of the cells that are asked for; batches may hold others too
         for cell in study.cells():
-            if cell not in cells and not (cell.folder / "responses.jsonl").is_file():
+            if cell not in cells and not state(cell, "respond").trusted:
                 continue
-            ledger = Ledger(records.judgments_file(cell))
+            ledger = Ledger(judgments_file(cell))
             self.done |= ledger.judged()
             self.failures |= {r["key"]: r for r in ledger.all() if not r["scores"]}
             for item in items_of(cell):
@@ -106,7 +108,7 @@ class _Job:
 
     def save(self) -> None:
         """Everything on disk before the next step."""
-        records.write_json(self.file, self.state)
+        write_json(self.file, self.state)
 
     def client(self) -> "openai.OpenAI":
         """The client for files and batches."""
@@ -208,7 +210,7 @@ class _Job:
             common = {"judge": self.settings.name, "rubric_sha256": self.rubric.sha256, "key": key}
             record = {"prompt_id": item["prompt_id"], **result, **common}
             record = paid(record, self.settings, self.failures.get(key, {}), batch)
-            by_cell.setdefault(records.judgments_file(cell), []).append(record)
+            by_cell.setdefault(judgments_file(cell), []).append(record)
             self.state["open"].pop(key, None)
             if result["scores"]:
                 self.done.add(key)

@@ -4,11 +4,12 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Any
 
-from hialign import paths, records
-from hialign.errors import HialignError
+from hialign import files, paths, records, status
+from hialign.files import read_json
 from hialign.judge import judge as judge_items
 from hialign.judge.cost import spent
 from hialign.judge.ledger import exclusive
+from hialign.status import cell_status, judge_of, judgments_file, stage_manifest
 from hialign.study import Cell, JudgeSettings, Study
 
 Scores = Mapping[str, float]  # of one judgment, by dimension; empty where it failed
@@ -22,22 +23,23 @@ def judge(cell: Cell, *, retry_failed: bool = True) -> dict[str, Any]:
     answer is counted in `failed` and its scores are missing: it is asked for again the next time,
     unless `retry_failed` is False.
     """
-    settings = records.judge_of(cell.study)
+    settings = judge_of(cell.study)
     items = items_of(cell)
     with one_at_a_time(cell.study):
-        manifest_path = records.stage_manifest(cell, "judge")
+        depends = status.depends(cell, "judge")
+        manifest_path = stage_manifest(cell, "judge")
         manifest_path.unlink(missing_ok=True)
         counts = judge_items(
-            *(items, settings, records.judgments_file(cell)),
+            *(items, settings, judgments_file(cell)),
             retry_failed=retry_failed,
             spent=spent(cell.study) if settings.max_cost else 0.0,
-            also=[records.judgments_file(c) for c in cell.study.cells() if c != cell],
+            also=[judgments_file(c) for c in cell.study.cells() if c != cell],
         )
-        rows = records.judgments_of(cell)
+        rows, judgments = records.judgments_of(cell), judgments_file(cell)
         manifest: dict[str, Any] = {
             "stage": "judge",
-            "fingerprint": cell.fingerprint("judge"),
-            "settings": cell.settings("judge"),
+            **depends,
+            "files": files.stamps({judgments.name: judgments}),
             "judge": settings.name,
             **{k: rows[0][k] for k in _SAME if rows and k in rows[0]},
             # More than one: the provider changed the model behind the name while this ran.
@@ -46,7 +48,7 @@ def judge(cell: Cell, *, retry_failed: bool = True) -> dict[str, Any]:
             "peak_memory_bytes": records.peak_memory_bytes(),
             **records.environment(),
         }
-        records.write_json(manifest_path, manifest)
+        files.write_record(manifest_path, manifest)
     return manifest
 
 
@@ -55,14 +57,10 @@ _SAME = ("rubric_sha256", "weights_sha256", "revision")  # in all records of a c
 
 def items_of(cell: Cell) -> list[dict[str, Any]]:
     """What there is to judge: prompt_id, prompt and response of each of the cell's responses."""
-    source = cell.folder / "responses.jsonl"
-    if not source.is_file():
-        raise HialignError(
-            f"{cell.model.name} {cell.block} of study {cell.study.name} has no responses: "
-            f"run `hialign run respond -p study {cell.study.name} -p block {cell.block}` first"
-        )
+    status.required(cell, "respond")
     names = ("prompt_id", "prompt", "response")
-    return [{key: row[key] for key in names} for row in records.read_jsonl(source)]
+    rows = files.read_jsonl(cell.folder / "responses.jsonl")
+    return [{key: row[key] for key in names} for row in rows]
 
 
 def one_at_a_time(study: Study) -> ExitStack:
@@ -94,17 +92,17 @@ def same_responses(study: Study) -> dict[str, list[tuple[Scores, Scores]]]:
     """
     found: dict[str, list[tuple[Scores, Scores]]] = {}
     for cell in study.cells():
-        mine = records.stage_manifest(cell, "judge")
-        if records.cell_status(cell, "judge") != "done":
+        mine = stage_manifest(cell, "judge")
+        if cell_status(cell, "judge") != "done":
             continue
-        rubric = records.read_json(mine)["rubric_sha256"]
+        rubric = read_json(mine)["rubric_sha256"]
         for file in sorted(cell.folder.glob("manifest-judge-*.json")):
-            manifest = records.read_json(file)
+            manifest = read_json(file)
             other = JudgeSettings.model_validate(manifest["settings"]["judge"])
             theirs = study.model_copy(update={"judge": other}).cell(cell.model.name, cell.block)
             if file == mine or manifest["rubric_sha256"] != rubric:
                 continue
-            if records.cell_status(theirs, "judge") == "done":
+            if cell_status(theirs, "judge") == "done":
                 ours, others = _scores(cell), _scores(theirs)
                 both = [(ours[i], others[i]) for i in ours if i in others]
                 found.setdefault(other.name, []).extend(both)

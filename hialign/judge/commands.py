@@ -10,12 +10,13 @@ from hialign import notebook, records
 from hialign.judge import accounts
 from hialign.judge.batch import judge_in_batches
 from hialign.judge.cost import estimate, spent
+from hialign.status import judge_of
 from hialign.study import Cell, Study
 
 
 def show_estimate(study: Study, model: str | None) -> None:
     """Print calls, tokens and cost of what is left to judge (of one model); nothing is sent."""
-    settings = records.judge_of(study)
+    settings = judge_of(study)
     found = estimate(study)
     if model is not None:
         found = found[found.model == study.model(model).label]
@@ -50,7 +51,7 @@ def run(study: Study, name: str, model: str | None, retry_failed: bool) -> None:
 
     With `retry_failed` only the cells that have failed judgments.
     """
-    records.judge_of(study)
+    judge_of(study)
     for cell in _cells(study, model):
         failed = any(not row["scores"] for row in records.judgments_of(cell))
         if failed or not retry_failed:
@@ -78,7 +79,7 @@ def _report(study: Study) -> None:
     failed = sum(not row["scores"] for row in found)
     for row in accounts.failures(study).fillna("").to_dict("records") if failed else ():
         console.print(escape(" ".join(text for text in row.values() if text)))
-    cost = f", {spent(study):.2f} USD" if records.judge_of(study).prices else ""
+    cost = f", {spent(study):.2f} USD" if judge_of(study).prices else ""
     again = "; `hialign judge … --retry-failed` asks for them again" if failed else ""
     console.print(f"{len(found)} judgments, {failed} of them failed{cost}{again}")
 

@@ -5,9 +5,10 @@ from typing import Any
 
 import pandas as pd
 
-from hialign import records
+from hialign.files import read_jsonl
 from hialign.judge.ledger import Ledger, identity_of, key_of
 from hialign.judge.rubric import load_rubric, messages
+from hialign.status import judge_of, judgments_file
 from hialign.study import Cell, JudgeSettings, Prices, Study
 
 BYTES_PER_TOKEN = 4.0  # of English text in a judge's prompt; measured in tests/test_judge_cost.py
@@ -30,7 +31,7 @@ def spent(study: Study) -> float:
     total = 0.0
     for cell in study.cells() if study.judge else ():
         costs: dict[Any, float] = {}  # an answer after a failed one carries what that had cost
-        for row in Ledger(records.judgments_file(cell)).all():
+        for row in Ledger(judgments_file(cell)).all():
             name = (row.get("prompt_id"), row.get("key"))
             costs[name] = max(costs.get(name, 0.0), row.get("cost") or 0.0)
         total += sum(costs.values())
@@ -49,11 +50,11 @@ def estimate(study: Study) -> pd.DataFrame:
     from hialign.preferences import load_pairs
     from hialign.respond import transcript
 
-    settings = records.judge_of(study)
+    settings = judge_of(study)
     rubric = load_rubric(settings.rubric)
     identity = identity_of(settings)
     # Over the whole study: equal responses to a prompt are judged once.
-    done = {key for cell in study.cells() for key in Ledger(records.judgments_file(cell)).judged()}
+    done = {key for cell in study.cells() for key in Ledger(judgments_file(cell)).judged()}
     written = [(cell, _responses(cell)) for cell in study.cells()]
     known = [row for _, found in written for row in found or []]
     unwritten = any(found is None for _, found in written)
@@ -101,7 +102,7 @@ def estimate(study: Study) -> pd.DataFrame:
 
 def _responses(cell: Cell) -> list[dict[str, Any]] | None:
     path = cell.folder / "responses.jsonl"
-    return records.read_jsonl(path) if path.is_file() else None
+    return read_jsonl(path) if path.is_file() else None
 
 
 def _measured(study: Study, settings: JudgeSettings, rubric: Any) -> tuple[float, float, str]:
@@ -109,7 +110,7 @@ def _measured(study: Study, settings: JudgeSettings, rubric: Any) -> tuple[float
     size = asked = answered = calls = 0
     for cell in study.cells():
         texts = {row["prompt_id"]: row for row in _responses(cell) or []}
-        for row in Ledger(records.judgments_file(cell)).all():
+        for row in Ledger(judgments_file(cell)).all():
             item = texts.get(row.get("prompt_id"))
             if item and row.get("scores") and row.get("attempts") == 1 and row.get("usage"):
                 content = messages(rubric, item["prompt"], item["response"])

@@ -14,8 +14,9 @@ from typing import Any, Self
 
 from filelock import FileLock, Timeout
 
-from hialign import models, records
+from hialign import models
 from hialign.errors import HialignError
+from hialign.files import write_jsonl
 from hialign.judge.rubric import sha256_of
 from hialign.study import JudgeSettings, ModelSettings
 
@@ -128,12 +129,12 @@ class Ledger:
         if not hasattr(self, "_stream"):
             self._stream = self._open.enter_context(self.partial.open("a", encoding="utf-8"))
             self._stream.write("\n" if _torn(self.partial) else "")
-        self._stream.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
+        self._stream.write(json.dumps(_checked(record), ensure_ascii=False, allow_nan=False) + "\n")
         self._stream.flush()
 
     def finish(self, rows: Iterable[Record]) -> None:
         """Write the whole file, in the order of `rows`, and drop the partial one."""
-        records.write_jsonl(self.path, rows)
+        write_jsonl(self.path, map(_checked, rows))
         self.partial.unlink(missing_ok=True)
 
     def _append(self, path: Path, rows: list[Record]) -> None:
@@ -141,7 +142,7 @@ class Ledger:
             with path.open("a", encoding="utf-8") as stream:
                 stream.write("\n" if _torn(path) else "")
                 for row in rows:
-                    stream.write(json.dumps(row, ensure_ascii=False) + "\n")
+                    stream.write(json.dumps(_checked(row), ensure_ascii=False) + "\n")
 
 
 def _shared(record: Record, prompt_id: Any) -> Record:
@@ -163,15 +164,22 @@ def exclusive(stack: ExitStack, path: Path, doing: str) -> None:
         ) from None
 
 
+def _checked(record: Record) -> Record:
+    """`record` with a checksum of the rest of it, by which a changed line is found out."""
+    plain = {name: value for name, value in record.items() if name != "check"}
+    return plain | {"check": sha256_of(json.dumps(plain, sort_keys=True))[:16]}
+
+
 def lines(path: Path) -> list[Record]:
-    """The records in `path`, without lines that a killed process left half written."""
+    """The records in `path`, without lines that a killed process left half written, and without
+    those that were changed since they were written: both are asked for again."""
     found = []
     for line in path.read_bytes().splitlines() if path.is_file() else []:
         try:
             record = json.loads(line)
         except ValueError:
             continue
-        if isinstance(record, dict):
+        if isinstance(record, dict) and ("check" not in record or _checked(record) == record):
             found.append(record)
     return found
 

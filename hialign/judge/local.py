@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from hialign.chat import chat_text
+from hialign.chat_template import chat_text
 from hialign.errors import HialignError
 from hialign.judge import rubric as texts
 from hialign.judge.rubric import SCORES, Rubric, neutralized

@@ -112,12 +112,17 @@ class Rubric(BaseModel):
         return system_prompt(self, list(self.dimensions))
 
 
+def rubric_file(path: "str | Path | None" = None) -> Path:
+    """Where the rubric stands: `path`, or the paper's."""
+    return Path(path).expanduser() if path else Path(__file__).with_name("rubric.yml")
+
+
 def load_rubric(path: "str | Path | None" = None) -> Rubric:
     """The rubric in the YAML file `path`; by default the paper's (Table 6).
 
     Raises HialignError naming the file and the key for anything unknown, missing or at odds.
     """
-    path = Path(path).expanduser() if path else Path(__file__).with_name("rubric.yml")
+    path = rubric_file(path)
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:

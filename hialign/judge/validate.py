@@ -23,8 +23,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from hialign import paths, records
+from hialign import paths
 from hialign.errors import HialignError
+from hialign.files import read_json, read_jsonl, write_json
 from hialign.judge import injection, judge, people
 from hialign.judge.agreement import report_path
 from hialign.judge.cells import Scores, one_at_a_time, same_responses
@@ -33,6 +34,7 @@ from hialign.judge.length import by_length
 from hialign.judge.reliability import reliability
 from hialign.judge.rubric import load_rubric
 from hialign.preferences import Pair
+from hialign.status import judge_of
 from hialign.study import JudgeSettings, Study
 
 WHERE_LLMBAR = (
@@ -153,7 +155,7 @@ def validate(
     report |= {"command": command} if command else {}
     if not report["judges"]:
         del report["judges"]
-    records.write_json(paths.judge_validation(folder, settings.name), report)
+    write_json(paths.judge_validation(folder, settings.name), report)
     return report
 
 
@@ -167,7 +169,7 @@ def validate_study(
     the repository (`hialign.paths.shared_data`), and the pairs are the study's held-out ones, if
     they come from people. `limit` bounds each part, for a first look.
     """
-    settings = records.judge_of(study)
+    settings = judge_of(study)
     judges = [settings, *study.validation.judges]
     if len({judge.name for judge in judges}) < len(judges):
         raise HialignError("two judges have the same name: give one a `name` of its own")
@@ -246,7 +248,7 @@ class _Asker:
             judge(items, settings, path, spent=spent, progress=self.progress, **loaded)
         finally:
             self._spend(path.stem, time.monotonic() - start)
-        found = records.read_jsonl(path)
+        found = read_jsonl(path)
         self.answers += found
         return {record["prompt_id"]: record for record in found}
 
@@ -254,11 +256,11 @@ class _Asker:
         """Add to what the parts took in all runs; a run that was killed is not in it."""
         known = self._seconds()
         known[part] = round(known.get(part, 0) + seconds, 1)
-        records.write_json(self.place / "seconds.json", known)
+        write_json(self.place / "seconds.json", known)
 
     def _seconds(self) -> dict[str, float]:
         path = self.place / "seconds.json"
-        return records.read_json(path) if path.is_file() else {}
+        return read_json(path) if path.is_file() else {}
 
     def _cost(self) -> float:
         return sum(answer.get("cost") or 0.0 for answer in self.answers)

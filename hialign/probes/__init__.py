@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from hialign import paths, records
+from hialign import files, paths, status
 from hialign.blocks import MEASURES
 from hialign.errors import HialignError
 from hialign.models import identity
@@ -18,13 +18,13 @@ from hialign.study import Cell
 def record_of(cell: Cell, probe: str) -> dict[str, Any]:
     """The record of a probe of the cell's model; HialignError says how to make it."""
     path = paths.probe_record(cell.study.name, cell.model.name, probe)
-    if not path.is_file():
+    found = status.probe_state(cell.study, cell.model, probe)
+    if not found.trusted:
         raise HialignError(
-            f"there is no record of the {probe} probe of {cell.model.name} in study "
-            f"{cell.study.name}: run `hialign run probe-{probe} -p study {cell.study.name} "
-            f"-p model {cell.model.name}` first"
+            f"the record of the {probe} probe of {cell.model.name} in study {cell.study.name} is "
+            f"{found}: run `{status.command_of(cell, f'probe-{probe}')}` first"
         )
-    return records.read_json(path)
+    return files.read_record(path)
 
 
 def forget(cell: Cell, probe: str, but: Path | None = None) -> None:
@@ -37,17 +37,15 @@ def forget(cell: Cell, probe: str, but: Path | None = None) -> None:
 def scores_of(cell: Cell, measure: str) -> list[float]:
     """What a measure (`blocks.MEASURES`) says of each layer of the cell's model: more is more."""
     if MEASURES[measure]:
-        record, other = record_of(cell, MEASURES[measure]), ""
-        if record["fingerprint"] != cell.probe_fingerprint(MEASURES[measure]):
-            other = f"settings than study {cell.study.name} has"
-        elif record.get("came_from", {}).get("model") not in (None, identity(cell.model)):
-            other = f"weights than {cell.model.source} has"
-        if other:
+        try:
+            record = record_of(cell, MEASURES[measure])
+        except HialignError as error:
+            raise HialignError(f"block {cell.block}: {error}") from None
+        if record.get("came_from", {}).get("model") not in (None, identity(cell.model)):
             raise HialignError(
                 f"block {cell.block}: the record of the {MEASURES[measure]} probe of "
-                f"{cell.model.name} is of other {other} now: "
-                f"run `hialign run probe-{MEASURES[measure]} -p study {cell.study.name} -p model "
-                f"{cell.model.name}` again"
+                f"{cell.model.name} is of other weights than {cell.model.source} has now: "
+                f"run `{status.command_of(cell, f'probe-{MEASURES[measure]}')}` again"
             )
         if record.get("layer_scores") is None:
             why = record.get("nothing") or record.get("layer_scores_reason") or "no reason given"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from hialign import dpo, paths, records
+from hialign import dpo, files, paths, records, status
 from hialign.blocks import Choice
 from hialign.decoder import Decoder, Layout, unpackable
 from hialign.errors import HialignError
@@ -66,9 +66,10 @@ class Parts:
     def part(self, name: str, compute: Callable[[], Any]) -> Any:
         """What `compute` gives (JSON), from disk if it was computed before."""
         path = self.folder / f"{paths.slug(name)}.json"
-        if not path.is_file():
-            records.write_json(path, {"part": compute()})
-        return records.read_json(path)["part"]
+        if not (known := _known(path)):
+            files.write_record(path, {"part": compute()})
+            known = files.read_record(path)
+        return known["part"]
 
 
 def measured(
@@ -83,11 +84,14 @@ def measured(
     settings they are the record's key. `compute` gives the record's own fields.
     """
     path = paths.probe_record(cell.study.name, cell.model.name, probe)
-    fingerprint = cell.probe_fingerprint(probe)
-    text = json.dumps([fingerprint, came_from], sort_keys=True)
+    depends = status.probe_depends(cell, probe)
+    text = json.dumps([depends["fingerprint"], came_from], sort_keys=True)
     key = hashlib.sha256(text.encode()).hexdigest()[:16]
-    if path.is_file() and (known := records.read_json(path)).get("key") == key:
+    if (known := _known(path)).get("key") == key:
         forget(cell, probe)
+        if known.get("notebook", depends["notebook"]) != depends["notebook"]:
+            # What a notebook shows is drawn from the record: there is nothing to measure again.
+            files.write_record(path, known | {"notebook": depends["notebook"]})
         return known
     about = records.environment()
     # bfloat16 of a GPU and float32 of a CPU do not go into one record
@@ -99,39 +103,40 @@ def measured(
             "study": cell.study.name,
             "model": cell.model.name,
             "key": key,
-            "fingerprint": fingerprint,
+            **depends,
             "came_from": dict(came_from),
-            "settings": cell.probe_settings(probe),
             **compute(parts),
             "seconds": time.perf_counter() - started,  # of this run: a resumed one has fewer
             "peak_memory_bytes": records.peak_memory_bytes(),
             **about,
         }
 
-    records.write_json(path, parts.part("record", content))
-    return dict(records.read_json(path))
+    files.write_record(path, parts.part("record", content) | depends)
+    return files.read_record(path)
+
+
+def _known(path: Path) -> dict[str, Any]:
+    """What is on disk; empty if there is none, or if it was changed since it was written."""
+    try:
+        return files.read_record(path) if path.is_file() else {}
+    except HialignError:
+        return {}
 
 
 def adapter_of(cell: Cell, block: str) -> tuple[Path, dict[str, str]]:
     """The folder of a block's adapter of the cell's model, and its hash. Raises HialignError if it is
-    not there, or was trained on other weights than the model has now."""
+    not there, or was trained with other settings or on other weights than the model has now."""
     tuned_cell = cell.study.cell(cell.model.name, block)
-    folder, manifest = tuned_cell.folder / "adapter", tuned_cell.folder / "manifest.json"
-    if not (folder / "adapter_model.safetensors").is_file() or not manifest.is_file():
+    known, folder = status.required(tuned_cell, "train"), tuned_cell.folder / "adapter"
+    if not (folder / "adapter_model.safetensors").is_file():  # published without weights
         raise HialignError(
-            f"{cell.model.name} {block} of study {cell.study.name} has no adapter: run `hialign run "
-            f"train -p study {cell.study.name} -p model {cell.model.name} -p block {block}` first"
+            f"{cell.model.name} {block} of study {cell.study.name} has no adapter: "
+            f"run `{status.command_of(tuned_cell, 'train')}` first"
         )
-    known = records.read_json(manifest)
     if any(known.get(key) != value for key, value in identity(cell.model).items()):
         raise HialignError(
             f"the adapter in {folder} was trained on other weights than {cell.model.source} has now: "
             "train the block again"
-        )
-    if records.cell_status(tuned_cell) == "stale":
-        raise HialignError(
-            f"the adapter in {folder} was trained with other settings than study {cell.study.name} "
-            "has now: train the block again"
         )
     return folder, {"adapter_sha256": weights_sha256(folder)}
 

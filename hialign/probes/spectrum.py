@@ -10,6 +10,7 @@ the largest value ranks a matrix of small weights high, and one with a few stron
 Only ranks among matrices of one shape have a meaning, and no others are used here.
 """
 
+import contextlib
 import hashlib
 from collections.abc import Sequence
 
@@ -17,8 +18,9 @@ import numpy as np
 
 from hialign import paths
 from hialign.blocks import decoder_layers, target_modules
+from hialign.errors import HialignError
+from hialign.files import read_record, write_record
 from hialign.models import identity, load_model
-from hialign.records import read_json, write_json
 from hialign.study import ModelSettings
 
 NORMAL_IQR = 1.349  # interquartile range of a standard normal
@@ -65,10 +67,12 @@ def layer_scores(settings: ModelSettings, projections: Sequence[str]) -> list[fl
     known_as = repr((RULE, sorted(identity(settings).items()), list(projections)))
     key = hashlib.sha256(known_as.encode()).hexdigest()[:24]
     path = paths.cache() / "spectrum" / f"{key}.json"
-    if not path.is_file():
-        by_type: dict[str, list[float]] = {}
-        for module, ratio in matrices(settings, projections).items():
-            by_type.setdefault(module.rsplit(".", 1)[-1], []).append(ratio)
-        ranks = [rankdata(ratios) / len(ratios) for ratios in by_type.values()]
-        write_json(path, {"layer_scores": [float(x) for x in np.mean(ranks, axis=0)]})
-    return list(read_json(path)["layer_scores"])
+    with contextlib.suppress(HialignError, OSError):  # it was changed since, or is not there
+        return list(read_record(path)["layer_scores"])
+    by_type: dict[str, list[float]] = {}
+    for module, ratio in matrices(settings, projections).items():
+        by_type.setdefault(module.rsplit(".", 1)[-1], []).append(ratio)
+    ranks = [rankdata(ratios) / len(ratios) for ratios in by_type.values()]
+    scores = [float(x) for x in np.mean(ranks, axis=0)]
+    write_record(path, {"layer_scores": scores})
+    return scores

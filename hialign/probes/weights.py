@@ -8,10 +8,10 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hialign.files import read_json
 from hialign.models import depth_of, identity
 from hialign.probes import spectrum
 from hialign.probes.common import Parts, adapter_of, measured, probe_settings
-from hialign.records import read_json
 from hialign.settings import WeightsSettings
 from hialign.study import Cell
 

@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 
-from hialign import explorer, records
+from hialign import explorer
+from hialign.files import write_jsonl
 from hialign.judge.rubric import DIMENSIONS
+from hialign.status import judgments_file
 from hialign.study import Study
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
@@ -151,9 +153,9 @@ def fill(study: Study, prompts: int = 34) -> dict[tuple[str, str, int, str], flo
             row |= {"reasons": {d: f"Because of {d}." for d in scores} if i % 2 else {}}
             judgments.append(row | ({"error": "it was no JSON"} if failed else {}))
             found |= {(cell.model.label, cell.block, i, d): s for d, s in scores.items()}
-        records.write_jsonl(cell.folder / "responses.jsonl", rows)
+        write_jsonl(cell.folder / "responses.jsonl", rows)
         if study.judge:
-            records.write_jsonl(records.judgments_file(cell), judgments)
+            write_jsonl(judgments_file(cell), judgments)
     return found
 
 
@@ -193,8 +195,8 @@ def hostile(outputs: Path, tmp_path: Path) -> Path:
             else:
                 row |= {"reasons": reasons}
             judgments.append(row)
-        records.write_jsonl(cell.folder / "responses.jsonl", rows)
-        records.write_jsonl(records.judgments_file(cell), judgments)
+        write_jsonl(cell.folder / "responses.jsonl", rows)
+        write_jsonl(judgments_file(cell), judgments)
     assemble(study, tmp_path / "html")
     return tmp_path / "html"
 
@@ -590,7 +592,7 @@ def test_blanks_are_told(outputs: Path, tmp_path: Path, opened: Opened) -> None:
     waiting = make("waiting")
     fill(waiting)
     for cell in waiting.cells():
-        records.judgments_file(cell).unlink()
+        judgments_file(cell).unlink()
     assemble(waiting, tmp_path / "waiting")
     page = opened.goto(tmp_path / "waiting")
     assert page.locator(".hx-map button").count() == 0

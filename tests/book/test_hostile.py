@@ -7,7 +7,9 @@ import nbformat
 import pytest
 from simulated import simulate
 
-from hialign import book, claim_pages, records
+from hialign import book, claim_pages
+from hialign.files import read_json, read_jsonl, write_json, write_jsonl
+from hialign.status import failed_notebook, judgments_file
 from hialign.study import Study
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
@@ -38,23 +40,23 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Any:
         simulate(study, prompts=8, steps=7)
         base, mid, full = study.cells()
         for cell in (base, mid):
-            answers = records.read_jsonl(cell.folder / "responses.jsonl")
+            answers = read_jsonl(cell.folder / "responses.jsonl")
             for i, row in enumerate(answers):
                 row |= {
                     "prompt": f"{EVIL} {i}",
                     "response": EVIL + "x" * (100_000 if i == 0 else 0),
                 }
-            records.write_jsonl(cell.folder / "responses.jsonl", answers)
-            file = records.judgments_file(cell)
-            found = records.read_jsonl(file)
+            write_jsonl(cell.folder / "responses.jsonl", answers)
+            file = judgments_file(cell)
+            found = read_jsonl(file)
             for row in found:
                 row["reasons"] = dict.fromkeys(row["scores"], EVIL)
             found[0] |= {"scores": {}, "reasons": {}, "raw": EVIL, "error": EVIL}
-            records.write_jsonl(file, found)
-            manifest = records.read_json(cell.folder / "manifest.json")
-            records.write_json(cell.folder / "manifest.json", manifest | {"device": EVIL})
+            write_jsonl(file, found)
+            manifest = read_json(cell.folder / "manifest.json")
+            write_json(cell.folder / "manifest.json", manifest | {"device": EVIL})
         (full.folder / "manifest.json").unlink()
-        failed = records.failed_notebook(full, "train")
+        failed = failed_notebook(full, "train")
         failed.parent.mkdir(parents=True, exist_ok=True)
         output = nbformat.v4.new_output("error", ename="E", evalue=EVIL, traceback=[EVIL])
         notebook = nbformat.v4.new_notebook(
