@@ -1,21 +1,24 @@
 """From records to HTML: the pages, the executed notebooks, the table of contents, the build."""
 
+import hashlib
+import json
 import os
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from hialign import paths, records
+from hialign import files, paths, processes
 from hialign.errors import HialignError
+from hialign.status import DONE, State, stage_manifest, stages_of
 from hialign.study import Study, load_study
 
 # What kernels log of themselves as they start and stop; it says nothing of a page
 KERNEL = re.compile(r"IPKernelApp|^(WARNING|ERROR):(tornado|asyncio|traitlets)\b")
+RECORD = ".book.json"  # in a built book: what it was made of
 # What a build tells its pages, which run in kernels: the study, and where its exhibits were written
 STUDY_VARIABLE, EXHIBITS_VARIABLE = "HIALIGN_STUDY", "HIALIGN_EXHIBITS"
 
@@ -58,13 +61,40 @@ def glue_facts(study: Study) -> None:
 
     folder = os.environ.get(EXHIBITS_VARIABLE)
     if folder:
-        found = records.read_json(Path(folder) / "facts.json")
+        found = files.read_json(Path(folder) / "facts.json")
     else:
         from hialign.facts import facts
 
         found = facts(study)
     for name, value in found.items():
         glue(name, Text(value), display=False)
+
+
+def state(study: Study) -> State:
+    """Whether the study's book shows what there is now."""
+    place = paths.html_dir(study.name)
+    if not (place / "index.html").is_file():
+        return State("missing")
+    record = place / RECORD
+    try:
+        known = files.read_record(record).get("key") if record.is_file() else None
+    except HialignError:
+        known = None
+    return DONE if known == _key(study) else State("stale", "what it is made of has changed")
+
+
+def _key(study: Study) -> str:
+    """A hash of all that the book is made of: the study, its records and notebooks, the pages and
+    the package."""
+    folder = paths.study_dir(study.name)
+    made_of = [p for p in paths.book_source().rglob("*") if p.is_file()]
+    made_of += [p for p in paths.package().rglob("*") if p.suffix in (".py", ".yml", ".json")]
+    made_of += [stage_manifest(c, stage) for c in study.cells() for stage in stages_of(c)]
+    made_of += [*folder.glob("*/probes/*.json"), *folder.glob("notebooks/*.ipynb")]
+    made_of += folder.glob("judge-validation-*.json")
+    hashes = {str(p): files.sha256_of(p) for p in made_of if p.is_file()}
+    text = json.dumps([study.model_dump(mode="json"), sorted(hashes.items())])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def build(study: Study) -> Path:
@@ -75,6 +105,7 @@ def build(study: Study) -> Path:
     """
     from hialign import claim_pages, exhibits, explorer, pages, theme
 
+    key = _key(study)  # of what is read from here on
     work = paths.study_dir(study.name) / ".book"
     shutil.rmtree(work, ignore_errors=True)
     try:
@@ -98,11 +129,9 @@ def build(study: Study) -> Path:
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment.get('PATH', '')}"
     start = "from hialign.kernels import build_book; build_book()"
     command = [sys.executable, "-c", start, "build", "-n", "-W", "--keep-going"]
-    with log.open("w") as stream:
-        done = subprocess.run(
-            [*command, str(work)], stdout=stream, stderr=subprocess.STDOUT, env=environment
-        ).returncode
-    text = re.sub(r"\x1b\[[0-9;]*m", "", log.read_text())
+    with log.open("w", encoding="utf-8") as stream:
+        done = processes.supervised([*command, str(work)], environment, stream)
+    text = re.sub(r"\x1b\[[0-9;]*m", "", log.read_text(encoding="utf-8"))
     problems = [
         line
         for line in text.splitlines()
@@ -125,13 +154,9 @@ def build(study: Study) -> Path:
     pages.write_sources(html / "source")
     theme.mend(html)
     explorer.write(study, html / "explore")
+    files.write_record(html / RECORD, {"key": key})
     place = paths.html_dir(study.name)
-    old = place.with_name(".html.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if place.exists():
-        place.rename(old)
-    html.rename(place)
-    shutil.rmtree(old, ignore_errors=True)
+    files.replace_folder(html, place)
     return place / "index.html"
 
 

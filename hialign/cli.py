@@ -2,12 +2,12 @@
 
 import io
 import os
-import subprocess
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from hialign.errors import HialignError
@@ -24,7 +24,9 @@ StudyName = Annotated[str, typer.Argument(help="A study in studies/, or the path
 @app.command()
 def reproduce(
     study: StudyName = "demo",
-    cores: Annotated[int, typer.Option(help="Cells that may run at once.")] = os.cpu_count() or 1,
+    cores: Annotated[int, typer.Option(min=1, help="Cells that may run at once.")] = (
+        os.cpu_count() or 1
+    ),
     profile: Annotated[str, typer.Option(help="A profile in workflow/, such as slurm.")] = "",
     dry_run: Annotated[bool, typer.Option(help="Only say what would run.")] = False,
 ) -> None:
@@ -47,7 +49,9 @@ def run(
     """Execute one notebook (papermill) into its place under outputs/."""
     from hialign.notebook import parse_value
     from hialign.notebook import run as run_notebook
+    from hialign.processes import end_with_watched
 
+    end_with_watched()
     given = parameter or []
     values = {name: parse_value(value) for name, value in zip(given[::2], given[1::2], strict=True)}
     typer.echo(run_notebook(notebook, values))
@@ -55,26 +59,53 @@ def run(
 
 @app.command()
 def status(study: StudyName = "demo") -> None:
-    """Which cells of STUDY are done, stale (settings changed since), failed or missing."""
-    from hialign.notebook import probes_of, stages_of
-    from hialign.notebook import status as status_of
-    from hialign.records import probe_status
+    """Which cells of STUDY are done, stale, damaged, failed or missing, and why."""
+    from hialign.status import probe_state, probes_of, stages_of, state
     from hialign.study import load_study
 
     loaded = load_study(study)
-    colours = {"done": "green", "stale": "yellow", "failed": "red", "missing": "dim"}
+    console, reasons = Console(), []
     stages = stages_of(loaded.cells()[0])
-    table = Table("model", "block", *stages, title=loaded.title)
+    table = Table("model", "block", *stages, title=escape(loaded.title))
     for cell in loaded.cells():
-        marks = [f"[{colours[s]}]{s}[/]" for s in status_of(cell).values()]
-        table.add_row(cell.model.label, cell.block, *marks)
-    Console().print(table)
+        found = {stage: state(cell, stage) for stage in stages}
+        marks = [_mark(one) for one in found.values()]
+        table.add_row(escape(cell.model.label), escape(cell.block), *marks)
+        where = f"{cell.model.label}, {cell.block}"
+        reasons += [f"{stage} of {where}: {one}" for stage, one in found.items() if one.why]
+    console.print(table)
     if probes := probes_of(loaded):
         table = Table("model", *probes, title="Probes")
         for model in loaded.models:
-            found = [probe_status(loaded, model, probe) for probe in probes]
-            table.add_row(model.label, *(f"[{colours[s]}]{s}[/]" for s in found))
-        Console().print(table)
+            of_probe = {probe: probe_state(loaded, model, probe) for probe in probes}
+            table.add_row(escape(model.label), *map(_mark, of_probe.values()))
+            reasons += [f"{p} of {model.label}: {one}" for p, one in of_probe.items() if one.why]
+        console.print(table)
+    for reason in reasons:
+        console.print(escape(reason), highlight=False, soft_wrap=True)
+
+
+COLOURS = {"done": "green", "stale": "yellow", "damaged": "red", "failed": "red", "missing": "dim"}
+
+
+def _mark(state: Any) -> str:
+    """A state as a table shows it: its word, or how many judgments failed."""
+    counted = state.status == "failed" and state.why.endswith("failed")
+    return f"[{COLOURS[state.status]}]{state.why if counted else state.status}[/]"
+
+
+@app.command()
+def verify(study: StudyName = "demo") -> None:
+    """Read every file of STUDY and compare it with the hash that its record has of it."""
+    from hialign.study import load_study
+    from hialign.verify import verify as verify_study
+
+    wrong = 0
+    for line in verify_study(load_study(study)):
+        wrong += line.wrong
+        typer.secho(str(line), fg="red" if line.wrong else None)
+    if wrong:
+        raise HialignError(f"{wrong} records are not what was written: `hialign reproduce {study}`")
 
 
 @app.command()
@@ -206,8 +237,8 @@ def main() -> None:
     except HialignError as error:
         typer.secho(f"hialign: {error}", fg="red", err=True)
         raise SystemExit(1) from None
-    except (KeyboardInterrupt, subprocess.CalledProcessError) as error:
-        raise SystemExit(getattr(error, "returncode", 130)) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
 
 
 def _pairs(arguments: list[str]) -> list[str]:

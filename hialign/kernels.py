@@ -1,40 +1,38 @@
 """Kernels that notebooks and pages run in, each behind Unix sockets of its own.
 
 On TCP a kernel's ports are looked up first and bound a second later, by another process: kernels
-that start at the same time can take each other's, and one dies with "Address already in use".
+that start at the same time can take each other's, and one dies with "Address already in use". On
+Linux the sockets have names and no files, so that a killed process leaves none behind. As on TCP,
+who else is on the machine may connect, and only who knows the kernel's key may ask it for anything.
 """
 
 import logging
+import os
 import sys
+import uuid
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from jupyter_client.manager import AsyncKernelManager
 
+from hialign.processes import end_with_parent
+
 # On a busy machine outputs come later than nbclient waits (4 s), and it goes on without them.
 PATIENT = {"iopub_timeout": 120, "raise_on_iopub_timeout": True}
-LONGEST = 90  # characters of a socket's path; systems allow 104 or more
 
 
 class Kernel(AsyncKernelManager):
-    """A kernel whose sockets lie in a temporary folder that only its user can enter."""
+    """A kernel that is reached by sockets in Linux's abstract namespace; elsewhere on TCP."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._sockets = TemporaryDirectory(prefix="hialign-kernel-")
-        path = f"{self._sockets.name}/socket"
-        if len(path) < LONGEST:  # else TCP, as ever
-            self.transport, self.ip = "ipc", path
+        if sys.platform == "linux":
+            self.transport, self.ip = "ipc", f"@hialign-{uuid.uuid4().hex}"
 
     def format_kernel_cmd(self, extra_arguments: list[str] | None = None) -> list[str]:
         # an interrupt while it stops is an error in its log, and none of the notebook's
         return super().format_kernel_cmd([*(extra_arguments or []), "--log-level=50"])
-
-    def cleanup_connection_file(self) -> None:  # called once, when the kernel is gone
-        super().cleanup_connection_file()
-        self._sockets.cleanup()
 
 
 def build_book() -> None:
@@ -48,6 +46,8 @@ def build_book() -> None:
     from jupyter_cache import get_cache
     from jupyter_cache.executors import load_executor, utils
 
+    # its workers outlive a parent that is killed
+    os.register_at_fork(after_in_child=end_with_parent)
     # it has no setting for these
     utils.executenb = partial(utils.executenb, kernel_manager_class=Kernel, **PATIENT)
     folder = Path(sys.argv[-1])

@@ -12,10 +12,14 @@ from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
 
-from hialign import blocks, paths, records
+from hialign import blocks, paths, processes, records
+from hialign.checks import check_sizes
 from hialign.errors import HialignError
+from hialign.files import read_jsonl
 from hialign.probes import forget
-from hialign.study import PROBES, STAGES, Cell, Study, load_study
+from hialign.sources import check_source
+from hialign.status import DONE, UPSTREAM, cell_status, probe_status, required, state
+from hialign.study import PROBES, STAGES, Cell, load_study
 
 # What IPython and Jupyter themselves put into a notebook's namespace
 SHELL_NAMES = {"In", "Out", "exit", "quit", "open", "get_ipython", "hialign"}
@@ -67,14 +71,19 @@ def begin_pass(namespace: Mapping[str, Any], stage: str) -> list[Cell]:
         return [begin(namespace, stage)]
     first = begin({**namespace, "block": "base"}, stage)
     _mark(namespace)
+    return cells_of(first, str(chosen))
+
+
+def cells_of(cell: Cell, chosen: str) -> list[Cell]:
+    """The cells of a pass over the model of `cell` that are not trained; all of them if all are."""
     cells = [
-        Cell(first.study, first.model, block)
-        for block in first.study.blocks
+        Cell(cell.study, cell.model, block)
+        for block in cell.study.blocks
         if bool(blocks.probe_of(block)) == (chosen == "measured")
     ]
     if not cells:
-        raise HialignError(f"study {first.study.name} has no block that a probe chooses")
-    return [c for c in cells if records.cell_status(c, stage) != "done"] or cells
+        raise HialignError(f"study {cell.study.name} has no block that a probe chooses")
+    return [c for c in cells if state(c) != DONE] or cells
 
 
 def _mark(namespace: Mapping[str, Any]) -> None:
@@ -86,34 +95,64 @@ def _mark(namespace: Mapping[str, Any]) -> None:
 def run(notebook: str, parameters: Mapping[str, Any]) -> Path:
     """Execute a notebook by papermill into its derived place; the path of what was written.
 
-    `notebook` is a stage (`train`, `respond`, `evaluate`, `judge`), `explore` or a path. The output
-    stands under `outputs/<study>/notebooks/` only if it ran to its end; else it is kept beside it
-    as `….failed.ipynb` and HialignError says why.
+    `notebook` is a stage (`train`, `respond`, `evaluate`, `judge`), `explore` or a path. What would
+    be refused is refused before a kernel is started. The output stands under
+    `outputs/<study>/notebooks/` only if it ran to its end; else it is kept beside it as
+    `….failed.ipynb` and HialignError says why.
     """
+    template = _template(notebook)
+    known = _defaults(template)
+    if unknown := [name for name in parameters if name not in known]:
+        raise HialignError(_unknown(unknown[0], list(known), f"notebook {template.stem}"))
+    stage, ours = template.stem, parameters_of(template.stem)
+    if not ours.keys() <= known.keys():
+        _execute(template, parameters, paths.outputs() / "notebooks" / template.name)
+        return paths.outputs() / "notebooks" / template.name
+    values = known | dict(parameters)
+    _check({k: v for k, v in values.items() if k in ours}, stage)
+    together = values.get("block") in PASSES and stage == "train"
+    whole = "block" not in ours  # about a model
+    cell = _cell(values | {"block": "base"} if together or whole else values)
+    block = values["block"] if together else "all" if whole else cell.block
+    cells = cells_of(cell, block) if together else [cell]
+    for one in cells:
+        check(one, stage)
+    output = paths.notebook_output(cell.study.name, stage, cell.model.name, block)
+    doing = f"{stage}: {cell.model.name}, {block}"
+    with processes.locked(paths.working(cell.study.name) / f"{output.stem}.lock", doing):
+        _execute(template, parameters, output)
+    if whole:  # the record of a probe has been shown: its parts are needed no more
+        forget(cell, stage.removeprefix("probe-"))
+    if stage == "judge" and (found := state(cell, stage)).status == "failed":
+        raise HialignError(
+            f"judge of {cell.model.name}, {cell.block}: {found.why}, more than judge.max_failed: "
+            f"`hialign judge {cell.study.argument} --retry-failed` asks for them again"
+        )
+    return output
+
+
+def _defaults(template: Path) -> dict[str, Any]:
+    """The parameters of a notebook and their defaults, as papermill reads them."""
     import papermill
-    from papermill.exceptions import PapermillExecutionError
+
+    try:
+        spec = papermill.inspect_notebook(str(template))
+        return {name: ast.literal_eval(known["default"]) for name, known in spec.items()}
+    except Exception as error:  # nbformat, papermill and json raise many kinds: it is no notebook
+        raise HialignError(
+            f"{template} is not a notebook that papermill can run: {_first_line(error)}"
+        ) from None
+
+
+def _execute(template: Path, parameters: Mapping[str, Any], output: Path) -> None:
+    import papermill
+    from jupyter_client.kernelspec import NoSuchKernel
+    from nbclient.exceptions import DeadKernelError
+    from papermill.exceptions import PapermillException, PapermillExecutionError
 
     from hialign.kernels import PATIENT, Kernel
 
-    template = _template(notebook)
-    known = {
-        name: spec["default"] for name, spec in papermill.inspect_notebook(str(template)).items()
-    }
-    if unknown := [name for name in parameters if name not in known]:
-        raise HialignError(_unknown(unknown[0], list(known), f"notebook {template.stem}"))
-    ours = parameters_of(template.stem)
-    whole = False
-    if ours.keys() <= known.keys():
-        values = {name: ast.literal_eval(default) for name, default in known.items()}
-        values |= parameters
-        _check({k: v for k, v in values.items() if k in ours}, template.stem)
-        together = values.get("block") in PASSES and template.stem == "train"
-        whole = "block" not in ours  # about a model
-        cell = _cell(values | {"block": "base"} if together or whole else values)
-        block = values["block"] if together else "all" if whole else cell.block
-        output = paths.notebook_output(cell.study.name, template.stem, cell.model.name, block)
-    else:
-        output = paths.outputs() / "notebooks" / template.name
+    stage = template.stem
     failed = output.with_name(output.stem + ".failed.ipynb")
     temporary = output.with_name(f".{output.stem}.{os.getpid()}.ipynb")
     try:
@@ -132,8 +171,6 @@ def run(notebook: str, parameters: Mapping[str, Any]) -> Path:
         tidy(temporary)
         os.replace(temporary, output)
         failed.unlink(missing_ok=True)
-        if whole:  # the record of a probe has been shown: its parts are needed no more
-            forget(cell, template.stem.removeprefix("probe-"))
     except PapermillExecutionError as error:
         tidy(temporary)
         os.replace(temporary, failed)
@@ -141,14 +178,42 @@ def run(notebook: str, parameters: Mapping[str, Any]) -> Path:
         if error.ename == "HialignError":
             raise HialignError(str(error.evalue)) from None
         raise HialignError(
-            f"notebook {template.stem} failed: {error.ename}: {str(error.evalue).splitlines()[0]} "
+            f"notebook {stage} failed: {error.ename}: {_first_line(error.evalue)} "
             f"(the whole of it is in {failed})"
         ) from None
+    except DeadKernelError:
+        raise HialignError(
+            f"notebook {stage} was stopped, or its kernel was killed (by the system, where memory "
+            "runs out): what is done is kept, and the same command goes on"
+        ) from None
+    except NoSuchKernel:
+        raise HialignError(
+            "there is no Jupyter kernel 'python3' in this environment: `pip install ipykernel` "
+            "(or `make setup`)"
+        ) from None
+    except PapermillException as error:
+        raise HialignError(f"papermill cannot run {template}: {_first_line(error)}") from None
     except OSError as error:
         raise HialignError(f"cannot write {output}: {error.strerror or error}") from None
     finally:
         temporary.unlink(missing_ok=True)
-    return output
+
+
+def _first_line(error: object) -> str:
+    """The first line of an error that says something, cut to what fits on a line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:300] if lines else type(error).__name__
+
+
+def check(cell: Cell, stage: str) -> None:
+    """Refuse at once what the stage would refuse later: what it reads is not there, or is out of
+    date; its data or its model cannot be found; its sizes do not fit the model."""
+    for before in UPSTREAM.get(stage, ()):
+        required(cell, before)
+    if stage in ("train", "respond", "evaluate") or stage.startswith("probe-"):
+        check_source(cell.study.preferences)
+        if processes.WATCHED not in os.environ:  # `reproduce` has done it for all of its jobs
+            check_sizes(cell)
 
 
 def tidy(path: Path) -> None:
@@ -163,7 +228,7 @@ def tidy(path: Path) -> None:
     text = nbformat.writes(book)
     for place, name in ((paths.outputs(), "outputs"), (paths.root(), "."), (Path.home(), "~")):
         text = text.replace(str(place), name)
-    path.write_text(text)
+    path.write_text(text, encoding="utf-8")
 
 
 def parse_value(text: str) -> Any:
@@ -204,12 +269,7 @@ def _check(values: Mapping[str, Any], stage: str) -> None:
 
 def _cell(values: Mapping[str, Any]) -> Cell:
     study = load_study(values["study"])
-    cell = study.cell(values["model"], values["block"])
-    if cell.block.startswith(("layers:", "window:")):
-        from hialign.models import depth_of
-
-        blocks.layers_of(cell.block, depth_of(cell.model))
-    return cell
+    return study.cell(values["model"], values["block"])
 
 
 def _unknown(name: str, known: list[str], where: str) -> str:
@@ -225,8 +285,13 @@ def _is_module(value: Any) -> bool:
 
 
 def _quiet() -> None:
-    """Keep the libraries' own progress bars and notices out of a saved notebook."""
+    """Keep the libraries' own progress bars and notices out of a saved notebook, and have it compute
+    with as many threads as any other."""
     import warnings
+
+    import torch
+
+    torch.set_num_threads(processes.threads())
 
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", message="IProgress not found")  # our bars need no widgets
@@ -238,33 +303,19 @@ def _quiet() -> None:
     transformers.utils.logging.set_verbosity_error()
 
 
-def stages_of(cell: Cell) -> list[str]:
-    """The stages that a cell of this study goes through."""
-    return [stage for stage in STAGES if stage != "judge" or cell.study.judge]
-
-
-def probes_of(study: Study) -> list[str]:
-    """The probes that a study runs of each of its models."""
-    return [name for name in PROBES if study.probes and getattr(study.probes, name)]
-
-
-def status(cell: Cell) -> dict[str, str]:
-    """The status of each stage of a cell: done, stale, failed or missing."""
-    return {stage: records.cell_status(cell, stage) for stage in stages_of(cell)}
-
-
 def heading(cell: Cell, stage: str, *others: Cell) -> Any:
     """What is about to run, as a line of Markdown a cell under the parameters."""
     from IPython.display import Markdown
 
     notes = {
         "done": "has run with these settings before and runs again",
-        "stale": "has run with other settings and runs again",
+        "stale": "is out of date and runs again",
+        "damaged": "has files that were changed since and runs again",
         "failed": "failed before and is tried again",
     }
     lines = [
         f"**{c.model.label}**, block **{c.block}** ({c.strategy}) of study **{c.study.name}**: "
-        f"stage {stage} {notes.get(records.cell_status(c, stage), 'has not run yet')}."
+        f"stage {stage} {notes.get(cell_status(c, stage), 'has not run yet')}."
         for c in (cell, *others)
     ]
     return Markdown("\n\n".join(lines))
@@ -276,10 +327,11 @@ def probe_heading(cell: Cell, probe: str) -> Any:
 
     notes = {
         "done": "has a record of these settings, which is used if it came from the same",
-        "stale": "has a record of other settings and runs again",
+        "stale": "has a record that is out of date and runs again",
+        "damaged": "has a record that was changed since and runs again",
         "failed": "failed before and is tried again",
     }
-    state = records.probe_status(cell.study, cell.model, probe)
+    state = probe_status(cell.study, cell.model, probe)
     return Markdown(
         f"**{cell.model.label}** of study **{cell.study.name}**: the {probe} probe "
         f"{notes.get(state, 'has not run yet')}."
@@ -312,7 +364,7 @@ def loss(*cells: Cell) -> Any:
     )
     for cell in cells:
         file = cell.folder / "training.jsonl"
-        steps = records.read_jsonl(file) if file.is_file() and cell.block != "base" else []
+        steps = read_jsonl(file) if file.is_file() and cell.block != "base" else []
         if steps:
             values = [s["step"] for s in steps], [s["loss"] for s in steps]
             marker = "o" if len(steps) < 60 else ""

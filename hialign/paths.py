@@ -104,6 +104,11 @@ def probe_parts(study: str, model: str, probe: str, key: str) -> Path:
     return probes_dir(study, model) / f".{probe}-{key}"
 
 
+def working(study: str) -> Path:
+    """`outputs/<study>/.running/`: a lock for each notebook that is being executed."""
+    return study_dir(study) / ".running"
+
+
 def notebook_output(study: str, stage: str, model: str, block: str) -> Path:
     """`outputs/<study>/notebooks/<stage>-<model>-<block>.ipynb`, an executed notebook."""
     return study_dir(study) / "notebooks" / f"{stage}-{slug(model)}-{slug(block)}.ipynb"

@@ -1,63 +1,178 @@
-"""`hialign reproduce`: Snakemake runs what is missing or out of date, and nothing else."""
+"""`hialign reproduce`: what is not done is run, in order, and nothing else.
+
+`hialign.status` decides what is done. Snakemake runs the rest: it knows the order, and how many jobs
+may run at once.
+"""
 
 import os
-import subprocess
 import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 
-from hialign import paths
+from hialign import book, paths, processes
+from hialign.blocks import probe_of
+from hialign.checks import check_sizes
 from hialign.errors import HialignError
 from hialign.preferences import load_pairs
-from hialign.study import load_study
+from hialign.status import DONE, State, probe_state, probes_of, stages_of, state
+from hialign.study import Cell, ModelSettings, Study, load_study
 
 
-def reproduce(study: str, cores: int, profile: str = "", dry_run: bool = False) -> None:
-    """Run the cells of `study` through its stages and build its book.
+@dataclass(frozen=True)
+class Job:
+    """One thing that a study needs, and its state."""
 
-    What would fail late is checked first: the study, its data, a judge's key. Raises HialignError
-    with what to do if a cell fails; the others still run to their end.
+    marker: str  # of Snakemake's, relative to the study's folder
+    what: str
+    state: State
+    stage: str
+
+
+def jobs_of(study: Study, thorough: bool = True) -> Iterator[Job]:
+    """All that a study needs: the stages of its cells, its probes, its book."""
+    every = []
+    for cell in study.cells():
+        for stage in stages_of(cell):
+            what = f"{stage}: {cell.model.name}, {cell.block}"
+            every.append(Job(stage_marker(cell, stage), what, state(cell, stage, thorough), stage))
+    for model in study.models:
+        for probe in probes_of(study):
+            what = f"probe: {probe}, {model.name}"
+            found = probe_state(study, model, probe, thorough)
+            every.append(Job(probe_marker(study, model, probe), what, found, "probe"))
+    yield from every
+    waiting = any(job.state != DONE for job in every)
+    found = State("stale", "what it shows will be made again") if waiting else book.state(study)
+    yield Job(book_marker(), "book", found, "book")
+
+
+# --- markers -------------------------------------------------------------------------------------
+
+
+def stage_marker(cell: Cell, stage: str) -> str:
+    """The marker of a stage of a cell; of the whole pass where blocks are trained together."""
+    model = paths.slug(cell.model.name)
+    if stage == "train" and cell.study.training.one_pass:
+        return f".workflow/train/{model}/{pass_of(cell)}.pass"
+    return f".workflow/{stage}/{model}/{paths.slug(cell.block)}.cell"
+
+
+def pass_of(cell: Cell) -> str:
+    """The pass in which a cell is trained: blocks that a probe chooses have one of their own."""
+    return "measured" if probe_of(cell.block) else "all"
+
+
+def probe_marker(study: Study, model: ModelSettings, probe: str) -> str:
+    return f".workflow/probe/{paths.slug(model.name)}/{probe}.cell"
+
+
+def book_marker() -> str:
+    return ".workflow/book"
+
+
+def _mark(where: Path, jobs: list[Job]) -> None:
+    """Leave a marker for each job that is done, and none for the others."""
+    open_markers = {job.marker for job in jobs if job.state != DONE}
+    for marker in {job.marker for job in jobs}:
+        place = where / marker
+        if marker in open_markers:
+            place.unlink(missing_ok=True)
+        else:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.touch()
+
+
+# --- running -------------------------------------------------------------------------------------
+
+
+def reproduce(name: str, cores: int, profile: str = "", dry_run: bool = False) -> None:
+    """Run what is not done of the study called `name`, and build its book.
+
+    What would fail late is checked first: the study, its data, its models, a judge's key. Raises
+    HialignError with what to do if a job fails; the others still run to their end. Interrupted, it
+    waits for its jobs to end, and the same command goes on.
     """
-    loaded = load_study(study)
-    judge = loaded.judge
-    if judge and judge.backend == "openai" and not dry_run:
+    study = load_study(name)
+    if dry_run:
+        _check(study, jobs := list(jobs_of(study)), key=False)
+        todo = [job for job in jobs if job.state != DONE]
+        for job in todo:
+            print(f"would run {job.what} ({job.state})")
+        print(f"{len(todo)} of {len(jobs)} jobs would run")
+        return
+    where = paths.study_dir(study.name)
+    with processes.locked(where / ".reproduce.lock", f"hialign reproduce {study.argument}"):
+        processes.wait_for_all(paths.working(study.name))
+        jobs = list(jobs_of(study))
+        if all(job.state == DONE for job in jobs):
+            print("Nothing to be done.")
+        else:
+            _check(study, jobs)
+            _mark(where, jobs)
+            _run(study, name, where, cores, profile)
+    print(f"The book: {paths.html_dir(study.name) / 'index.html'}")
+
+
+def _check(study: Study, jobs: list[Job], key: bool = True) -> None:
+    """Refuse what would fail late: no key for the judge, data or a model that is not there."""
+    todo = {job.stage for job in jobs if job.state != DONE}
+    judge = study.judge
+    if key and "judge" in todo and judge and judge.backend == "openai":
         local = "127.0.0.1" in (judge.base_url or "") or "localhost" in (judge.base_url or "")
         if not os.environ.get(judge.api_key_env) and not local:
             raise HialignError(
-                f"study {loaded.name} is judged by {judge.model}, but the environment has no "
+                f"study {study.name} is judged by {judge.model}, but the environment has no "
                 f"{judge.api_key_env}: set it, or put `judge: null` into a copy of the study"
             )
-    if not dry_run:
-        load_pairs(loaded.preferences)
-    where = paths.study_dir(loaded.name)
-    try:
-        where.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise HialignError(f"cannot write {where}: {error.strerror}") from None
+    if todo - {"judge", "book"}:
+        load_pairs(study.preferences)
+        for cell in study.cells():
+            check_sizes(cell)
+
+
+def _run(study: Study, name: str, where: Path, cores: int, profile: str) -> None:
     command = [
         *(sys.executable, "-m", "snakemake"),
         *("--snakefile", str(paths.workflow() / "Snakefile")),
         *("--directory", str(where)),
         *("--cores", str(cores)),
-        *("--config", f"study={_absolute(study)}"),
-        *("--keep-going", "--rerun-incomplete"),
+        *("--config", f"study={_absolute(name)}"),
+        # Ours are the lock and the decision what to run: only a missing marker counts.
+        *("--nolock", "--ignore-incomplete", "--drop-metadata", "--keep-going"),
+        *("--rerun-triggers", "software-env"),
         # One cell at a time asks a judge behind an API, as often and for as much as the settings let.
         *("--resources", "judge_api=1"),
         *("--quiet", "rules", "host"),
         *(["--profile", str(paths.workflow() / profile)] if profile else []),
-        *(["--dry-run"] if dry_run else []),
     ]
     path = f"{os.path.dirname(sys.executable)}{os.pathsep}{os.environ.get('PATH', '')}"
     environment = os.environ | {"PYTHONUNBUFFERED": "1", "PATH": path}
-    done = subprocess.run(command, env=environment).returncode
-    if done:
-        raise HialignError(
-            f"study {loaded.name} is not complete: `hialign status {study}` says which cells "
-            "failed, their notebooks (….failed.ipynb) why; the same command goes on from here, "
-            f"and `hialign book {study}` builds what there is"
+    environment[processes.THREADS] = str(processes.threads())
+    if not profile:  # jobs of a cluster outlive this process
+        environment[processes.WATCHED] = processes.watched()
+    try:
+        failed = processes.supervised(command, environment)
+    except KeyboardInterrupt:
+        print(
+            f"\nInterrupted. What is done is kept: `hialign reproduce {study.argument}` goes on "
+            "from here.",
+            file=sys.stderr,
         )
-    if not dry_run:
-        print(f"The book: {paths.html_dir(loaded.name) / 'index.html'}")
+        raise
+    if failed:
+        left = [job for job in jobs_of(study) if job.state != DONE]
+        first = next((job for job in left if job.state.status == "failed"), left[0])
+        again = f"`hialign reproduce {study.argument}` goes on from here"
+        if first.stage == "judge" and not first.state.why.startswith("its"):
+            again = f"`hialign judge {study.argument} --retry-failed` asks for these again"
+        raise HialignError(
+            f"study {study.name} is not complete: {first.what} {first.state} (one of {len(left)} "
+            f"jobs that are not done, see `hialign status {study.argument}`); {again}, and "
+            f"`hialign book {study.argument}` builds what there is"
+        )
 
 
-def _absolute(study: str) -> str:
+def _absolute(name: str) -> str:
     """A study file's path as it is from anywhere; a study's name as it is."""
-    return os.path.abspath(study) if study.endswith((".yml", ".yaml")) else study
+    return os.path.abspath(name) if name.endswith((".yml", ".yaml")) else name
