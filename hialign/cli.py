@@ -60,6 +60,8 @@ def run(
 @app.command()
 def status(study: StudyName = "demo") -> None:
     """Which cells of STUDY are done, stale, damaged, failed or missing, and why."""
+    from hialign import paths
+    from hialign.processes import held
     from hialign.status import probe_state, probes_of, stages_of, state
     from hialign.study import load_study
 
@@ -81,7 +83,8 @@ def status(study: StudyName = "demo") -> None:
             table.add_row(escape(model.label), *map(_mark, of_probe.values()))
             reasons += [f"{p} of {model.label}: {one}" for p, one in of_probe.items() if one.why]
         console.print(table)
-    for reason in reasons:
+    working = held(paths.working(loaded.name))
+    for reason in [f"At work: {one}" for one in working] + reasons:
         console.print(escape(reason), highlight=False, soft_wrap=True)
 
 

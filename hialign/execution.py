@@ -7,14 +7,15 @@ import pandas as pd
 
 from hialign import paths, records
 from hialign.display import Table, table_of, table_or_none
-from hialign.files import read_json
+from hialign.files import read_json, read_record
 from hialign.status import (
     cell_status,
     failed_notebook,
-    probe_status,
+    probe_state,
     probes_of,
     stage_manifest,
     stages_of,
+    state,
 )
 from hialign.study import Cell, Study
 
@@ -28,10 +29,10 @@ def stages(study: Study, cells: Sequence[Cell] = ()) -> Table:
     rows = []
     for cell in cells or study.cells():
         for stage in stages_of(cell):
-            file = stage_manifest(cell, stage)
-            content = read_json(file) if file.is_file() else {}
+            found = state(cell, stage)
+            content = read_record(stage_manifest(cell, stage)) if found.trusted else {}
             row: dict[str, Any] = {"Model": cell.model.label, "Strategy": cell.strategy}
-            row |= {"Stage": stage, "Status": cell_status(cell, stage)}
+            row |= {"Stage": stage, "Status": found.status}
             row |= {"Ended (UTC)": _ended(cell, stage)}
             seconds, memory = content.get("seconds"), content.get("peak_memory_bytes")
             if stage == "train" and seconds is not None:
@@ -73,10 +74,11 @@ def probes(study: Study) -> Table:
     rows = []
     for model in study.models:
         for probe in probes_of(study):
+            found = probe_state(study, model, probe)
             file = paths.probe_record(study.name, model.name, probe)
-            content = read_json(file) if file.is_file() else {}
+            content = read_record(file) if found.trusted else {}
             row: dict[str, Any] = {"Model": model.label, "Probe": probe}
-            row |= {"Status": probe_status(study, model, probe)}
+            row |= {"Status": found.status}
             seconds, memory = content.get("seconds"), content.get("peak_memory_bytes")
             row |= {"Minutes": None if seconds is None else seconds / 60}
             row |= {"Peak memory (GiB)": None if memory is None else memory / 2**30}

@@ -38,6 +38,7 @@ from hialign import (
 from hialign.errors import HialignError
 from hialign.files import whole_file, write_json
 from hialign.judge import accounts, report
+from hialign.processes import end_with_parent
 from hialign.status import stage_manifest
 from hialign.study import PROBES, Study
 
@@ -240,7 +241,8 @@ def write_all(study: Study, folder: Path) -> None:
     named = {name for names in together for name in names}
     tasks = [*together, *([name] for name in EXHIBITS if name not in named)]
     context = get_context("spawn")  # a fork would copy locks that other threads hold
-    with ProcessPoolExecutor(min(os.cpu_count() or 1, 4), context) as pool:
+    cores = min(os.cpu_count() or 1, 4)
+    with ProcessPoolExecutor(cores, context, initializer=end_with_parent) as pool:
         for future in [pool.submit(_write_some, study, names, folder) for names in tasks]:
             future.result()
 

@@ -92,13 +92,14 @@ def _mark(namespace: Mapping[str, Any]) -> None:
         namespace[BEGUN] = True
 
 
-def run(notebook: str, parameters: Mapping[str, Any]) -> Path:
+def run(notebook: str, parameters: Mapping[str, Any], too_many_failed: bool = True) -> Path:
     """Execute a notebook by papermill into its derived place; the path of what was written.
 
     `notebook` is a stage (`train`, `respond`, `evaluate`, `judge`), `explore` or a path. What would
     be refused is refused before a kernel is started. The output stands under
     `outputs/<study>/notebooks/` only if it ran to its end; else it is kept beside it as
-    `….failed.ipynb` and HialignError says why.
+    `….failed.ipynb` and HialignError says why. `too_many_failed`: whether it is an error, too, if
+    more judgments failed than the study allows.
     """
     template = _template(notebook)
     known = _defaults(template)
@@ -123,12 +124,18 @@ def run(notebook: str, parameters: Mapping[str, Any]) -> Path:
         _execute(template, parameters, output)
     if whole:  # the record of a probe has been shown: its parts are needed no more
         forget(cell, stage.removeprefix("probe-"))
-    if stage == "judge" and (found := state(cell, stage)).status == "failed":
-        raise HialignError(
-            f"judge of {cell.model.name}, {cell.block}: {found.why}, more than judge.max_failed: "
-            f"`hialign judge {cell.study.argument} --retry-failed` asks for them again"
-        )
+    if stage == "judge" and too_many_failed:
+        check_judged(cell)
     return output
+
+
+def check_judged(cell: Cell) -> None:
+    """Refuse a cell of whose judgments more failed than the study allows (`judge.max_failed`)."""
+    if (found := state(cell, "judge")).status == "failed":
+        raise HialignError(
+            f"judge of {cell.model.name}, {cell.block}: {found.why}, more than judge.max_failed "
+            f"allows: `hialign judge {cell.study.argument} --retry-failed` asks for them again"
+        )
 
 
 def _defaults(template: Path) -> dict[str, Any]:

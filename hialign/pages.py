@@ -15,9 +15,9 @@ import yaml
 
 from hialign import execution, exhibits, paths, records
 from hialign.display import Table
-from hialign.files import read_json
+from hialign.files import read_record
 from hialign.repository import badge
-from hialign.status import cell_status, stage_manifest
+from hialign.status import probe_state, stage_manifest, state
 from hialign.study import PROBES, STAGES, Cell, ModelSettings, Study
 
 SHOWN = re.compile(r'^```\{code-cell\}[^`]*?book\.show\(study, "([a-z0-9-]+)"\)\n```\n', re.M)
@@ -147,12 +147,12 @@ def _cell_page(cell: Cell, notebooks: list[str]) -> str:
         parts.append("The executed notebooks: " + ", ".join(links) + ".")
     if failures := execution.errors(cell):
         parts += ["## Errors", *(raw(f"<pre>{escape(text)}</pre>") for text in failures)]
-    if (cell.folder / "training.jsonl").is_file():
+    if (cell.folder / "training.jsonl").is_file() and state(cell).trusted:
         slug = Path(_page_name(cell)).name
         parts += ["## Training curves", raw(_picture(slug, cell))]
     manifest = stage_manifest(cell, "train")
-    if manifest.is_file():
-        content = read_json(manifest)
+    if state(cell).trusted:
+        content = read_record(manifest)
         parts += ["## What was trained", table(execution.facts_of(content))]
         parts += ["## Parameters", table(execution.flat(content.get("settings", {})))]
         parts += ["## Environment", table(execution.environment(content))]
@@ -163,13 +163,16 @@ def _cell_page(cell: Cell, notebooks: list[str]) -> str:
 def _status(cell: Cell) -> str:
     words = {
         "done": "trained with the study's present settings",
-        "stale": "trained with older settings than the study's present ones",
+        "stale": "out of date, so that nothing of it is shown",
+        "damaged": "its files are not those that were written, so that nothing of it is shown",
         "failed": "**failed**: what follows of it is not a result",
         "missing": "not trained yet",
     }
-    status = cell_status(cell)
-    untrained = status == "done" and cell.block == "base"
-    return f"Status: {'the reference, which is not trained' if untrained else words[status]}."
+    found = state(cell)
+    if found.status == "stale" and found.trusted:
+        return "Status: trained with the study's present settings, and to be made again."
+    untrained = found.status == "done" and cell.block == "base"
+    return f"Status: {'the reference, which is not trained' if untrained else words[found.status]}."
 
 
 def _picture(slug: str, cell: Cell) -> str:
@@ -182,12 +185,18 @@ def _picture(slug: str, cell: Cell) -> str:
 
 def _record_links(cell: Cell) -> str:
     slug = Path(_page_name(cell)).name
-    kept = [name for name in PUBLIC if (cell.folder / name).is_file()]
+    kept = [path.name for path in _public(cell)]
     links = [f'<a href="../data/runs/{slug}-{name}" download>{name}</a>' for name in kept]
     return f"<p>{', '.join(links) or 'none yet'}</p>"
 
 
-PUBLIC = ("manifest.json", "training.jsonl", "evaluation.json")
+PUBLIC = {"manifest.json": "train", "training.jsonl": "train", "evaluation.json": "evaluate"}
+
+
+def _public(cell: Cell) -> list[Path]:
+    """The records of a cell that its page links to."""
+    kept = [cell.folder / name for name, stage in PUBLIC.items() if state(cell, stage).trusted]
+    return [path for path in kept if path.is_file()]
 
 
 def write_records(study: Study, folder: Path) -> None:
@@ -200,14 +209,13 @@ def write_records(study: Study, folder: Path) -> None:
     for model in study.models:
         for probe in PROBES:
             file = paths.probe_record(study.name, model.name, probe)
-            if file.is_file():
+            if probe_state(study, model, probe).trusted:
                 shutil.copy(file, folder / _probe_file(model, f"probe-{probe}"))
     for cell in study.cells():
         slug = Path(_page_name(cell)).name
-        for name in PUBLIC:
-            if (cell.folder / name).is_file():
-                shutil.copy(cell.folder / name, folder / f"{slug}-{name}")
-        if (cell.folder / "training.jsonl").is_file():
+        for path in _public(cell):
+            shutil.copy(path, folder / f"{slug}-{path.name}")
+        if (folder / f"{slug}-training.jsonl").is_file():
             exhibits.save(figures.curves(cell), folder / f"{slug}.svg")
 
 

@@ -153,12 +153,12 @@ def _stamps(study: Study) -> list[tuple[str, int, int]]:
 
 def judgments_of(cell: Cell) -> list[dict[str, Any]]:
     """The cell's judgments as they were written, failed ones included; none before it is judged."""
-    return _rows(judgments_file(cell))
+    return _rows(judgments_file(cell)) if state(cell, "judge").trusted else []
 
 
 def responses_of(cell: Cell) -> list[dict[str, Any]]:
     """The cell's responses as they were written, untrusted text; none before it has answered."""
-    return _rows(cell.folder / "responses.jsonl")
+    return _rows(cell.folder / "responses.jsonl") if state(cell, "respond").trusted else []
 
 
 def cells(study: Study, stage: str) -> list[Cell]:

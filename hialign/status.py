@@ -265,6 +265,8 @@ def required(cell: Cell, stage: str) -> dict[str, Any]:
     """
     found = state(cell, stage, thorough=True)
     if not found.trusted:
+        for before in UPSTREAM[stage]:  # where it begins
+            required(cell, before)
         raise HialignError(
             f"{WHAT[stage]} of {cell.model.name} {cell.block} in study {cell.study.name} "
             f"{BE.get(stage, 'is')} {found}: run `{command_of(cell, stage)}` first"

@@ -123,10 +123,9 @@ def cells(study: Study) -> Table:
     titles |= {"pairs": "Pairs", "steps": "Steps", "final_loss": "Final loss"}
     titles |= {"seconds": "Training (min)", "shared_seconds": "Shared (min)", "tokens": "Tokens"}
     titles |= {"peak_memory_bytes": "Peak memory (GiB)", "device": "Device", "seed": "Seed"}
-    runs = records.manifests(study).reindex(columns=["block", "stale", *titles])
+    runs = records.manifests(study).reindex(columns=["block", *titles])
     untrained = (runs.status != "done") | (runs.block == "base")
     runs.loc[untrained, ["pairs", "seconds", "shared_seconds", "tokens", "final_loss"]] = None
-    runs.loc[runs.stale.eq(True), "status"] = "done, with older settings"
     runs["layers"] = [(span(v) or "none") if isinstance(v, list) else None for v in runs.layers]
     for name, unit in (
         *(("final_loss", 1), ("seconds", 60), ("shared_seconds", 60)),

@@ -8,22 +8,42 @@ import json
 import os
 import random
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from conftest import write_study
+from conftest import write_lines, write_study
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hialign import evaluate, files, judge, paths, respond, train_together, verify
+from hialign import (
+    HialignError,
+    chat,
+    evaluate,
+    files,
+    judge,
+    load_cell,
+    paths,
+    records,
+    respond,
+    train_together,
+    verify,
+)
+from hialign.explorations import Explorer
 from hialign.models import random_folder
+from hialign.probes.weights import weights
+from hialign.publish import publish
 from hialign.status import (
     DONE,
+    cell_status,
+    differences,
+    judgments_file,
     notebook_sha256,
+    required,
+    stage_manifest,
     state,
 )
 from hialign.study import Cell, Study, load_study
@@ -32,6 +52,7 @@ from hialign.study import Cell, Study, load_study
 TIMES = (
     *("seconds", "shared_seconds", "trained_with"),
     *("peak_memory_bytes", "modified", "bytes", "sha256"),
+    *("done", "reused", "shared", "usage", "cost"),  # what one run of the judge asked for
 )
 STAGES = {"respond": respond, "evaluate": evaluate, "judge": judge}
 
@@ -252,3 +273,231 @@ def test_after_any_single_change_the_records_are_those_of_an_empty_folder(
     else:
         assert expected, what
     shutil.rmtree(place)
+
+
+# --- what is refused -----------------------------------------------------------------------------
+
+
+def changed(place: Path, **settings: Any) -> Study:
+    """The study with other settings of its sections."""
+    content = yaml.safe_load((place / "tiny.yml").read_text())
+    for section, values in settings.items():
+        content[section] = content.get(section, {}) | values
+    (place / "tiny.yml").write_text(yaml.safe_dump(content))
+    return load_study(place / "tiny.yml")
+
+
+def explore(cell: Cell) -> Any:
+    return Explorer(cell).load()
+
+
+@pytest.mark.parametrize("read", [respond, evaluate, judge, load_cell, explore, weights])
+def test_an_adapter_of_other_settings_is_refused(copy: Path, read: Callable[[Cell], Any]) -> None:
+    probes = {"weights": {"tuned": "mid"}}
+    cell = mid(changed(copy, training={"learning_rate": 0.02}, probes=probes))
+    before = records_of(cell.study)
+    with pytest.raises(HialignError) as caught:
+        read(cell)
+    text = str(caught.value)
+    assert "training.learning_rate was 0.01 and is 0.02" in text
+    assert f"run `hialign run train -p study {copy}/tiny.yml -p block mid` first" in text
+    assert records_of(cell.study) == before
+    assert "\n" not in text
+
+
+def test_a_stage_says_what_its_records_were_made_with(copy: Path) -> None:
+    """The finding that this file is about: responses of the old adapter under the new rate."""
+    study = changed(copy, training={"learning_rate": 0.02})
+    old = mid(study).folder / "adapter" / "adapter_model.safetensors"
+    before = old.read_bytes()
+    assert {s for s, block in not_done(study) if block == "mid"} == {"train", *STAGES}
+    assert {s for s, block in not_done(study) if block == "base"} == set()
+    run(study)
+    assert old.read_bytes() != before
+    for stage in ("train", *STAGES):
+        record = files.read_record(stage_manifest(mid(study), stage))
+        assert record["settings"]["training"]["learning_rate"] == 0.02
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-8])
+
+
+def edit_alpha(path: Path) -> None:
+    config = files.read_json(path)
+    files.write_json(path, config | {"lora_alpha": 8 * config["lora_alpha"]})
+
+
+def drop_row(path: Path) -> None:
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[1:]))
+
+
+def double(path: Path) -> None:
+    path.write_bytes(path.read_bytes() * 2)
+
+
+def edit_response(path: Path) -> None:
+    rows = files.read_jsonl(path)
+    rows[0]["response"] += " And more."
+    write_lines(path, rows)
+
+
+def edit_score(path: Path) -> None:
+    rows = files.read_jsonl(path)
+    name = next(iter(rows[0]["scores"]))
+    rows[0]["scores"][name] = 5.0
+    write_lines(path, rows)
+
+
+ADAPTER, CONFIG = "adapter/adapter_model.safetensors", "adapter/adapter_config.json"
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "stage", "why"),
+    [
+        (ADAPTER, Path.unlink, "train", "is missing"),
+        (ADAPTER, truncate, "train", "was changed"),
+        (CONFIG, edit_alpha, "train", "was changed"),
+        ("training.jsonl", drop_row, "train", "has 1 rows where 2 were written"),
+        ("responses.jsonl", drop_row, "respond", "has 2 rows where 3 were written"),
+        ("responses.jsonl", edit_response, "respond", "was changed"),
+        ("evaluation.json", truncate, "evaluate", "was changed"),
+        ("judgments", drop_row, "judge", "has 2 rows where 3 were written"),
+        ("judgments", double, "judge", "has 6 rows where 3 were written"),
+        ("judgments", edit_score, "judge", "was changed"),
+    ],
+)
+def test_what_was_damaged_is_seen_and_made_again(
+    copy: Path, name: str, damage: Callable[[Path], None], stage: str, why: str
+) -> None:
+    study = load_study(copy / "tiny.yml")
+    before = records_of(study)
+    cell = mid(study)
+    damage(judgments_file(cell) if name == "judgments" else cell.folder / name)
+    found = state(cell, stage)
+    assert found.status == "damaged"
+    assert why in found.why
+    assert [line.wrong for line in verify.verify(study) if f"{stage} of" in str(line)] == [
+        *(False, True)
+    ]
+    with pytest.raises(HialignError, match="damaged"):
+        required(cell, stage)
+    run(study)
+    assert not_done(study) == set()
+    assert records_of(study) == before
+
+
+def test_a_flipped_byte_with_its_old_time_is_found_by_those_who_read_it(copy: Path) -> None:
+    study = load_study(copy / "tiny.yml")
+    path = mid(study).folder / ADAPTER
+    times = path.stat()
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(bytes(data))
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert cell_status(mid(study)) == "done"  # which looks at sizes and times
+    assert any(line.wrong for line in verify.verify(study))
+    for read in (respond, load_cell, explore):
+        with pytest.raises(HialignError, match=r"adapter_model\.safetensors was changed"):
+            read(mid(study))  # type: ignore[operator]
+
+
+def test_the_book_shows_nothing_that_was_made_with_other_settings(copy: Path) -> None:
+    study = load_study(copy / "tiny.yml")
+    readers = (records.training, records.evaluations, records.pairs, records.divergences)
+    readers += (records.responses, records.judgments)
+    assert all("mid" in set(read(study).block) for read in readers)
+    study = changed(copy, training={"learning_rate": 0.02})
+    assert not any("mid" in set(read(study).block) for read in readers)
+    assert "base" in set(records.evaluations(study).block)
+    (row,) = records.manifests(study).query("block == 'mid'").to_dict("records")
+    assert row["status"] == "stale"
+    assert row["steps"] != row["steps"]  # not a number
+
+
+def test_notes_that_a_notebook_shows_are_not_shown_as_stale(copy: Path) -> None:
+    """The code of a notebook has changed: it will run again, and what it found is still true."""
+    path = copy / "notebooks" / "evaluate.ipynb"
+    book = json.loads(path.read_text())
+    book["cells"][-1]["source"] = ["print(1)"]
+    path.write_text(json.dumps(book))
+    notebook_sha256.cache_clear()
+    study = load_study(copy / "tiny.yml")
+    found = state(mid(study), "evaluate")
+    assert (found.status, found.trusted) == ("stale", True)
+    assert found.why == "the code of notebooks/evaluate.ipynb has changed"
+    assert "mid" in set(records.evaluations(study).block)
+    assert not_done(study) == {("evaluate", "base"), ("evaluate", "mid")}
+
+
+# --- judgments that failed -----------------------------------------------------------------------
+
+
+def test_too_many_failed_judgments_are_a_failure(copy: Path) -> None:
+    study = load_study(copy / "tiny.yml")
+    place = stage_manifest(mid(study), "judge")
+    record = files.read_record(place)
+    files.write_record(place, record | {"failed": 2, "n": 3})
+    found = state(mid(study), "judge")
+    assert (found.status, found.why, found.trusted) == ("failed", "2 of 3 failed", True)
+    assert cell_status(mid(changed(copy, judge={"max_failed": 0.7})), "judge") == "done"
+
+
+# --- what is published, and what is older --------------------------------------------------------
+
+
+def test_published_records_are_verified_without_weights(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = load_study(copy / "tiny.yml")
+    publish(study, with_responses=False)
+    monkeypatch.setenv("HIALIGN_OUTPUTS", str(copy / "outputs" / "published"))
+    assert not_done(study) == set()
+    lines = [str(line) for line in verify.verify(study)]
+    assert not any(line.wrong for line in verify.verify(study))
+    assert (
+        "train of model, mid: its record and 1 files are as written, 2 were not published" in lines
+    )
+    place = stage_manifest(mid(study), "evaluate")
+    place.write_text(place.read_text().replace('"n": 4', '"n": 5', 1))
+    assert [line.what for line in verify.verify(study) if line.wrong] == ["evaluate of model, mid"]
+
+
+def test_records_of_an_earlier_version_have_no_hashes_and_are_not_refused(copy: Path) -> None:
+    study = load_study(copy / "tiny.yml")
+    for cell in study.cells():
+        for stage in ("train", *STAGES):
+            place = stage_manifest(cell, stage)
+            record = files.read_record(place)
+            for name in ("sha256", "files", "inputs", "notebook"):
+                record.pop(name, None)
+            files.write_json(place, record)
+    assert not_done(study) == set()
+    lines = list(verify.verify(study))
+    assert len(lines) == 8
+    assert not any(line.wrong for line in lines)
+    assert all("has no hashes" in str(line) for line in lines)
+    load_cell(mid(study))
+
+
+def test_a_setting_that_an_earlier_version_did_not_have_counts_as_its_default() -> None:
+    old = {"training": {"beta": 0.1}, "model": {"source": "x", "name": "x"}}
+    new = {"training": {"beta": 0.1, "weight_decay": 0.01}, "model": {"source": "x", "name": "x"}}
+    assert list(differences(old, new)) == []
+    new["training"]["weight_decay"] = 0.5
+    assert list(differences(old, new)) == ["training.weight_decay was not there and is 0.5"]
+    new["training"] |= {"weight_decay": 0.01, "beta": 0.2, "save_steps": 3}
+    assert list(differences(old, new)) == ["training.beta was 0.1 and is 0.2"]
+
+
+# --- asking a cell -------------------------------------------------------------------------------
+
+
+def test_a_cell_is_asked_as_its_responses_were_made(copy: Path) -> None:
+    study = changed(copy, responses={"batch_size": 1})
+    run(study)
+    cell = mid(study)
+    loaded = load_cell(cell)
+    for row in records.responses_of(cell):
+        assert chat(cell, row["prompt"], loaded) == row["response"]
+    assert chat(cell, [{"role": "user", "content": "Hello?"}]) == chat(cell, "Hello?", loaded)

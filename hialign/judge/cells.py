@@ -8,7 +8,8 @@ from hialign import files, paths, records, status
 from hialign.files import read_json
 from hialign.judge import judge as judge_items
 from hialign.judge.cost import spent
-from hialign.judge.ledger import exclusive
+from hialign.judge.ledger import exclusive, source_of
+from hialign.models import locate
 from hialign.status import cell_status, judge_of, judgments_file, stage_manifest
 from hialign.study import Cell, JudgeSettings, Study
 
@@ -26,6 +27,8 @@ def judge(cell: Cell, *, retry_failed: bool = True) -> dict[str, Any]:
     settings = judge_of(cell.study)
     items = items_of(cell)
     with one_at_a_time(cell.study):
+        if settings.backend == "local":
+            locate(source_of(settings))  # a model that comes with the package is made first
         depends = status.depends(cell, "judge")
         manifest_path = stage_manifest(cell, "judge")
         manifest_path.unlink(missing_ok=True)
@@ -35,7 +38,8 @@ def judge(cell: Cell, *, retry_failed: bool = True) -> dict[str, Any]:
             spent=spent(cell.study) if settings.max_cost else 0.0,
             also=[judgments_file(c) for c in cell.study.cells() if c != cell],
         )
-        rows, judgments = records.judgments_of(cell), judgments_file(cell)
+        judgments = judgments_file(cell)
+        rows = files.read_jsonl(judgments)
         manifest: dict[str, Any] = {
             "stage": "judge",
             **depends,

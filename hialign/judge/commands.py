@@ -7,6 +7,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from hialign import notebook, records
+from hialign.errors import HialignError
 from hialign.judge import accounts
 from hialign.judge.batch import judge_in_batches
 from hialign.judge.cost import estimate, spent
@@ -52,12 +53,14 @@ def run(study: Study, name: str, model: str | None, retry_failed: bool) -> None:
     With `retry_failed` only the cells that have failed judgments.
     """
     judge_of(study)
-    for cell in _cells(study, model):
+    cells = _cells(study, model)
+    for cell in cells:
         failed = any(not row["scores"] for row in records.judgments_of(cell))
         if failed or not retry_failed:
             values = {"study": name, "model": cell.model.name, "block": cell.block}
-            print(notebook.run("judge", values))
+            print(notebook.run("judge", values, too_many_failed=False))
     _report(study)
+    _refuse_failures(cells)
 
 
 def in_batches(study: Study, name: str, model: str | None, wait: bool) -> None:
@@ -66,10 +69,18 @@ def in_batches(study: Study, name: str, model: str | None, wait: bool) -> None:
     if counts["in_flight"]:
         print(f"{counts['in_flight']} requests are in flight: the same command fetches them later")
         return
-    for cell in _cells(study, model):
+    cells = _cells(study, model)
+    for cell in cells:
         values = {"study": name, "model": cell.model.name, "block": cell.block}
-        print(notebook.run("judge", values | {"retry_failed": False}))
+        print(notebook.run("judge", values | {"retry_failed": False}, too_many_failed=False))
     _report(study)
+    _refuse_failures(cells)
+
+
+def _refuse_failures(cells: list[Cell]) -> None:
+    """End with an error where more judgments failed than the study allows."""
+    for cell in cells:
+        notebook.check_judged(cell)
 
 
 def _report(study: Study) -> None:
@@ -85,7 +96,11 @@ def _report(study: Study) -> None:
 
 
 def _cells(study: Study, model: str | None) -> list[Cell]:
-    return [c for c in study.cells() if model is None or c.model == study.model(model)]
+    cells = [c for c in study.cells() if model is None or c.model == study.model(model)]
+    if not cells:
+        names = ", ".join(m.name for m in study.models)
+        raise HialignError(f"study {study.name} has no model {model!r}: it has {names}")
+    return cells
 
 
 def _cell(value: Any) -> str:
