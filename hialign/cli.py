@@ -177,9 +177,9 @@ def partition(
     """Print the row of Table 4: which layers each block has."""
     from hialign.blocks import split_layers
     from hialign.models import depth_of
-    from hialign.study import ModelSettings
+    from hialign.sections import model_from
 
-    depth = int(model) if model.isdigit() else depth_of(ModelSettings(source=model))
+    depth = int(model) if model.isdigit() else depth_of(model_from(model))
     table = Table("model", "layers", "local", "mid", "global")
     rows = split_layers(depth).values()
     table.add_row(model, str(depth), *(f"{r[0]}-{r[-1]}" for r in rows))

@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from hialign import HialignError, load_study, paths
+from hialign.sections import model_from
 from hialign.study import (
     STAGES,
     ModelSettings,
@@ -423,6 +424,13 @@ def test_a_model_that_is_not_listed_has_to_look_like_a_source(
     for name in ("..", "x/" + "y" * 200):
         with pytest.raises(HialignError, match=r"^model '"):
             study.model(name)
+
+
+def test_a_source_that_cannot_be_a_name_is_one_line() -> None:
+    for source in ("a\nb", "", "x" * 200):
+        with pytest.raises(HialignError) as caught:
+            model_from(source)
+        assert one_line(caught).startswith("model '")
 
 
 def test_a_hub_id_close_to_a_model_of_the_study_has_a_hint(tiny_study: Callable[..., Path]) -> None:
