@@ -95,8 +95,7 @@ def evaluate(cell: Cell) -> dict[str, Any]:
         "peak_memory_bytes": records.peak_memory_bytes(),
         **records.environment(),
     }
-    files.write_record(status.stage_manifest(cell, "evaluate"), content)
-    return content
+    return files.write_record(status.stage_manifest(cell, "evaluate"), content)
 
 
 def _groups(cell: Cell) -> dict[str, list[Pair]]:

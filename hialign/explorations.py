@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from hialign import paths, records
 from hialign.blocks import strategy_of
 from hialign.errors import HialignError
-from hialign.files import read_json, read_jsonl, write_json
+from hialign.files import read_json, write_json
 from hialign.models import identity
 from hialign.status import required, stage_manifest
 from hialign.strategies import Strategies, pieces_of
@@ -90,8 +90,9 @@ class Explorer:
             raise HialignError(_untrained(self.study, self.settings))
         self.cells = {b: c for b, c in cells.items() if b == "base" or b in manifests}
         self.missing = [b for b in cells if b not in self.cells]
-        for block in manifests:
-            required(self.cells[block], "train")
+        for block in manifests:  # without its adapter, what was stored can still be looked at
+            if block == "base" or self.adapter(block).is_file():
+                required(self.cells[block], "train")
         first = next(iter(manifests.values()))
         self.parameters = int(first["parameters"])
         keys = ("weights_sha256", "revision")
@@ -277,8 +278,7 @@ class Explorer:
         """The study's own responses (`responses.jsonl`) by prompt; they have no log-probabilities."""
         found: dict[str, dict[str, Answer]] = {}
         for block, cell in self.cells.items():
-            file = cell.folder / "responses.jsonl"
-            for row in read_jsonl(file) if file.is_file() else []:
+            for row in records.responses_of(cell):
                 answer = Answer(text=row["response"], finish_reason=row["finish_reason"])
                 found.setdefault(row["prompt"], {})[block] = answer
         same: dict[str, Any] = {"decoding": self.decoding, "weights": self.weights}

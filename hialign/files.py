@@ -77,10 +77,12 @@ def write_json(path: Path, content: Any) -> None:
         temporary.write_text(_dumps(content, path, indent=2) + "\n", encoding="utf-8")
 
 
-def write_record(path: Path, content: Mapping[str, Any]) -> None:
-    """`content` as JSON with its own checksum, which `read_record` compares."""
-    plain = json.loads(_dumps(content, path))  # as it will be read: with text for keys
-    write_json(path, plain | {CHECKSUM: checksum(plain, path)})
+def write_record(path: Path, content: Mapping[str, Any]) -> dict[str, Any]:
+    """Write `content` as JSON with its own checksum, which `read_record` compares; what was written."""
+    record = dict(json.loads(_dumps(content, path)))  # as it will be read: with text for keys
+    record[CHECKSUM] = checksum(record, path)
+    write_json(path, record)
+    return record
 
 
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:

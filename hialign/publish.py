@@ -20,7 +20,7 @@ from hialign import paths
 from hialign.errors import HialignError
 from hialign.explorations import Explorer
 from hialign.files import replace_folder
-from hialign.status import probe_status, probes_of, stage_manifest, status
+from hialign.status import probe_status, probes_of, state, status
 from hialign.study import Study
 
 # Files by their pattern in a study's folder; `{cell}` is a cell's folder. All else stays behind:
@@ -111,7 +111,7 @@ def files_of(study: Study, with_responses: bool = True) -> Iterator[Path]:
             kept = [p for p in sorted(found) if p.is_file() and not LEFT.search(p.name)]
             yield from (p for p in kept if with_responses or not HOLDS_TEXTS.search(p.name))
     for model in study.models if with_responses else []:
-        if any(stage_manifest(c, "train").is_file() for c in study.cells() if c.model == model):
+        if any(state(c).trusted for c in study.cells() if c.model == model):
             yield from Explorer(study.cell(model.name, "base")).files()
 
 

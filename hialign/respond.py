@@ -45,8 +45,7 @@ def respond(cell: Cell) -> dict[str, Any]:
         "peak_memory_bytes": records.peak_memory_bytes(),
         **records.environment(),
     }
-    files.write_record(place, manifest)
-    return manifest
+    return files.write_record(place, manifest)
 
 
 def chat(cell: Cell, question: str | list[Message], loaded: Any = None) -> str:

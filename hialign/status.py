@@ -319,10 +319,10 @@ def _state(
     except HialignError:
         return State("damaged", f"{file.name} was changed after it was written", altered=True)
     if record.get("fingerprint") != fingerprint:
-        if changes := list(differences(record.get("settings") or {}, settings)):
-            return State("stale", "; ".join(changes[:3]) + (" …" if len(changes) > 3 else ""))
         if "settings" not in record:
             return State("stale", "it was made with other settings")
+        if changes := list(differences(record["settings"], settings)):
+            return State("stale", "; ".join(changes[:3]) + (" …" if len(changes) > 3 else ""))
     for name, known in record.get("files", {}).items():
         if why := _damage(file.parent, name, known, thorough):
             return State("damaged", why, altered=True)

@@ -74,8 +74,7 @@ def train_together(cells: Sequence[Cell]) -> list[dict[str, Any]]:
             manifest |= {"status": "untrained", "steps": 0, "tokens": 0, "trainable_parameters": 0}
             manifest |= {"seconds": time.perf_counter() - started, "shared_seconds": 0.0}
             manifest |= {"peak_memory_bytes": records.peak_memory_bytes()}
-            _publish(c, manifest, None, [])
-            manifests[c.block] = manifest
+            manifests[c.block] = _publish(c, manifest, None, [])
     for number, together in enumerate(passes):
         if number:
             model, tokenizer = load_model(cell.model)  # the one before has its adapter in it
@@ -145,8 +144,7 @@ def _train_pass(
                 for file in below.iterdir():
                     file.rename(folder / file.name)
                 below.rmdir()
-            _publish(cell, manifest, folder, steps)
-            manifests[cell.block] = manifest
+            manifests[cell.block] = _publish(cell, manifest, folder, steps)
     shutil.rmtree(checkpoints, ignore_errors=True)
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -205,8 +203,9 @@ def _check_space(folder: Path, needed: int = 1 << 28) -> None:
 
 def _publish(
     cell: Cell, manifest: dict[str, Any], adapter: Path | None, steps: list[dict[str, Any]]
-) -> None:
-    """Put a finished run into its folder. The old manifest goes first, the new one comes last."""
+) -> dict[str, Any]:
+    """Put a finished run into its folder; the manifest as it was written. The old one goes first,
+    the new one comes last."""
     folder = cell.folder
     (folder / "manifest.json").unlink(missing_ok=True)
     written = {}
@@ -224,7 +223,7 @@ def _publish(
             shutil.rmtree(staged, ignore_errors=True)
         files.write_jsonl(folder / "training.jsonl", steps)
         written = {name: folder / name for name in (*status.ADAPTER, "training.jsonl")}
-    files.write_record(folder / "manifest.json", manifest | {"files": files.stamps(written)})
+    return files.write_record(folder / "manifest.json", manifest | {"files": files.stamps(written)})
 
 
 def load_cell(cell: Cell) -> "tuple[Any, PreTrainedTokenizerBase]":

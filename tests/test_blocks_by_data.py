@@ -277,8 +277,8 @@ def test_without_its_record_a_block_is_refused(
     with pytest.raises(HialignError) as caught:
         training.train_together([study.cell(None, "mid"), study.cell(None, block)])
     assert one_line(caught) == (
-        f"there is no record of the {probe} probe of random-llama in study tiny: run "
-        f"`hialign run probe-{probe} -p study tiny -p model random-llama` first"
+        f"block {block}: the record of the {probe} probe of random-llama in study tiny is missing: "
+        f"run `hialign run probe-{probe} -p study {study.argument}` first"
     )
     assert not outputs.exists()
 
@@ -291,7 +291,7 @@ def test_a_record_of_other_settings_is_refused(cell: Callable[..., Cell]) -> Non
         {"probes": {"seed": 1}},
         {"probes": {"patching": {"window": 2}}},
     ):
-        with pytest.raises(HialignError, match="of other settings than study tiny has"):
+        with pytest.raises(HialignError, match="is stale"):
             train(cell("patching:top30%", **changed))
 
 

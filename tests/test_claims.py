@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from conftest import vouch
 
 from hialign import claims, paths
 from hialign.claim_data import Material, Untested
@@ -46,6 +47,7 @@ def write_scores(
             row = {"prompt_id": f"p{i}", "scores": scores, "judge": "x", "reasons": {}}
             rows.append(row)
         write_jsonl(judgments_file(cell), rows)
+        vouch(cell, "judge")
 
 
 def verdict(study: Study, test: dict[str, Any], **more: Any) -> claims.Finding:
@@ -130,6 +132,7 @@ def write_pairs(study: Study, gains: dict[str, float], prompts: int = 24) -> Non
                 pair = {"id": f"p{i}-{objective}", "groups": ["all", objective], "chosen": up}
                 pairs.append(pair | {"rejected": 0.0, "chosen_base": 0.0, "rejected_base": 0.0})
         content = {"beta": 0.1, "pairs": pairs, "objectives": {}}
+        content["fingerprint"] = cell.fingerprint("evaluate")
         write_json(cell.folder / "evaluation.json", content)
 
 
@@ -157,6 +160,7 @@ def write_losses(study: Study, slope: float, steps: int = 30) -> None:
                 for i in range(steps)
             ]
             write_jsonl(cell.folder / "training.jsonl", rows)
+            vouch(cell, "train")
 
 
 def test_losses(outputs: Path) -> None:
@@ -256,6 +260,7 @@ def test_studies_without_any_effect_seldom_decide_anything(
                 for i in range(20)
             ]
             write_jsonl(judgments_file(cell), rows)
+            vouch(cell, "judge")
         found = claims.findings(study)
         wrong += any(f.verdict in (SUPPORTED, CONTRADICTED) for f in found)
     assert wrong <= 3

@@ -118,11 +118,11 @@ def test_a_cell_that_is_not_done_is_named_with_its_command(
         compare(study, "mid", "late")
     with pytest.raises(HialignError, match="has no model 'gpt2'"):
         compare(study, "mid", "global", "gpt2")
-    where = f"-p study {study.argument} -p model random-llama -p block"
+    where = f"-p study {study.argument} -p block"
     with pytest.raises(HialignError) as caught:
         compare(study, "mid", "full")
     assert str(caught.value) == (
-        "random-llama full of study tiny cannot be compared, as its evaluation is missing: "
+        "the training of random-llama full in study tiny is missing: "
         f"run `hialign run train {where} full` first"
     )
     stage_manifest(study.cell(None, "mid"), "evaluate").unlink()

@@ -754,7 +754,8 @@ def test_a_pass_writes_what_separate_runs_write(cell: Callable[..., Cell], outpu
         files, expected = alone[c.block]
         assert names(c.folder) == files
         assert list(manifest) == list(expected)
-        timed = ("seconds", "shared_seconds", "peak_memory_bytes", "trained_with", "final_loss")
+        timed = ["seconds", "shared_seconds", "peak_memory_bytes", "trained_with", "final_loss"]
+        timed += ["files", "sha256"]
         for key in set(manifest) - set(timed):
             assert manifest[key] == expected[key], key
         if c.block != "base":
@@ -937,8 +938,8 @@ def test_an_untrained_cell_is_not_loaded(cell: Callable[..., Cell]) -> None:
     with pytest.raises(HialignError) as caught:
         training.load_cell(cell("mid"))
     assert one_line(caught) == (
-        "random-llama mid of study tiny has not been trained: "
-        "run `hialign run train -p study tiny -p block mid` first"
+        "the training of random-llama mid in study tiny is missing: "
+        f"run `hialign run train -p study {cell('mid').study.argument} -p block mid` first"
     )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import vouch
 from explorer_page import assemble
 
 from hialign import explorer
@@ -46,9 +47,11 @@ def write_cell(cell: Cell, rows: list[dict[str, Any]], judgments: list[dict[str,
     """`rows` with the fields that hialign.respond always writes, and the judge's file."""
     default = {"prompt": "?", "response": "!", "tokens": 1, "finish_reason": "stop"}
     write_jsonl(cell.folder / "responses.jsonl", [default | row for row in rows])
+    vouch(cell, "respond")
     if cell.study.judge:
         judge = {"judge": cell.study.judge.name, "reasons": {}}
         write_jsonl(judgments_file(cell), [judge | row for row in judgments])
+        vouch(cell, "judge")
 
 
 def content(file: Path) -> Any:

@@ -102,7 +102,7 @@ def test_without_a_judge(outputs: Path, draw: Any) -> None:
 
 @every_figure
 def test_names_from_outside_do_no_harm(outputs: Path, draw: Any) -> None:
-    name = "a $model_{$ with\nmathematics" + " and no end" * 9
+    name = "a $model_{$ with mathematics" + " and no end" * 9
     study = make_study([{"source": "random:x", "label": name}])
     write_all(study)
     draw_it(draw(study))

@@ -116,7 +116,7 @@ def test_the_record(tmp_path: Path, outputs: Path) -> None:
     assert path.stat().st_mtime_ns == before
     assert scores_of(cell, "gradient") == found["layer_scores"]
     other = load_study(write_study(tmp_path, probes={**PROBES, "pairs": 5})).cell(None, "base")
-    with pytest.raises(HialignError, match="is of other settings than study tiny has now"):
+    with pytest.raises(HialignError, match=r"is stale \(probes\.pairs was 6 and is 5\)"):
         scores_of(other, "gradient")
     assert len(gradients(other)["pairs"]["preference"]) == 5
 

@@ -28,7 +28,7 @@ from hialign import (
 )
 from hialign.errors import HialignError
 from hialign.explorations import Answer, Candidate, Exploration, Explorer, Parting
-from hialign.files import read_json, write_json
+from hialign.files import read_json, write_json, write_record
 from hialign.status import stage_manifest
 from hialign.study import Cell, Study
 
@@ -318,7 +318,7 @@ def test_what_was_asked_is_kept_and_needs_no_model(copied: Study, no_model: None
     adapter.unlink()
     assert explorer.known(QUESTION), "no adapter: published records"
     manifest = stage_manifest(explorer.cells["full"], "train")
-    write_json(manifest, read_json(manifest) | {"seconds": 1.0})
+    write_record(manifest, read_json(manifest) | {"seconds": 1.0})
     assert Explorer(copied.cells()[0]).known(QUESTION) is None, "trained again"
 
 
@@ -355,7 +355,7 @@ def test_a_large_model_is_not_loaded_without_a_gpu_that_holds_it(
 ) -> None:
     for cell in copied.cells():
         file = stage_manifest(cell, "train")
-        write_json(file, read_json(file) | {"parameters": 7_600_000_000})
+        write_record(file, read_json(file) | {"parameters": 7_600_000_000})
     explorer = Explorer(copied.cells()[0])
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert explorer.why_not().endswith("7.6 billion parameters, and this machine has no CUDA GPU")

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from conftest import vouch
 
 from hialign.display import show
 from hialign.files import write_jsonl
@@ -25,6 +26,7 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
     rows = [good, shared, bad]
     for cell in study.cells()[1:]:
         write_jsonl(judgments_file(cell), [row | {"prompt_id": i} for i, row in enumerate(rows)])
+        vouch(cell, "judge")
     return study
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import vouch
 from judge_server import content_of, meant
 from pytest_httpserver import HTTPServer
 from werkzeug import Request, Response
@@ -140,6 +141,7 @@ def study(provider: Provider, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
             for i in range(5)
         ]
         write_jsonl(cell.folder / "responses.jsonl", rows)
+        vouch(cell, "respond")
     return study
 
 

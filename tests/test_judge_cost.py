@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from conftest import vouch
 
 from hialign import models
 from hialign.errors import HialignError
@@ -43,6 +44,7 @@ def respond(study: Study, n: int = 20) -> None:
             for i in range(n)
         ]
         write_jsonl(cell.folder / "responses.jsonl", rows)
+        vouch(cell, "respond")
 
 
 def judged(study: Study, n: int, usage: dict[str, int]) -> None:
@@ -56,6 +58,7 @@ def judged(study: Study, n: int, usage: dict[str, int]) -> None:
         for row in read_jsonl(cell.folder / "responses.jsonl")[:n]
     ]
     write_jsonl(judgments_file(cell), rows)
+    vouch(cell, "judge")
 
 
 def test_an_estimate_before_there_are_responses(study: Study) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import scipy.stats
 import yaml
-from conftest import write_lines
+from conftest import vouch, write_lines
 from pytest_httpserver import HTTPServer
 from typer.testing import CliRunner
 from werkzeug import Request, Response
@@ -537,6 +537,7 @@ def test_other_judgments_of_the_same_responses_are_compared(
     items = [{"prompt_id": f"p{i}", "prompt": "?", "response": "x" * i} for i in range(1, 8)]
     for block in ("base", "mid"):
         write_jsonl(study.cell(None, block).folder / "responses.jsonl", items)
+        vouch(study.cell(None, block), "respond")
         for one in (study, other):
             judge_cell(one.cell(None, block))
     found = same_responses(study)
@@ -557,6 +558,7 @@ def test_a_cells_scores_carry_the_judge_and_its_agreement(
     cell = study.cell(None, "mid")
     item = {"prompt_id": "p", "prompt": "?", "response": "x"}
     write_jsonl(cell.folder / "responses.jsonl", [item])
+    vouch(cell, "respond")
     judge_cell(cell)
     shown = notebook.scores(cell)._repr_html_()
     caption = re.search("<caption>(.*?)</caption>", shown)

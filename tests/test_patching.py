@@ -480,7 +480,7 @@ def test_the_planted_layer_of_an_adapter_is_found_in_attention(
 @pytest.mark.parametrize(
     ("tuned", "why"),
     [
-        ("full", "run `hialign run train -p study tiny"),
+        ("full", "full in study tiny is missing: run `hialign run train"),
         ("base", "which is not tuned"),
         ("middle", "'middle' is no block, and as a model it could not be loaded"),
         ("random:qwen2:6", "model_type"),
@@ -504,7 +504,7 @@ def test_an_adapter_of_another_base_is_refused(outputs: Path, tmp_path: Path) ->
 def test_an_adapter_of_other_settings_is_refused(outputs: Path, tmp_path: Path) -> None:
     cell = cell_of(tmp_path, "layers:2")
     plant_adapter(cell, "layers:2", 2, fingerprint="another")
-    with pytest.raises(HialignError, match="trained with other settings"):
+    with pytest.raises(HialignError, match="was made with other settings"):
         patching.patching(cell)
 
 

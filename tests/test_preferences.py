@@ -604,7 +604,7 @@ def test_prompt_ids_depend_on_the_prompt_alone() -> None:
         ({"train": -1}, r"^preferences.train: .* \(it is -1\)"),
         ({"train": "x"}, r"^preferences.train: .* \(it is 'x'\)"),
         ({"evaluation": 0}, r"^preferences.evaluation: .* \(it is 0\)"),
-        ({"seed": 2**70}, r"^preferences.seed: .* less than 4294967296"),
+        ({"seed": 2**70}, r"^preferences.seed: .* less than or equal to 4294967295"),
         ({"seed": -1}, r"^preferences.seed: "),
         ({"subsets": "helpful-base"}, "^preferences.subsets: .*list"),
     ],

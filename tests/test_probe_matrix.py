@@ -165,7 +165,7 @@ def test_what_cannot_be_is_refused_before_a_model_is_loaded(
         ({"train": 97}, "asks for 97 pairs of each objective, but the built-in set has 96"),
         ({"blocks": ["mid", "base"]}, r"probes\.matrix\.blocks: base tunes nothing"),
         ({"blocks": ["mid", "middle"]}, "'middle' is not one of"),
-        ({"blocks": ["ila:top30%"]}, "no record of the ila probe"),
+        ({"blocks": ["ila:top30%"]}, "the record of the ila probe of .* is missing"),
     ):
         with pytest.raises(HialignError, match=why) as caught:
             matrix.matrix(cell(**own))

@@ -50,5 +50,5 @@ def test_the_norm_of_a_product() -> None:
 
 
 def test_a_block_that_is_not_trained_is_refused(cell: Callable[[str], Cell]) -> None:
-    with pytest.raises(HialignError, match=r"local of study tiny has no adapter: run `hialign run"):
+    with pytest.raises(HialignError, match=r"local in study tiny is missing: run `hialign run"):
         weights(cell("local"))

@@ -149,7 +149,7 @@ def test_an_unfinished_study_needs_partial(finished: Study) -> None:
     assert not (paths.published() / "made").exists()
     assert publish.publish(finished, partial=True).files > 10
     (paths.study_dir("made") / "notebooks" / "train-random-llama-full.failed.ipynb").touch()
-    with pytest.raises(HialignError, match=r"train of random-llama, full is failed \(of 3\)"):
+    with pytest.raises(HialignError, match=r"train of random-llama, full is failed \(of \d+\)"):
         publish.publish(finished)
 
 

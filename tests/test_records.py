@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from conftest import vouch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -231,6 +232,7 @@ def fill(cell: Cell) -> None:
     done(cell, "respond")
     row = {"prompt_id": "p1", "prompt": "?", "response": "!", "tokens": 1}
     write_jsonl(cell.folder / "responses.jsonl", [row | {"finish_reason": "stop"}])
+    vouch(cell, "respond")
     figures = {"n": 3, "likelihood_accuracy": 0.5, "reward_accuracy": None, "reward_margin": 0.0}
     done(
         *(cell, "evaluate"),
@@ -296,6 +298,8 @@ def test_status_of_a_stage(study: Study, stage: str) -> None:
     notebook.write_text("{}")
     assert cell_status(cell, stage) == "failed"
     assert notebook.name == f"{stage}-random-llama-mid.failed.ipynb"
+    for before in {"train": (), "respond": ("train",)}.get(stage, ("train", "respond")):
+        done(cell, before)
     done(cell, stage)
     assert cell_status(cell, stage) == "done"
     write_json(stage_manifest(cell, stage), {"fingerprint": "another"})
@@ -308,7 +312,8 @@ def test_a_changed_setting_makes_a_run_stale(study: Study) -> None:
     other = study.model_copy(update={"training": settings})
     frame = records.manifests(other)
     assert frame.iloc[1]["stale"]
-    assert frame.iloc[1]["status"] == "done"  # it is there, and shown with a mark
+    assert frame.iloc[1]["status"] == "stale"
+    assert math.isnan(frame.iloc[1]["steps"])  # it is there, and not shown
     assert cell_status(other.cell("random-llama", "mid")) == "stale"
     assert cell_status(study.cell("random-llama", "mid")) == "done"
 
@@ -328,5 +333,6 @@ def test_half_a_character_is_no_end_of_the_responses(tiny_study: Any, outputs: P
     (cell,) = study.cells()
     row = {"prompt_id": "p", "prompt": "?", "response": "half \ud83d", "tokens": 2}
     write_jsonl(cell.folder / "responses.jsonl", [row | {"finish_reason": "stop"}])
+    vouch(cell, "respond")
     assert records.responses(study)["response"].tolist() == ["half \ud83d"]
     assert records.responses_of(cell)[0]["response"] == "half \ud83d"

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import vouch
 
 from hialign import judged, tables
 from hialign.blocks import layers_of
@@ -126,6 +127,7 @@ def write_judgments(
             row["scores"] = dict(zip(DIMENSIONS, map(float, scores), strict=True))
         rows.append(row)
     write_jsonl(cell.folder / f"judgments-{cell.study.judge.name}.jsonl", rows)
+    vouch(cell, "judge")
 
 
 def write_all(study: Study, prompts: int = 24, steps: int = 9, whole: bool = False) -> None:
@@ -326,7 +328,9 @@ def test_cells_tell_what_ran(small: Study) -> None:
     base = row_of(table, Strategy="Base")
     assert base["Layers"] == "none"
     assert pd.isna(base["Training (min)"])
-    assert row_of(table, Strategy="Full-DPO")["Status"] == "done, with older settings"
+    full = row_of(table, Strategy="Full-DPO")
+    assert full["Status"] == "stale"
+    assert pd.isna(full["Final loss"]), "nothing is shown of it"
     assert row_of(table, Strategy="Local-Align")["Status"] == "missing"
 
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -26,11 +25,10 @@ def reproduce(study: str, *options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=900)
 
 
-def planned(output: str) -> dict[str, int]:
-    """The rules that a dry run would run, and how many times."""
-    table = output.split("Job stats:")[-1] if "Job stats:" in output else ""
-    jobs = dict(re.findall(r"^(\w+)\s+(\d+)$", table, re.MULTILINE))
-    return {rule: int(n) for rule, n in jobs.items() if rule not in ("total", "all")}
+def planned(output: str) -> list[str]:
+    """The jobs that a dry run would run, without the reasons."""
+    lines = [line for line in output.splitlines() if line.startswith("would run ")]
+    return sorted(line.removeprefix("would run ").partition(" (")[0] for line in lines)
 
 
 def test_every_file_of_every_cell_is_there(smoke: Path) -> None:
@@ -151,7 +149,7 @@ def test_a_figure_rebuilds_the_book_and_no_training(smoke: Path) -> None:
     finally:
         file.write_text(text)
         os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
-    assert planned(done.stdout + done.stderr) == {"book": 1}
+    assert planned(done.stdout) == ["book"]
 
 
 def test_a_manifest_that_was_deleted_is_made_again(smoke: Path) -> None:
@@ -161,8 +159,11 @@ def test_a_manifest_that_was_deleted_is_made_again(smoke: Path) -> None:
     file.rename(aside)
     try:
         done = reproduce("smoke", "--dry-run")
-        once = ("train_all_1_random_llama", "respond", "evaluate", "judge", "book")
-        assert planned(done.stdout + done.stderr) == dict.fromkeys(once, 1)
+        stages = ("evaluate", "judge", "respond", "train")
+        mid = [f"{stage}: random-llama, mid" for stage in stages]
+        assert planned(done.stdout) == ["book", *mid]
+        assert "would run train: random-llama, mid (missing)" in done.stdout
+        assert "respond: random-llama, mid (stale (the training is missing))" in done.stdout
         cells = notebook.begin_pass({"study": "smoke", "model": None, "block": "all"}, "train")
         assert [c.block for c in cells] == ["mid"]
     finally:
@@ -172,12 +173,13 @@ def test_a_manifest_that_was_deleted_is_made_again(smoke: Path) -> None:
 
 
 def test_a_probes_setting_redoes_it_and_what_it_chooses(smoke: Path, tmp_path: Path) -> None:
-    text = (paths.studies() / "smoke.yml").read_text()
+    text = (paths.studies() / "smoke.yml").read_text(encoding="utf-8")
     changed = tmp_path / "smoke.yml"
-    changed.write_text(text.replace("at_steps: [1, 2]", "at_steps: [1]"))
+    changed.write_text(text.replace("at_steps: [1, 2]", "at_steps: [1]"), encoding="utf-8")
     done = reproduce(str(changed), "--dry-run")
-    once = ("probe", "train_measured_2_random_llama", "respond", "evaluate", "judge", "book")
-    assert planned(done.stdout + done.stderr) == dict.fromkeys(once, 1)
+    stages = ("evaluate", "judge", "respond", "train")
+    chosen = [f"{stage}: random-llama, gradient:top30%" for stage in stages]
+    assert planned(done.stdout) == sorted(["book", "probe: gradients, random-llama", *chosen])
     study = load_study(changed)
     assert probe_status(study, study.models[0], "gradients") == "stale"
     assert cell_status(study.cell(None, "gradient:top30%")) == "stale"
@@ -185,12 +187,14 @@ def test_a_probes_setting_redoes_it_and_what_it_chooses(smoke: Path, tmp_path: P
 
 
 def test_a_judges_setting_redoes_judge_and_book_only(smoke: Path, tmp_path: Path) -> None:
-    text = (paths.studies() / "smoke.yml").read_text()
+    text = (paths.studies() / "smoke.yml").read_text(encoding="utf-8")
     changed = tmp_path / "smoke.yml"
-    changed.write_text(text + "  seed: 7\n")  # the file ends inside `judge:`
+    changed.write_text(text + "  seed: 7\n", encoding="utf-8")  # the file ends inside `judge:`
     assert load_study(changed).judge != load_study("smoke").judge
     done = reproduce(str(changed), "--dry-run")
-    assert planned(done.stdout + done.stderr) == {"judge": 4, "book": 1}
+    judges = [f"judge: random-llama, {block}" for block in load_study("smoke").blocks]
+    assert planned(done.stdout) == sorted(["book", *judges])
+    assert "(stale (judge.seed was 42 and is 7))" in done.stdout
     cell = load_study(changed).cells()[1]
     assert cell_status(cell, "train") == "done"
     assert cell_status(cell, "judge") == "stale"

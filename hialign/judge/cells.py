@@ -10,7 +10,7 @@ from hialign.judge import judge as judge_items
 from hialign.judge.cost import spent
 from hialign.judge.ledger import exclusive, source_of
 from hialign.models import locate
-from hialign.status import cell_status, judge_of, judgments_file, stage_manifest
+from hialign.status import judge_of, judgments_file, stage_manifest
 from hialign.study import Cell, JudgeSettings, Study
 
 Scores = Mapping[str, float]  # of one judgment, by dimension; empty where it failed
@@ -52,8 +52,7 @@ def judge(cell: Cell, *, retry_failed: bool = True) -> dict[str, Any]:
             "peak_memory_bytes": records.peak_memory_bytes(),
             **records.environment(),
         }
-        files.write_record(manifest_path, manifest)
-    return manifest
+        return files.write_record(manifest_path, manifest)
 
 
 _SAME = ("rubric_sha256", "weights_sha256", "revision")  # in all records of a cell
@@ -97,7 +96,7 @@ def same_responses(study: Study) -> dict[str, list[tuple[Scores, Scores]]]:
     found: dict[str, list[tuple[Scores, Scores]]] = {}
     for cell in study.cells():
         mine = stage_manifest(cell, "judge")
-        if cell_status(cell, "judge") != "done":
+        if not status.state(cell, "judge").trusted:
             continue
         rubric = read_json(mine)["rubric_sha256"]
         for file in sorted(cell.folder.glob("manifest-judge-*.json")):
@@ -106,7 +105,7 @@ def same_responses(study: Study) -> dict[str, list[tuple[Scores, Scores]]]:
             theirs = study.model_copy(update={"judge": other}).cell(cell.model.name, cell.block)
             if file == mine or manifest["rubric_sha256"] != rubric:
                 continue
-            if cell_status(theirs, "judge") == "done":
+            if status.state(theirs, "judge").trusted:
                 ours, others = _scores(cell), _scores(theirs)
                 both = [(ours[i], others[i]) for i in ours if i in others]
                 found.setdefault(other.name, []).extend(both)

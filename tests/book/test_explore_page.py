@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import vouch
 
 from hialign import explorer
 from hialign.files import write_jsonl
@@ -154,8 +155,10 @@ def fill(study: Study, prompts: int = 34) -> dict[tuple[str, str, int, str], flo
             judgments.append(row | ({"error": "it was no JSON"} if failed else {}))
             found |= {(cell.model.label, cell.block, i, d): s for d, s in scores.items()}
         write_jsonl(cell.folder / "responses.jsonl", rows)
+        vouch(cell, "respond")
         if study.judge:
             write_jsonl(judgments_file(cell), judgments)
+            vouch(cell, "judge")
     return found
 
 
@@ -196,7 +199,9 @@ def hostile(outputs: Path, tmp_path: Path) -> Path:
                 row |= {"reasons": reasons}
             judgments.append(row)
         write_jsonl(cell.folder / "responses.jsonl", rows)
+        vouch(cell, "respond")
         write_jsonl(judgments_file(cell), judgments)
+        vouch(cell, "judge")
     assemble(study, tmp_path / "html")
     return tmp_path / "html"
 
