@@ -87,13 +87,21 @@ def _key(study: Study) -> str:
     """A hash of all that the book is made of: the study, its records and notebooks, the pages and
     the package."""
     folder = paths.study_dir(study.name)
-    made_of = [p for p in paths.book_source().rglob("*") if p.is_file()]
-    made_of += [p for p in paths.package().rglob("*") if p.suffix in (".py", ".yml", ".json")]
-    made_of += [stage_manifest(c, stage) for c in study.cells() for stage in stages_of(c)]
-    made_of += [*folder.glob("*/probes/*.json"), *folder.glob("notebooks/*.ipynb")]
-    made_of += folder.glob("judge-validation-*.json")
-    hashes = {str(p): files.sha256_of(p) for p in made_of if p.is_file()}
-    text = json.dumps([study.model_dump(mode="json"), sorted(hashes.items())])
+    manifests = [stage_manifest(c, stage) for c in study.cells() for stage in stages_of(c)]
+    patterns = ("*/probes/*.json", "notebooks/*.ipynb", "judge-validation-*.json")
+    code = [p for p in paths.package().rglob("*") if p.suffix in (".py", ".yml", ".json")]
+    made_of = {
+        folder: [*manifests, *(p for pattern in patterns for p in folder.glob(pattern))],
+        paths.book_source(): [*paths.book_source().rglob("*")],
+        paths.package(): code,
+    }
+    hashes = sorted(
+        (str(path.relative_to(place)), files.sha256_of(path))
+        for place, found in made_of.items()
+        for path in found
+        if path.is_file()
+    )
+    text = json.dumps([study.model_dump(mode="json"), hashes])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -21,6 +21,7 @@ from hialign.model_checks import (
     loading,
     without_report,
 )
+from hialign.sections import model_from
 from hialign.study import ModelSettings
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def load_model(
     import torch
     from transformers import AutoModelForCausalLM
 
-    settings = source if isinstance(source, ModelSettings) else ModelSettings(source=source)
+    settings = source if isinstance(source, ModelSettings) else model_from(source)
     on = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     tokenizer = load_tokenizer(settings)
     precision = settings.precision

@@ -404,9 +404,13 @@ def _failed_since(file: Path, failed: Path) -> bool:
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
-    """Each setting that changed, as `training.beta was 0.1 and is 0.2`. What changes costs alone
-    is left out, and so is a setting that an earlier version did not have, where it has its default."""
-    old, new = _flat(without_costs(dict(before))), _flat(without_costs(dict(now)))
+    """Each setting that changed, as `training.beta was 0.1 and is 0.2`.
+
+    What changes costs alone is left out. So is what an earlier version did not write down: a whole
+    section, or a setting that has its default.
+    """
+    sections = {name: part for name, part in now.items() if name in before}
+    old, new = _flat(without_costs(dict(before))), _flat(without_costs(sections))
     for key in sorted({*old, *new}):
         if key not in old and new[key] == _defaults().get(key):
             continue

@@ -193,6 +193,9 @@ class Cell:
         parts["preferences"] = study.preferences
         if self.block != "base":
             parts["training"] = study.training
+        elif stage == "evaluate":  # of pairs that are cut as in training
+            used = {"beta", "max_length", "truncation"}
+            parts["training"] = study.training.model_dump(include=used)
         if probe := blocks_.probe_of(self.block):  # what it measured chose the layers
             parts["probe"] = self.probe_settings(probe)
         if stage in ("respond", "evaluate", "judge"):

@@ -49,10 +49,8 @@ def train_together(cells: Sequence[Cell]) -> list[dict[str, Any]]:
         "source": cell.model.source,
         **weights,
         "depth": depth,
-        "effective_batch": settings.effective_batch,
         "preferences": {**pairs.report, "fingerprint": pairs.fingerprint},
         "pairs": len(pairs.train),
-        "seed": settings.seed,
         "precision": str(model.dtype).removeprefix("torch."),
         "parameters": sum(p.numel() for p in model.parameters()),
         **records.environment(),
@@ -152,10 +150,13 @@ def _train_pass(
 
 
 def _of_cell(common: dict[str, Any], cell: Cell, layers: list[int]) -> dict[str, Any]:
+    settings = cell.study.training
+    tuned = {"seed": settings.seed, "effective_batch": settings.effective_batch}
     return common | {
         "block": cell.block,
         "strategy": cell.strategy,
         "layers": layers,
+        **(tuned if layers else {}),
         "chosen_by": status.chosen_by(cell),
     }
 

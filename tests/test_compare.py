@@ -129,5 +129,5 @@ def test_a_cell_that_is_not_done_is_named_with_its_command(
     with pytest.raises(HialignError, match=f"is missing: run `hialign run evaluate {where} mid`"):
         compare(study, "mid", "global")
     changed = study.evaluation.model_copy(update={"resamples": 300})
-    with pytest.raises(HialignError, match=r"global .* is stale: run `hialign run evaluate"):
+    with pytest.raises(HialignError, match=r"global .* is stale .*: run `hialign run evaluate"):
         compare(study.model_copy(update={"evaluation": changed}), "global", "base")

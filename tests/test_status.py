@@ -52,7 +52,8 @@ from hialign.study import Cell, Study, load_study
 TIMES = (
     *("seconds", "shared_seconds", "trained_with"),
     *("peak_memory_bytes", "modified", "bytes", "sha256"),
-    *("done", "reused", "shared", "usage", "cost"),  # what one run of the judge asked for
+    # What one run of the judge asked for
+    *("done", "reused", "shared", "usage", "cost", "total_usage", "total_cost"),
 )
 STAGES = {"respond": respond, "evaluate": evaluate, "judge": judge}
 

@@ -108,17 +108,19 @@ def test_a_judge_behind_an_api_from_estimate_to_book(
     monkeypatch.setenv("HIALIGN_OUTPUTS", str(outputs))
     printed = ""
 
-    def run(*arguments: str) -> str:
+    def run(*arguments: str, code: int = 0) -> str:
         nonlocal printed
         command = [sys.executable, "-m", "hialign.cli", *arguments]
         done = subprocess.run(command, capture_output=True, text=True, timeout=600)
         printed += done.stdout + done.stderr
-        assert done.returncode == 0, done.stdout + done.stderr
-        return " ".join(done.stdout.split())
+        assert done.returncode == code, done.stdout + done.stderr
+        return " ".join((done.stdout + done.stderr if code else done.stdout).split())
 
     assert "8" in run("judge", str(file), "--estimate")
     assert server.server.counts["requests"] == 0
-    said = run("judge", str(file))
+    said = run("judge", str(file), code=1)
+    assert "1 of 3 failed, more than judge.max_failed allows: `hialign judge" in said
+    assert "1 of 3 failed" in run("status", str(file))
     assert "the request failed: cannot read [key]" in said
     answered = sum(server.server.answers.values()) - 1  # equal responses are asked for once
     assert f"8 judgments, 1 of them failed, {0.008 * answered:.2f} USD" in said
