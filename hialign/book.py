@@ -138,7 +138,8 @@ def build(study: Study) -> Path:
     start = "from hialign.kernels import build_book; build_book()"
     command = [sys.executable, "-c", start, "build", "-n", "-W", "--keep-going"]
     with log.open("w", encoding="utf-8") as stream:
-        done = processes.supervised([*command, str(work)], environment, stream)
+        place = paths.scratch(study.name)
+        done = processes.supervised([*command, str(work)], environment, place, stream)
     text = re.sub(r"\x1b\[[0-9;]*m", "", log.read_text(encoding="utf-8"))
     problems = [
         line

@@ -29,11 +29,12 @@ def reproduce(
     ),
     profile: Annotated[str, typer.Option(help="A profile in workflow/, such as slurm.")] = "",
     dry_run: Annotated[bool, typer.Option(help="Only say what would run.")] = False,
+    book: Annotated[bool, typer.Option(help="Build the book, too.")] = True,
 ) -> None:
     """Run what is missing or out of date of STUDY, and build its book."""
     from hialign import workflow
 
-    workflow.reproduce(study, cores, profile, dry_run)
+    workflow.reproduce(study, cores, profile, dry_run, book)
 
 
 @app.command()

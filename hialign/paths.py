@@ -104,6 +104,11 @@ def probe_parts(study: str, model: str, probe: str, key: str) -> Path:
     return probes_dir(study, model) / f".{probe}-{key}"
 
 
+def scratch(study: str) -> Path:
+    """`outputs/<study>/.tmp/`: temporary files of the processes that work on the study."""
+    return study_dir(study) / ".tmp"
+
+
 def working(study: str) -> Path:
     """`outputs/<study>/.running/`: a lock for each notebook that is being executed."""
     return study_dir(study) / ".running"

@@ -9,6 +9,7 @@ import contextlib
 import ctypes
 import fcntl
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -19,23 +20,54 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
+from hialign import paths
 from hialign.errors import HialignError
 
 WATCHED = "HIALIGN_PARENT"  # `host:pid` of the process without which a job is not wanted
 THREADS = "HIALIGN_THREADS"
-PATIENCE = 30.0  # seconds in which processes end after a signal, before they are killed
+PATIENCE = 10.0  # seconds in which processes end after a signal, before they are sent the next
 PR_SET_PDEATHSIG = 1
 
 
 def supervised(
-    command: Sequence[str], environment: Mapping[str, str], output: IO[str] | None = None
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    scratch: Path,
+    output: IO[str] | None = None,
 ) -> int:
     """Run a command in a process group of its own; its exit code. `output` takes what it prints.
 
     Ctrl-C (or SIGTERM) is passed on to the whole group and waited for; then KeyboardInterrupt is
     raised. Whatever is left of the group when the command has ended is ended, too. If this process
-    is killed, the command is sent SIGTERM (on Linux).
+    is killed, the command is sent SIGTERM (on Linux). Temporary files lie in a folder of their own
+    below `scratch`, which is deleted afterwards; that of a process that was killed, the next time.
     """
+    with _scratch(scratch) as place:
+        # what torch compiles is kept, wherever temporary files lie
+        kept = {"TORCHINDUCTOR_CACHE_DIR": str(paths.cache() / "torchinductor")}
+        return _supervised(command, {**kept, **environment, "TMPDIR": str(place)}, output)
+
+
+@contextlib.contextmanager
+def _scratch(folder: Path) -> Iterator[Path]:
+    """A folder for the temporary files of this process, below `folder`."""
+    mine = f"{socket.gethostname()}-"
+    for old in folder.glob(f"{mine}*"):
+        if not _lives(int(old.name.removeprefix(mine))):
+            shutil.rmtree(old, ignore_errors=True)
+    place = folder / f"{mine}{os.getpid()}"
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        yield place
+    except OSError as error:
+        raise HialignError(f"cannot write {place}: {error.strerror}") from None
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def _supervised(
+    command: Sequence[str], environment: Mapping[str, str], output: IO[str] | None
+) -> int:
     asked: list[int] = []
     child = subprocess.Popen(
         command,
@@ -55,14 +87,16 @@ def supervised(
     if threading.current_thread() is threading.main_thread():  # no other may say what signals do
         before = {n: signal.signal(n, pass_on) for n in (signal.SIGINT, signal.SIGTERM)}
     try:
-        since = None
-        while True:
+        while not asked:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 child.wait(timeout=0.2)
                 break
-            since = since or (time.monotonic() if asked else None)
-            if since and time.monotonic() - since > PATIENCE:
-                _signal_group(child.pid, signal.SIGKILL)
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.wait(timeout=PATIENCE)
+                break
+            _signal_group(child.pid, number)
+        child.wait()
     finally:
         _end_group(child.pid)
         for number, handler in before.items():
@@ -200,7 +234,7 @@ def _told(path: Path) -> str:
     return f"process {text[:200]}" if text else "another process"
 
 
-def wait_for_all(folder: Path, seconds: float = PATIENCE) -> None:
+def wait_for_all(folder: Path, seconds: float = 3 * PATIENCE) -> None:
     """Wait until no lock in a folder is held: jobs of a run that was killed end by themselves.
     HialignError names those that do not."""
     until = time.monotonic() + seconds

@@ -209,7 +209,7 @@ def state(cell: Cell, stage: str = "train", thorough: bool = False) -> State:
     is otherwise enough that size and time are the same."""
     file = stage_manifest(cell, stage)
     found = _state(file, cell.settings(stage), cell.fingerprint(stage), stage, thorough)
-    if file.is_file() and found.status in ("done", "stale"):
+    if found.trusted:
         record = files.read_record(file)
         found = _of_inputs(found, record, inputs_of(cell, stage), cell.study, thorough)
         found = _of_upstream(found, cell, stage, thorough)
@@ -232,7 +232,7 @@ def probe_state(study: Study, model: ModelSettings, probe: str, thorough: bool =
     file = paths.probe_record(study.name, model.name, probe)
     settings, fingerprint = cell.probe_settings(probe), cell.probe_fingerprint(probe)
     found = _state(file, settings, fingerprint, f"probe-{probe}", thorough)
-    if file.is_file() and found.status in ("done", "stale"):
+    if found.trusted:
         record = files.read_record(file)
         found = _of_inputs(found, record, probe_inputs_of(cell, probe), study, thorough)
         if found.status == "done" and not is_published(study):
@@ -269,7 +269,7 @@ def required(cell: Cell, stage: str) -> dict[str, Any]:
             required(cell, before)
         raise HialignError(
             f"{WHAT[stage]} of {cell.model.name} {cell.block} in study {cell.study.name} "
-            f"{BE.get(stage, 'is')} {found}: run `{command_of(cell, stage)}` first"
+            f"{BE[stage]} {found}: run `{command_of(cell, stage)}` first"
         )
     return files.read_record(stage_manifest(cell, stage))
 
@@ -280,7 +280,7 @@ WHAT = {
     "evaluate": "the evaluation",
     "judge": "the judgments",
 }
-BE = {"train": "is", "respond": "are"}
+BE = {"train": "is", "respond": "are", "evaluate": "is", "judge": "are"}
 
 
 def command_of(cell: Cell, stage: str) -> str:

@@ -29,7 +29,7 @@ class Job:
     stage: str
 
 
-def jobs_of(study: Study, thorough: bool = True) -> Iterator[Job]:
+def jobs_of(study: Study, thorough: bool = True, with_book: bool = True) -> Iterator[Job]:
     """All that a study needs: the stages of its cells, its probes, its book."""
     every = []
     for cell in study.cells():
@@ -42,6 +42,8 @@ def jobs_of(study: Study, thorough: bool = True) -> Iterator[Job]:
             found = probe_state(study, model, probe, thorough)
             every.append(Job(probe_marker(study, model, probe), what, found, "probe"))
     yield from every
+    if not with_book:
+        return
     waiting = any(job.state != DONE for job in every)
     found = State("stale", "what it shows will be made again") if waiting else book.state(study)
     yield Job(book_marker(), "book", found, "book")
@@ -86,7 +88,9 @@ def _mark(where: Path, jobs: list[Job]) -> None:
 # --- running -------------------------------------------------------------------------------------
 
 
-def reproduce(name: str, cores: int, profile: str = "", dry_run: bool = False) -> None:
+def reproduce(
+    name: str, cores: int, profile: str = "", dry_run: bool = False, with_book: bool = True
+) -> None:
     """Run what is not done of the study called `name`, and build its book.
 
     What would fail late is checked first: the study, its data, its models, a judge's key. Raises
@@ -95,7 +99,7 @@ def reproduce(name: str, cores: int, profile: str = "", dry_run: bool = False) -
     """
     study = load_study(name)
     if dry_run:
-        _check(study, jobs := list(jobs_of(study)), key=False)
+        _check(study, jobs := list(jobs_of(study, with_book=with_book)), key=False)
         todo = [job for job in jobs if job.state != DONE]
         for job in todo:
             print(f"would run {job.what} ({job.state})")
@@ -104,14 +108,15 @@ def reproduce(name: str, cores: int, profile: str = "", dry_run: bool = False) -
     where = paths.study_dir(study.name)
     with processes.locked(where / ".reproduce.lock", f"hialign reproduce {study.argument}"):
         processes.wait_for_all(paths.working(study.name))
-        jobs = list(jobs_of(study))
+        jobs = list(jobs_of(study, with_book=with_book))
         if all(job.state == DONE for job in jobs):
             print("Nothing to be done.")
         else:
             _check(study, jobs)
             _mark(where, jobs)
-            _run(study, name, where, cores, profile)
-    print(f"The book: {paths.html_dir(study.name) / 'index.html'}")
+            _run(study, name, where, cores, profile, with_book)
+    if with_book:
+        print(f"The book: {paths.html_dir(study.name) / 'index.html'}")
 
 
 def _check(study: Study, jobs: list[Job], key: bool = True) -> None:
@@ -131,13 +136,13 @@ def _check(study: Study, jobs: list[Job], key: bool = True) -> None:
             check_sizes(cell)
 
 
-def _run(study: Study, name: str, where: Path, cores: int, profile: str) -> None:
+def _run(study: Study, name: str, where: Path, cores: int, profile: str, with_book: bool) -> None:
     command = [
         *(sys.executable, "-m", "snakemake"),
         *("--snakefile", str(paths.workflow() / "Snakefile")),
         *("--directory", str(where)),
         *("--cores", str(cores)),
-        *("--config", f"study={_absolute(name)}"),
+        *("--config", f"study={_absolute(name)}", f"book={with_book}"),
         # Ours are the lock and the decision what to run: only a missing marker counts.
         *("--nolock", "--ignore-incomplete", "--drop-metadata", "--keep-going"),
         *("--rerun-triggers", "software-env"),
@@ -152,7 +157,7 @@ def _run(study: Study, name: str, where: Path, cores: int, profile: str) -> None
     if not profile:  # jobs of a cluster outlive this process
         environment[processes.WATCHED] = processes.watched()
     try:
-        failed = processes.supervised(command, environment)
+        failed = processes.supervised(command, environment, paths.scratch(study.name))
     except KeyboardInterrupt:
         print(
             f"\nInterrupted. What is done is kept: `hialign reproduce {study.argument}` goes on "
@@ -161,7 +166,7 @@ def _run(study: Study, name: str, where: Path, cores: int, profile: str) -> None
         )
         raise
     if failed:
-        left = [job for job in jobs_of(study) if job.state != DONE]
+        left = [job for job in jobs_of(study, with_book=with_book) if job.state != DONE]
         first = next((job for job in left if job.state.status == "failed"), left[0])
         again = f"`hialign reproduce {study.argument}` goes on from here"
         if first.stage == "judge" and not first.state.why.startswith("its"):

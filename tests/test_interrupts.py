@@ -40,9 +40,10 @@ def tree(pid: int) -> list[int]:
 class Run:
     """`hialign reproduce` of a study, as a shell starts it."""
 
-    def __init__(self, study: Path, temporary: Path) -> None:
+    def __init__(self, study: Path, temporary: Path, with_book: bool = False) -> None:
         self.log = study.with_suffix(".log").open("w+", encoding="utf-8")
         command = [sys.executable, "-m", "hialign.cli", "reproduce", str(study), "--cores", "2"]
+        command += [] if with_book else ["--no-book"]
         self.process = subprocess.Popen(
             command,
             stdout=self.log,
@@ -109,6 +110,33 @@ def test_the_same_command_goes_on(
     assert code == 0, text
     assert adapters(outputs) == adapters(undisturbed / "outputs")
     assert list(temporary.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", ["multiprocessing", "ipykernel"])  # those that draw, the pages
+def test_a_book_that_is_killed_leaves_no_worker_and_no_file(
+    undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.setenv("HIALIGN_OUTPUTS", str(undisturbed / "outputs"))
+    command = [sys.executable, "-m", "hialign.cli", "book", str(undisturbed / "tiny.yml")]
+    silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    run = subprocess.Popen(command, env=os.environ | {"TMPDIR": str(tmp_path)}, **silent)
+    until = time.monotonic() + 120
+    while kind not in _commands(below := tree(run.pid)) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert len(below) > 1
+    run.kill()
+    run.wait()
+    until = time.monotonic() + GRACE
+    while (alive := [p for p in below if p in tree(p)]) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert alive == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def _commands(pids: list[int]) -> str:
+    """The command lines of some processes, of those that are still there."""
+    found = [Path(f"/proc/{pid}/cmdline") for pid in pids]
+    return "\n".join(p.read_text(errors="replace") for p in found if p.is_file())
 
 
 def test_a_run_beside_another_is_refused_and_named(

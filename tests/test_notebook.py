@@ -3,12 +3,14 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import nbformat
 import pytest
 
-from hialign import notebook, paths
+from hialign import notebook, paths, workflow
 from hialign.errors import HialignError
 from hialign.study import STAGES
 
@@ -131,3 +133,55 @@ def test_partition_prints_table_4s_row() -> None:
     assert done.returncode == 0
     for part in ("0-9", "10-18", "19-27"):
         assert part in done.stdout
+
+
+# --- what papermill and Jupyter say otherwise -----------------------------------------------------
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"cells": 7}', '{"nbformat": 99}', "\0"])
+def test_a_file_that_is_no_notebook_is_refused_in_a_line(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "own.ipynb"
+    path.write_text(content, encoding="utf-8")
+    with pytest.raises(HialignError, match=r"own\.ipynb is not a notebook that papermill can run"):
+        notebook.run(str(path), {})
+
+
+def test_a_missing_kernel_is_told(
+    tiny_study: Callable[..., Path], outputs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
+
+    def missing(self: object, name: str) -> object:
+        raise NoSuchKernel(name)
+
+    monkeypatch.setattr(KernelSpecManager, "get_kernel_spec", missing)
+    with pytest.raises(HialignError, match=r"no Jupyter kernel 'python3'.*pip install ipykernel"):
+        notebook.run("train", {"study": str(tiny_study()), "block": "base"})
+
+
+@pytest.mark.parametrize(
+    ("changes", "block", "why"),
+    [
+        ({"training": {"lora_rank": 500}}, "mid", r"training\.lora_rank: rank 500 is more than"),
+        ({}, "full:r500", r"block full:r500: rank 500 is more than the width of random-llama, 32"),
+        ({}, "layers:3-9", r"layer 9 is out of range"),
+        (
+            {"responses": {"max_new_tokens": 5000}},
+            "mid",
+            r"does not fit the context .* 4096 tokens",
+        ),
+        ({"preferences": {"source": "./nowhere.jsonl"}}, "mid", r"nowhere\.jsonl does not exist"),
+        ({"models": ["./nowhere"]}, "mid", r"model \./nowhere"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_a_kernel_is_started(
+    tiny_study: Callable[..., Path], outputs: Path, changes: dict[str, Any], block: str, why: str
+) -> None:
+    path = tiny_study(**changes)
+    with pytest.raises(HialignError, match=why) as caught:
+        notebook.run("train", {"study": str(path), "block": block})
+    assert "\n" not in str(caught.value)
+    assert not outputs.exists()
+    with pytest.raises(HialignError, match=why):
+        workflow.reproduce(str(tiny_study(**changes, blocks=[block])), 1, dry_run=True)
+    assert not outputs.exists()

@@ -31,9 +31,11 @@ def ended(pid: int) -> bool:
 
 SUPERVISOR = """
 import os, sys
+from pathlib import Path
 from hialign.processes import supervised
 try:
-    print("code", supervised([sys.executable, "-u", "-c", {child!r}], os.environ), flush=True)
+    command = [sys.executable, "-u", "-c", {child!r}]
+    print("code", supervised(command, os.environ, Path({scratch!r})), flush=True)
 except KeyboardInterrupt:
     print("interrupted", flush=True)
 """
@@ -49,19 +51,35 @@ except KeyboardInterrupt:
 """
 
 
-def supervisor(then: str) -> "tuple[subprocess.Popen[str], list[int]]":
-    process = python(SUPERVISOR.format(child=CHILD.format(then=then)))
+def supervisor(then: str, scratch: Path) -> "tuple[subprocess.Popen[str], list[int]]":
+    process = python(SUPERVISOR.format(child=CHILD.format(then=then), scratch=str(scratch)))
     assert process.stdout is not None
     return process, [int(pid) for pid in process.stdout.readline().split()]
 
 
-def test_a_command_is_run_and_its_exit_code_given() -> None:
+def test_a_command_is_run_and_its_exit_code_given(tmp_path: Path) -> None:
     command = [sys.executable, "-c", "raise SystemExit(3)"]
-    assert processes.supervised(command, os.environ) == 3
+    assert processes.supervised(command, os.environ, tmp_path) == 3
 
 
-def test_what_outlives_its_command_is_ended() -> None:
-    process, (child, inner) = supervisor("raise SystemExit(0)")
+def test_temporary_files_go_with_the_process_that_made_them(tmp_path: Path) -> None:
+    host = processes.watched().partition(":")[0]
+    ended = python("")
+    ended.wait()
+    for name in (f"{host}-{ended.pid}", f"{host}-{os.getppid()}", f"elsewhere-{ended.pid}"):
+        (tmp_path / name).mkdir()
+    code = "import os, tempfile; print(tempfile.mkdtemp(), flush=True)"
+    with (tmp_path / "log").open("w+", encoding="utf-8") as log:
+        processes.supervised([sys.executable, "-c", code], os.environ, tmp_path, log)
+        log.seek(0)
+        made = Path(log.read().strip())
+    assert made.parent == tmp_path / f"{host}-{os.getpid()}"
+    kept = {"log", f"{host}-{os.getppid()}", f"elsewhere-{ended.pid}"}
+    assert {p.name for p in tmp_path.iterdir()} == kept
+
+
+def test_what_outlives_its_command_is_ended(tmp_path: Path) -> None:
+    process, (child, inner) = supervisor("raise SystemExit(0)", tmp_path)
     out, _ = process.communicate(timeout=WAIT)
     assert out == "code 0\n"
     assert ended(child)
@@ -69,8 +87,8 @@ def test_what_outlives_its_command_is_ended() -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupt_is_passed_on_and_waited_for(number: int) -> None:
-    process, (child, inner) = supervisor("time.sleep(600)")
+def test_an_interrupt_is_passed_on_and_waited_for(tmp_path: Path, number: int) -> None:
+    process, (child, inner) = supervisor("time.sleep(600)", tmp_path)
     process.send_signal(number)
     out, _ = process.communicate(timeout=WAIT)
     assert out == "kept\ninterrupted\n"
@@ -79,8 +97,8 @@ def test_an_interrupt_is_passed_on_and_waited_for(number: int) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the system tells of a parent's end on Linux")
-def test_a_command_ends_when_its_supervisor_is_killed() -> None:
-    process, (child, _) = supervisor("time.sleep(600)")
+def test_a_command_ends_when_its_supervisor_is_killed(tmp_path: Path) -> None:
+    process, (child, _) = supervisor("time.sleep(600)", tmp_path)
     process.kill()
     assert ended(child)
 

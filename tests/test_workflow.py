@@ -119,8 +119,8 @@ def test_a_judge_behind_an_api_from_estimate_to_book(
     assert "8" in run("judge", str(file), "--estimate")
     assert server.server.counts["requests"] == 0
     said = run("judge", str(file), code=1)
-    assert "1 of 3 failed, more than judge.max_failed allows: `hialign judge" in said
-    assert "1 of 3 failed" in run("status", str(file))
+    assert "1 of 2 failed, more than judge.max_failed allows: `hialign judge" in said
+    assert "1 of 2 failed" in run("status", str(file))
     assert "the request failed: cannot read [key]" in said
     answered = sum(server.server.answers.values()) - 1  # equal responses are asked for once
     assert f"8 judgments, 1 of them failed, {0.008 * answered:.2f} USD" in said
