@@ -130,7 +130,9 @@ def main() -> None:
                 alive := [p for p in below if p in tree(p)]
             ) and time.monotonic() < ended + GRACE:
                 time.sleep(0.1)
-            left = sorted(p.name for p in temporary.iterdir())
+            # Less the cache that torch makes when it is imported
+            names = (p.name for p in temporary.iterdir())
+            left = sorted(name for name in names if not name.startswith("torchinductor"))
             log.seek(0)
             text = log.read()
             row = {

@@ -59,7 +59,7 @@ def begin(namespace: Mapping[str, Any], stage: str) -> Cell:
     }
     _check(given, stage)
     _mark(namespace)
-    _quiet()
+    _quiet(stage)
     return _cell({"block": "base", **given})
 
 
@@ -291,14 +291,14 @@ def _is_module(value: Any) -> bool:
     return isinstance(value, types.ModuleType)
 
 
-def _quiet() -> None:
+def _quiet(stage: str) -> None:
     """Keep the libraries' own progress bars and notices out of a saved notebook, and have it compute
     with as many threads as any other."""
     import warnings
 
     import torch
 
-    torch.set_num_threads(processes.threads())
+    torch.set_num_threads(processes.threads(stage))
 
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", message="IProgress not found")  # our bars need no widgets

@@ -24,7 +24,7 @@ from hialign import paths
 from hialign.errors import HialignError
 
 WATCHED = "HIALIGN_PARENT"  # `host:pid` of the process without which a job is not wanted
-THREADS = "HIALIGN_THREADS"
+THREADS = "HIALIGN_THREADS"  # of training, as `hialign reproduce` was started with
 PATIENCE = 10.0  # seconds in which processes end after a signal, before they are sent the next
 PR_SET_PDEATHSIG = 1
 
@@ -180,10 +180,14 @@ def _lives(pid: int) -> bool:
     return not (stat and stat[0] == "Z")  # one that nobody has waited for has ended, too
 
 
-def threads() -> int:
-    """Threads of a stage that computes: the same whether it is run by hand or by a study, as sums
-    in another order are other numbers. All cores, unless OMP_NUM_THREADS says otherwise."""
-    for name in (THREADS, "OMP_NUM_THREADS"):
+def threads(stage: str = "train") -> int:
+    """Threads of a stage that computes: all cores, unless OMP_NUM_THREADS says otherwise.
+
+    Training has as many by hand as in a study, because sums in another order are other numbers, and
+    adapters must be equal to the last bit. A study runs its other stages beside each other, where
+    Snakemake gives each a core.
+    """
+    for name in (THREADS, "OMP_NUM_THREADS") if stage == "train" else ("OMP_NUM_THREADS",):
         if (chosen := os.environ.get(name, "")).isdigit() and int(chosen):
             return int(chosen)
     if hasattr(os, "sched_getaffinity"):  # not on macOS

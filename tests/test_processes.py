@@ -163,6 +163,7 @@ def test_threads_are_those_that_were_asked_for(monkeypatch: pytest.MonkeyPatch) 
     assert processes.threads() == 3
     monkeypatch.setenv(processes.THREADS, "5")
     assert processes.threads() == 5
+    assert processes.threads("respond") == 3
     monkeypatch.delenv(processes.THREADS)
     for nonsense in ("", "0", "many"):
         monkeypatch.setenv("OMP_NUM_THREADS", nonsense)
