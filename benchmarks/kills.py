@@ -2,11 +2,11 @@
 
     python benchmarks/kills.py --kills 25 --interrupts 10
 
-The study is started, stopped after some seconds, and started again, until it is complete; then it
-begins anew in an empty folder, until all stops are made. A stop is `kill -9` of a process drawn from
-the tree (or of all its top ones), or Ctrl-C (SIGINT to the foreground group, as a terminal sends
-it). After each stop nothing of the tree may be alive or left in the temporary folder. At the end of
-each study its adapters must be those of an undisturbed run.
+The study is started and stopped again and again, and started anew where a stop has ended it, until
+it is complete; then it begins in an empty folder, until all stops are made. A stop is `kill -9` of a
+process drawn from the tree, or Ctrl-C (SIGINT to the foreground group, as a terminal sends it). What
+a stop should end has to be gone soon after, and the temporary folder empty when the run has ended.
+At the end of each study its adapters must be those of an undisturbed run.
 """
 
 import argparse
@@ -16,10 +16,10 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from hialign import records
 
@@ -73,6 +73,27 @@ def adapters(outputs: Path) -> dict[str, str]:
     return digest
 
 
+def start(outputs: Path, temporary: Path, log: Any, study: str) -> "subprocess.Popen[bytes]":
+    environment = os.environ | {"HIALIGN_OUTPUTS": str(outputs), "TMPDIR": str(temporary)}
+    command = ["make", "-s", "book", f"STUDY={study}"]
+    return subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True
+    )
+
+
+def stop(run: "subprocess.Popen[bytes]", kind: str, rng: random.Random) -> tuple[str, list[int]]:
+    """Stop something: what it was, and which processes have to end with it."""
+    below = tree(run.pid)
+    if kind == "interrupt":
+        os.killpg(run.pid, signal.SIGINT)
+        return "terminal", below
+    # Without make, hialign goes on to its end, and the next run would name it
+    chosen = rng.choice([p for p in below if name_of(p) != "make"])
+    target, ending = name_of(chosen), tree(chosen)
+    os.kill(chosen, signal.SIGKILL)
+    return target, ending
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=25)
@@ -80,6 +101,7 @@ def main() -> None:
     parser.add_argument("--longest", type=float, default=40.0, help="seconds before a stop")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--study", default="smoke")
+    parser.add_argument("--undisturbed", type=Path, help="outputs of a run without a stop")
     options = parser.parse_args()
     rng = random.Random(options.seed)
     stops = ["kill"] * options.kills + ["interrupt"] * options.interrupts
@@ -87,79 +109,53 @@ def main() -> None:
     base = Path(tempfile.mkdtemp(prefix="kills-"))
     temporary = base / "tmp"
     temporary.mkdir()
-    rows, studies, expected = [], 0, None
-    while expected is None or stops:
-        outputs = base / f"outputs-{studies}"
-        environment = os.environ | {"HIALIGN_OUTPUTS": str(outputs), "TMPDIR": str(temporary)}
-        command = ["make", "-s", "book", f"STUDY={options.study}"]
-        while True:
-            log = (base / "log").open("w+")
-            started = time.monotonic()
-            run = subprocess.Popen(
-                command, cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True
-            )
-            wait = rng.uniform(1, options.longest) if expected is not None and stops else 1e6
-            try:
-                code = run.wait(timeout=wait)
-                log.seek(0)
-                text = log.read()
-                assert code == 0, text[-3000:]
-                print(f"study {studies} is complete after {len(rows)} stops", flush=True)
-                break
-            except subprocess.TimeoutExpired:
-                pass
-            kind, below = stops.pop(), tree(run.pid)
-            if kind == "interrupt":
-                target = "terminal"
-                os.killpg(run.pid, signal.SIGINT)
-            else:
-                chosen = rng.choice(below)
-                target = name_of(chosen)
+    expected = adapters(options.undisturbed) if options.undisturbed else None
+    rows: list[dict[str, Any]] = []
+    studies = 0
+    while stops or expected is None:
+        outputs, code, starts = base / f"outputs-{studies}", None, 0
+        while code != 0:
+            log = (base / "log").open("w+", encoding="utf-8")
+            began, starts = time.monotonic(), starts + 1
+            run = start(outputs, temporary, log, options.study)
+            while run.poll() is None:
+                wait = rng.uniform(1, options.longest) if stops and expected else 1e6
                 try:
-                    os.kill(chosen, signal.SIGKILL)
-                except ProcessLookupError:
-                    target = "gone"
-            stopped = time.monotonic()
-            try:
-                code = run.wait(timeout=900)  # where a job was killed, the others run to their end
-            except subprocess.TimeoutExpired:
-                print("it does not end", flush=True)
-                raise
-            ended = time.monotonic()
-            while (
-                alive := [p for p in below if p in tree(p)]
-            ) and time.monotonic() < ended + GRACE:
-                time.sleep(0.1)
+                    run.wait(timeout=wait)
+                except subprocess.TimeoutExpired:
+                    row: dict[str, Any] = {"stop": stops.pop()}
+                    row["after"] = round(time.monotonic() - began, 1)
+                    stopped = time.monotonic()
+                    row["of"], ending = stop(run, row["stop"], rng)
+                    while any(p in tree(p) for p in ending) and time.monotonic() < stopped + GRACE:
+                        time.sleep(0.1)
+                    row["ended"] = round(time.monotonic() - stopped, 1)
+                    row["alive"] = [name_of(p) for p in ending if p in tree(p)]
+                    rows.append(row)
+                    print(json.dumps(row), flush=True)
+            code = run.returncode
+            log.seek(0)
+            text = log.read()
             # Less the cache that torch makes when it is imported
             names = (p.name for p in temporary.iterdir())
             left = sorted(name for name in names if not name.startswith("torchinductor"))
-            log.seek(0)
-            text = log.read()
-            row = {
-                "stop": kind,
-                "of": target,
-                "after": round(stopped - started, 1),
-                "code": code,
-                "ended": round(ended - stopped, 1),
-                "all_ended": round(time.monotonic() - ended, 1),
-                "alive": [name_of(p) for p in alive],
-                "temporary": left,
-                "traceback": "Traceback" in text,
-                "last": text.strip().splitlines()[-1][:200] if text.strip() else "",
-            }
-            rows.append(row)
-            print(json.dumps(row), flush=True)
+            traceback = "Traceback" in text
+            print(json.dumps({"code": code, "left": left, "traceback": traceback}), flush=True)
+            if rows:
+                rows[-1] |= {"left": left, "traceback": traceback, "last": text[-200:].strip()}
+            assert "is at it already" not in text, text[-500:]
         found = adapters(outputs)
-        expected = expected or found
-        assert found == expected, "the adapters are others than an undisturbed run's"
+        assert expected is None or found == expected, "other adapters than an undisturbed run's"
+        expected = found
         studies += 1
+        print(f"study {studies} is complete: {len(rows)} stops so far, {starts} starts", flush=True)
     result = {
         "study": options.study,
         "stops": rows,
         "studies": studies,
         "left_alive": sum(bool(r["alive"]) for r in rows),
-        "left_files": sum(bool(r["temporary"]) for r in rows),
-        "tracebacks": sum(r["traceback"] for r in rows),
+        "left_files": sum(bool(r.get("left")) for r in rows),
+        "tracebacks": sum(bool(r.get("traceback")) for r in rows),
         **records.environment(),
     }
     RESULTS.mkdir(exist_ok=True)
@@ -167,4 +163,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

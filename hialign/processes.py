@@ -68,7 +68,7 @@ def _scratch(folder: Path) -> Iterator[Path]:
 def _supervised(
     command: Sequence[str], environment: Mapping[str, str], output: IO[str] | None
 ) -> int:
-    asked: list[int] = []
+    asked: list[float] = []
     child = subprocess.Popen(
         command,
         env=dict(environment),
@@ -79,9 +79,12 @@ def _supervised(
     )
 
     def pass_on(number: int, _: object) -> None:
-        asked.append(number)
-        # The second time it is meant: whoever is asked twice is not asked politely.
-        _signal_group(child.pid, signal.SIGINT if len(asked) == 1 else signal.SIGTERM)
+        now = time.monotonic()
+        if not asked:
+            _signal_group(child.pid, signal.SIGINT)
+        elif now - asked[-1] > 1:  # make passes on the Ctrl-C that the terminal has sent already
+            _signal_group(child.pid, signal.SIGTERM)
+        asked.append(now)
 
     before = {}
     if threading.current_thread() is threading.main_thread():  # no other may say what signals do
