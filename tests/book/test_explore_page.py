@@ -13,6 +13,7 @@ from conftest import vouch
 from hialign import explorer
 from hialign.files import write_jsonl
 from hialign.judge.rubric import DIMENSIONS
+from hialign.settings import has_control
 from hialign.status import judgments_file
 from hialign.study import Study
 
@@ -182,8 +183,9 @@ def built(
 def hostile(outputs: Path, tmp_path: Path) -> Path:
     """A study whose prompts, responses, reasons, errors, ids, labels and title all attack."""
     bad = "".join(ATTACKS[k] for k in ("image", "bidi", "end of script", "half"))
-    models = [{"source": f"random:{n}", "label": f"{n} {bad}"} for n in "ab"]
-    study = make("hostile", models=models, title=bad)
+    printed = "".join(" " if has_control(c) else c for c in bad)  # what a study may hold
+    models = [{"source": f"random:{n}", "label": f"{n} {printed}"} for n in "ab"]
+    study = make("hostile", models=models, title=printed)
     for cell in study.cells():
         rows, judgments = [], []
         for name, text in ATTACKS.items():

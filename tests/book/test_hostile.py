@@ -9,6 +9,7 @@ from simulated import simulate
 
 from hialign import book, claim_pages
 from hialign.files import read_json, read_jsonl, write_json, write_jsonl
+from hialign.settings import has_control
 from hialign.status import failed_notebook, judgments_file
 from hialign.study import Study
 
@@ -20,6 +21,8 @@ EVIL = (
     "$\\frac{a$ `code` ```{raw} html\n<script>window.hacked=5</script>\n``` \x1b[31mred\x1b[0m "
     "\u202eleft\u2069 :::{note}\nx\n::: {{ study }} </pre></table></details></script> % claims"
 )
+# As far as a study's own texts may go, which hold no control characters
+PRINTED = "".join(" " if has_control(c) else c for c in EVIL)
 
 
 @pytest.fixture(scope="module")
@@ -30,11 +33,11 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Any:
         patch.setenv("HIALIGN_OUTPUTS", str(place))
         study = Study(
             name="hostile",
-            title=EVIL,
-            description=EVIL,
-            models=[{"source": "random:llama", "name": "small", "label": EVIL}],
+            title=PRINTED,
+            description=PRINTED,
+            models=[{"source": "random:llama", "name": "small", "label": PRINTED}],
             blocks=["base", "mid", "full"],
-            judge={"backend": "openai", "model": EVIL, "name": "evil"},
+            judge={"backend": "openai", "model": PRINTED, "name": "evil"},
             evaluation={"resamples": 100},
         )
         simulate(study, prompts=8, steps=7)
