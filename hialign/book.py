@@ -172,5 +172,6 @@ def build(study: Study) -> Path:
 def _study_argument(study: Study, work: Path) -> str:
     """How the pages name the study: as a file that holds exactly what this process has loaded."""
     place = work / f"{study.name}.yml"
-    place.write_text(yaml.safe_dump(study.model_dump(mode="json"), sort_keys=False))
+    text = yaml.safe_dump(study.model_dump(mode="json"), sort_keys=False)
+    place.write_text(text, encoding="utf-8")
     return str(place)

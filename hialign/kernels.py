@@ -53,7 +53,7 @@ def build_book() -> None:
     folder = Path(sys.argv[-1])
     cache = get_cache(folder / "_build" / ".jupyter_cache")
     for page in sorted(folder.glob("*.md")):
-        if "{code-cell}" in page.read_text():
+        if "{code-cell}" in page.read_text(encoding="utf-8"):
             cache.add_nb_to_project(str(page), read_data={"name": "myst_nb_md", "type": "plugin"})
     quiet = logging.getLogger("hialign.kernels")
     quiet.setLevel(logging.CRITICAL)

@@ -53,14 +53,16 @@ def _scratch(folder: Path) -> Iterator[Path]:
     """A folder for the temporary files of this process, below `folder`."""
     mine = f"{socket.gethostname()}-"
     for old in folder.glob(f"{mine}*"):
-        if not _lives(int(old.name.removeprefix(mine))):
+        pid = old.name.removeprefix(mine)  # of another machine if it is no number
+        if pid.isdigit() and not _lives(int(pid)):
             shutil.rmtree(old, ignore_errors=True)
     place = folder / f"{mine}{os.getpid()}"
     try:
         place.mkdir(parents=True, exist_ok=True)
-        yield place
     except OSError as error:
         raise HialignError(f"cannot write {place}: {error.strerror}") from None
+    try:
+        yield place
     finally:
         shutil.rmtree(place, ignore_errors=True)
 

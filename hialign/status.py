@@ -8,6 +8,7 @@ done, the stages refuse to read what is not trusted, and the book does not show 
 The package's own version is no reason to run again: the manifest names it.
 """
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -190,8 +191,6 @@ def _of_judge(judge: JudgeSettings) -> dict[str, Path]:
 @lru_cache
 def notebook_sha256(stage: str) -> str:
     """The hash of the code cells of a stage's notebook, less the one that sets up Colab."""
-    import hashlib
-
     book = files.read_json(paths.notebooks() / f"{stage}.ipynb")
     code = [
         "".join(cell["source"])

@@ -66,7 +66,12 @@ def test_temporary_files_go_with_the_process_that_made_them(tmp_path: Path) -> N
     host = processes.watched().partition(":")[0]
     ended = python("")
     ended.wait()
-    for name in (f"{host}-{ended.pid}", f"{host}-{os.getppid()}", f"elsewhere-{ended.pid}"):
+    for name in (
+        f"{host}-{ended.pid}",
+        f"{host}-{os.getppid()}",
+        f"elsewhere-{ended.pid}",
+        f"{host}-2-1",
+    ):
         (tmp_path / name).mkdir()
     code = "import os, tempfile; print(tempfile.mkdtemp(), flush=True)"
     with (tmp_path / "log").open("w+", encoding="utf-8") as log:
@@ -74,7 +79,7 @@ def test_temporary_files_go_with_the_process_that_made_them(tmp_path: Path) -> N
         log.seek(0)
         made = Path(log.read().strip())
     assert made.parent == tmp_path / f"{host}-{os.getpid()}"
-    kept = {"log", f"{host}-{os.getppid()}", f"elsewhere-{ended.pid}"}
+    kept = {"log", f"{host}-{os.getppid()}", f"elsewhere-{ended.pid}", f"{host}-2-1"}
     assert {p.name for p in tmp_path.iterdir()} == kept
 
 
