@@ -18,7 +18,7 @@ from pathlib import Path
 import nbformat
 import psutil
 
-from hialign import book, paths, records
+from hialign import book, environment, paths, provenance
 from hialign.files import write_json
 from hialign.study import STAGES, Study, load_study
 
@@ -45,7 +45,7 @@ def main() -> None:
         used["megabytes"] = sum(p.stat().st_size for p in html.rglob("*") if p.is_file()) / 1e6
         used["pages"] = len(list(html.rglob("*.html")))
     result = {"cells": len(study.cells()), "prompts": options.prompts, **used}
-    result |= {"limits": LIMITS, **records.environment(), "commit": records.commit()}
+    result |= {"limits": LIMITS, **environment.environment(), "commit": provenance.commit()}
     print({name: result[name] for name in ("seconds", "peak_bytes", "megabytes", "pages")})
     if options.out:
         write_json(options.out, result)

@@ -176,7 +176,7 @@ def main() -> None:
     if args.write:
         print(json.dumps(write(args.models, Path(args.write))))
         return
-    from hialign.records import environment
+    from hialign.environment import environment
 
     with tempfile.TemporaryDirectory() as name:
         os.environ["HIALIGN_OUTPUTS"] = f"{name}/outputs"

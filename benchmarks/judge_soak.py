@@ -41,7 +41,7 @@ def items(n: int) -> list[dict[str, Any]]:
 def client(port: int, folder: Path, n: int) -> None:
     """The process that is killed."""
     from hialign.judge import judge
-    from hialign.study import JudgeSettings
+    from hialign.sections import JudgeSettings
 
     settings = JudgeSettings(
         model="soak",
@@ -151,7 +151,7 @@ def main() -> None:
         port, folder, n = args.client
         client(int(port), Path(folder), int(n))
         return
-    from hialign.records import environment
+    from hialign.environment import environment
 
     found = soak(args.calls, args.kills)
     print(json.dumps(found, indent=2))

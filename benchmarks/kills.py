@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from hialign import records
+from hialign import environment
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).parent / "results"
@@ -156,7 +156,7 @@ def main() -> None:
         "left_alive": sum(bool(r["alive"]) for r in rows),
         "left_files": sum(bool(r.get("left")) for r in rows),
         "tracebacks": sum(bool(r.get("traceback")) for r in rows),
-        **records.environment(),
+        **environment.environment(),
     }
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "kills.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

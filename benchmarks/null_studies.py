@@ -255,7 +255,7 @@ def main() -> None:
 
     from importlib.metadata import version
 
-    from hialign.records import environment
+    from hialign.environment import environment
 
     content: dict[str, Any] = {"arguments": {"studies": args.studies, "resamples": args.resamples}}
     content |= {"shares_of_scores": SHARES, "variance": {"prompt": PROMPT, "model x prompt": MODEL}}

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from hialign import environment
 from hialign.files import write_json
 
 Context = Callable[[], AbstractContextManager[Any]]
@@ -166,7 +167,7 @@ def random_adapter(model: Any, seed: int = 0) -> Iterator[dict[str, tuple[Any, C
     """`model` as both sides: by itself, and with a random LoRA adapter on all of its layers."""
     from peft import LoraConfig, get_peft_model
 
-    from hialign.blocks import target_modules
+    from hialign.modules import target_modules
 
     modules = target_modules(
         model, range(model.config.num_hidden_layers), ["q_proj", "k_proj", "v_proj", "o_proj"]
@@ -191,11 +192,11 @@ def largest(one: Any, other: Any) -> float:
 
 
 def main() -> None:
-    from hialign import load_model, load_pairs, records
+    from hialign import load_model, load_pairs
     from hialign.blocks import split_layers
-    from hialign.logprobs import tokenize_pair
     from hialign.probes.patched_runs import KINDS
-    from hialign.study import PreferenceSettings
+    from hialign.sections import PreferenceSettings
+    from hialign.tokens import tokenize_pair
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="random:llama:12")
@@ -247,7 +248,7 @@ def main() -> None:
         "largest_difference_nats": max(
             largest(naive["patched"], runs.patched), largest(naive["unpatched"], runs.unpatched)
         ),
-        **records.environment(),
+        **environment.environment(),
     }
     content["fewer_passes"] = content["naive_passes"] / content["passes"]
     print(json.dumps(content, indent=1))

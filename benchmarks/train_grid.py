@@ -39,7 +39,7 @@ SHAPES = {  # depth, width, heads, key-value heads, feed-forward, vocabulary (pu
 
 def settings_of(args: argparse.Namespace, **changes: Any) -> Any:
     """Table 5's settings, with this benchmark's batch and length."""
-    from hialign.study import TrainingSettings
+    from hialign.sections import TrainingSettings
 
     return TrainingSettings(
         batch_size=args.batch,
@@ -87,7 +87,7 @@ def pairs_of(args: argparse.Namespace, tokenizer: Any) -> Any:
     from datasets import Dataset
 
     from hialign import load_pairs
-    from hialign.study import PreferenceSettings
+    from hialign.sections import PreferenceSettings
 
     needed = args.batch * args.accumulation * args.steps
     if not args.synthetic:
@@ -218,8 +218,8 @@ def floor(model: Any, tokenizer: Any, pairs: Any, args: argparse.Namespace) -> d
 
     from hialign import layers_of
     from hialign.decoder import Decoder, Layout
-    from hialign.logprobs import token_pairs
     from hialign.packing import pack, plan
+    from hialign.tokens import token_pairs
     from hialign.trainer import default_tokens
 
     settings = settings_of(args)
@@ -323,7 +323,7 @@ def main() -> None:
         args.rounds, args.batch, args.accumulation = 1, 4, 1
     if not (args.growth or args.synthetic or Path(args.data).is_dir()):
         parser.error(f"--data {args.data}: no such folder; it names one of hh-rlhf's layout")
-    from hialign.records import environment
+    from hialign.environment import environment
 
     kept = Kept(args, environment())
     if args.growth:
@@ -453,7 +453,7 @@ def ratio_of_operations(depth: int) -> float:
     """
     import transformers
 
-    from hialign.models import embedded_folder
+    from hialign.embedded import embedded_folder
 
     config = transformers.AutoConfig.from_pretrained(embedded_folder("smollm2-135m-instruct"))
     width, inner = config.hidden_size, config.intermediate_size

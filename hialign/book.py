@@ -11,10 +11,10 @@ from typing import Any
 
 import yaml
 
-from hialign import files, paths, processes
+from hialign import files, page_sources, paths, processes, write
 from hialign.errors import HialignError
-from hialign.status import DONE, State, stage_manifest, stages_of
-from hialign.study import Study, load_study
+from hialign.status import DONE, State, stage_manifest
+from hialign.study import Study, load_study, stages_of
 
 # What kernels log of themselves as they start and stop; it says nothing of a page
 KERNEL = re.compile(r"IPKernelApp|^(WARNING|ERROR):(tornado|asyncio|traitlets)\b")
@@ -111,7 +111,7 @@ def build(study: Study) -> Path:
     Every warning is an error, and a page without HTML is one too. The book that was there before
     stays until the new one is whole.
     """
-    from hialign import claim_pages, exhibits, explorer, pages, theme
+    from hialign import claim_pages, explorer, pages, theme
 
     key = _key(study)  # of what is read from here on
     work = paths.study_dir(study.name) / ".book"
@@ -122,10 +122,10 @@ def build(study: Study) -> Path:
     except OSError as error:
         raise HialignError(f"cannot write {work}: {error.strerror or error}") from None
     data = work / "data"
-    exhibits.write_all(study, data)
+    write.write_all(study, data)
     pages.write_records(study, data / "runs")
     for path in work.glob("*.md"):
-        text = pages.with_sources(path.read_text(encoding="utf-8"), study)
+        text = page_sources.with_sources(path.read_text(encoding="utf-8"), study)
         sections = (data / "claims.md").read_text(encoding="utf-8")
         path.write_text(
             text.replace(f"\n{claim_pages.CLAIMS}\n", f"\n{sections}"), encoding="utf-8"
@@ -160,7 +160,7 @@ def build(study: Study) -> Path:
     for file in parts:
         file.unlink()
     shutil.move(data, html / "data")
-    pages.write_sources(html / "source")
+    page_sources.write_sources(html / "source")
     theme.mend(html)
     explorer.write(study, html / "explore")
     files.write_record(html / RECORD, {"key": key})

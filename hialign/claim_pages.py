@@ -5,7 +5,7 @@ from html import escape
 import pandas as pd
 
 from hialign import claim_tests, claims
-from hialign.pages import plain, raw, table
+from hialign.markup import plain, raw, table
 from hialign.statistics import p_text
 from hialign.study import Study
 

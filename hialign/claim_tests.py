@@ -15,7 +15,7 @@ from hialign.blocks import check_block, strategy_of
 from hialign.claim_data import NAN, Material, Part, Untested
 from hialign.comparisons import above, alignment_tax, paired_differences, signed_rank
 from hialign.judge.rubric import DIMENSIONS
-from hialign.judged import FLUENCY, LOGIC, OVERALL
+from hialign.scores import FLUENCY, LOGIC, OVERALL
 from hialign.statistics import pooled_interval
 
 FEWEST = 6  # prompts or steps below which no rank test can reach 5%

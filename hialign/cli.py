@@ -63,8 +63,8 @@ def status(study: StudyName = "demo") -> None:
     """Which cells of STUDY are done, stale, damaged, failed or missing, and why."""
     from hialign import paths
     from hialign.processes import held
-    from hialign.status import probe_state, probes_of, stages_of, state
-    from hialign.study import load_study
+    from hialign.status import probe_state, state
+    from hialign.study import load_study, probes_of, stages_of
 
     loaded = load_study(study)
     console, reasons = Console(), []

@@ -19,6 +19,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from hialign.blocks import OBJECTIVES
 from hialign.contrast_rules import CONNECTIVES, FACTS, GRAMMAR, keeps_article, wrong_names
 from hialign.edits import (
     FINISHED,
@@ -32,9 +33,6 @@ from hialign.edits import (
     split_sentences,
 )
 from hialign.errors import HialignError
-
-OBJECTIVES = ("grammar", "coherence", "factuality")
-EXPECTED = {"grammar": "local", "coherence": "mid", "factuality": "global"}  # Hypothesis 2
 
 
 class ContrastRefused(HialignError):

@@ -14,12 +14,13 @@ import torch
 import torch.nn.functional as F
 from transformers import AttentionInterface, PreTrainedModel
 
-from hialign.blocks import decoder_layers
 from hialign.dropout import noise_of
 from hialign.errors import HialignError
-from hialign.logprobs import TokenPair, Tokens, log_probs
+from hialign.logprobs import TokenPair, log_probs
+from hialign.modules import decoder_layers
 from hialign.packing import Pack, pack, plan
 from hialign.progress import Progress
+from hialign.tokens import Tokens
 
 ATTENTION = "hialign_packed"
 TILE = 256  # scored positions that reach the LM head at a time

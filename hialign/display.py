@@ -11,6 +11,7 @@ from pandas.api.types import is_integer_dtype, is_numeric_dtype
 
 if TYPE_CHECKING:
     from pandas.io.formats.style import Styler
+from collections.abc import Iterable
 
 DASH = "–"
 # A table wider than a phone scrolls by itself instead of the whole page; by keyboard too.
@@ -84,3 +85,14 @@ def table_or_none(rows: list[dict[str, Any]], columns: list[str]) -> Table:
     if reasons in found and found[reasons].isna().all():
         return Table(found.drop(columns=reasons))
     return found
+
+
+def span(layers: Iterable[int]) -> str:
+    """Layers as text: `10–18`, or `0–3, 8` where they are not in one piece."""
+    runs: list[list[int]] = []
+    for layer in sorted(layers):
+        if runs and layer == runs[-1][1] + 1:
+            runs[-1][1] = layer
+        else:
+            runs.append([layer, layer])
+    return ", ".join(f"{a}" if a == b else f"{a}–{b}" for a, b in runs)

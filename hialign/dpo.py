@@ -19,11 +19,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hialign import blocks
 from hialign.blocks import Choice
 from hialign.errors import HialignError
-from hialign.logprobs import Reference, TokenPair, token_pairs, tokenize_pair
-from hialign.study import TrainingSettings
+from hialign.logprobs import TokenPair
+from hialign.modules import decoder_layers, target_modules
+from hialign.reference import Reference
+from hialign.sections import TrainingSettings
+from hialign.tokens import token_pairs, tokenize_pair
 from hialign.trainer import COMMON, LOGGED, Strategy, is_of, last_checkpoint
 from hialign.trainer import trainer_class as _trainer_class
 
@@ -61,7 +63,7 @@ def train_blocks(
         for block, inside in layers.items()
     }
     targets = {
-        block: list(c.modules or blocks.target_modules(model, c.layers, settings.target_modules))
+        block: list(c.modules or target_modules(model, c.layers, settings.target_modules))
         for block, c in choices.items()
     }
     kept = token_pairs(tokenizer, pairs, settings.max_length, settings.truncation)
@@ -255,7 +257,7 @@ def _confinement(
 ) -> dict[str, Any]:
     """Proof that training changed adapters inside the block and nothing else, for the manifest."""
     changed = [n for n, bits in _bits(model, adapters=False).items() if bits != before[n]]
-    prefix, _ = blocks.decoder_layers(model.get_base_model())  # type: ignore[operator]
+    prefix, _ = decoder_layers(model.get_base_model())  # type: ignore[operator]
     inside = tuple(f"base_model.model.{prefix}.{layer}." for layer in strategy.layers)
     everything = _bits(model, adapters=True)
     after = {n: bits for n, bits in everything.items() if is_of(n, strategy.adapter)}

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from hialign.logprobs import Tokens, log_probs
+from hialign.logprobs import log_probs
+from hialign.tokens import Tokens
 
 
 def noise_of(model: PreTrainedModel, tokens: Tokens) -> str:

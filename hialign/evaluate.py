@@ -12,16 +12,19 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from hialign import files, records, status
+from hialign import environment, files, status
 from hialign.chat_template import chat_ids
-from hialign.contrasts import OBJECTIVES
 from hialign.errors import HialignError
-from hialign.logprobs import Reference, Tokens, response_logits, tokenize_pair
+from hialign.formats import Pair
+from hialign.logprobs import response_logits
 from hialign.models import identity
-from hialign.preferences import Pair, load_pairs
+from hialign.preferences import contrasts_of, load_pairs
+from hialign.probes.estimates import accuracy_interval, hit, with_interval
 from hialign.progress import Progress
-from hialign.statistics import mean_interval, pooled_interval, wilson
+from hialign.reference import Reference
+from hialign.statistics import mean_interval, pooled_interval
 from hialign.study import Cell
+from hialign.tokens import Tokens, tokenize_pair
 
 if TYPE_CHECKING:
     import torch
@@ -92,8 +95,8 @@ def evaluate(cell: Cell) -> dict[str, Any]:
     }
     content |= {
         "seconds": time.perf_counter() - started,
-        "peak_memory_bytes": records.peak_memory_bytes(),
-        **records.environment(),
+        "peak_memory_bytes": environment.peak_memory_bytes(),
+        **environment.environment(),
     }
     return files.write_record(status.stage_manifest(cell, "evaluate"), content)
 
@@ -106,17 +109,6 @@ def _groups(cell: Cell) -> dict[str, list[Pair]]:
     if settings.contrast_prompts:
         groups |= contrasts_of(settings.contrast_prompts)
     return groups
-
-
-def contrasts_of(prompts: int) -> dict[str, list[Pair]]:
-    """For each objective the built-in contrasts of the first `prompts` held-out prompts."""
-    contrasts = [dict(p) for p in load_pairs("builtin", train=None, evaluation=None).evaluation]
-    names = list(dict.fromkeys(str(p["prompt"]) for p in contrasts))
-    chosen = set(names[:prompts])
-    return {
-        name: [p for p in contrasts if p["objective"] == name and str(p["prompt"]) in chosen]
-        for name in OBJECTIVES
-    }
 
 
 def _summary(
@@ -144,29 +136,6 @@ def _summary(
     return summary | with_interval(
         "reward_accuracy", rewarded, accuracy_interval(rewarded, prompts, resamples)
     )
-
-
-def hit(difference: float) -> float:
-    """1 where the chosen response is ahead, 0 where it is not, one half for a tie."""
-    return 0.5 if difference == 0 else float(difference > 0)
-
-
-def accuracy_interval(
-    hits: Sequence[float], prompts: Sequence[str], resamples: int
-) -> tuple[float, float]:
-    """Wilson's interval; where prompts repeat, the bootstrap over prompts, as their pairs are kin."""
-    if len(set(prompts)) == len(prompts):
-        return wilson(sum(hits), len(hits))
-    return pooled_interval(hits, prompts, resamples)
-
-
-def with_interval(
-    name: str, values: Sequence[float], interval: tuple[float, float]
-) -> dict[str, float | None]:
-    """The mean of `values` as `name`, with its interval; None for what is not known."""
-    low, high = (None if x != x else x for x in interval)
-    mean = sum(values) / len(values) if values else None
-    return {name: mean, f"{name}_low": low, f"{name}_high": high}
 
 
 def _divergence(

@@ -8,16 +8,8 @@ import pandas as pd
 from hialign import paths, records
 from hialign.display import Table, table_of, table_or_none
 from hialign.files import read_json, read_record
-from hialign.status import (
-    cell_status,
-    failed_notebook,
-    probe_state,
-    probes_of,
-    stage_manifest,
-    stages_of,
-    state,
-)
-from hialign.study import Cell, Study
+from hialign.status import cell_status, failed_notebook, probe_state, stage_manifest, state
+from hialign.study import Cell, Study, probes_of, stages_of
 
 
 def stages(study: Study, cells: Sequence[Cell] = ()) -> Table:
@@ -159,7 +151,7 @@ _TRAINED = {
 
 def facts_of(manifest: dict[str, Any]) -> Table:
     """What a training's manifest says of it, as Name and Value."""
-    from hialign.tables import span
+    from hialign.display import span
 
     rows = [{"Name": title, "Value": manifest.get(key)} for key, title in _TRAINED.items()]
     for row in rows:

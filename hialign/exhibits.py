@@ -6,12 +6,9 @@ written (`hialign.book.show`). Outside a build they are drawn when asked for.
 
 import inspect
 import json
-import os
 import re
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +20,6 @@ from hialign import (
     claims,
     concordance_views,
     execution,
-    facts,
     figures,
     gradient_views,
     heatmap,
@@ -31,14 +27,15 @@ from hialign import (
     judged,
     patching_views,
     paths,
+    provenance,
     records,
+    scores,
     sweep_views,
     tables,
 )
 from hialign.errors import HialignError
 from hialign.files import whole_file, write_json
-from hialign.judge import accounts, report
-from hialign.processes import end_with_parent
+from hialign.judge import report
 from hialign.status import stage_manifest
 from hialign.study import PROBES, Study
 
@@ -151,7 +148,7 @@ EXHIBITS = {
         Exhibit("table-5", "Table 5: hyper-parameters", tables.table5, "train"),
         Exhibit("table-6", "Table 6: the judge's dimensions", tables.table6),
         Exhibit("figure-1", "Figure 1: the scheme", figures.figure1),
-        Exhibit("figure-2", "Figure 2: Overall by model", figures.figure2, "judge", judged.by_cell),
+        Exhibit("figure-2", "Figure 2: Overall by model", figures.figure2, "judge", scores.by_cell),
         Exhibit("figure-3", "Figure 3: dimensions", heatmap.figure3, "judge", heatmap.squares),
         Exhibit("figure-4", "Figure 4: training loss", figures.figure4, "train", _curves),
         Exhibit("figure-5", "Figure 5: training time", figures.figure5, "train", tables.cells),
@@ -183,7 +180,7 @@ EXHIBITS = {
         Exhibit("table-failures", "Failed stages", execution.failures),
         Exhibit("table-probes", "The probes", execution.probes, probes=" ".join(PROBES)),
         Exhibit("table-judge-made", "How the judge was measured", report.made),
-        Exhibit("table-judge-agreement", "The judge and people", tables.judge_agreement),
+        Exhibit("table-judge-agreement", "The judge and people", report.judge_agreement),
         Exhibit("table-judge-preferences", "The judge and preferences", report.preferences),
         Exhibit("table-judge-reliability", "The judge and itself", report.reliability),
         Exhibit("table-judge-length", "The judge and length", report.length),
@@ -192,8 +189,8 @@ EXHIBITS = {
             data=report.injection,
         ),
         Exhibit("table-judge-injection", "Attacks on the judge", report.injection),
-        Exhibit("table-judge-usage", "What judging took", accounts.usage, "judge"),
-        Exhibit("table-judge-failures", "Missing judgments", accounts.failures, "judge"),
+        Exhibit("table-judge-usage", "What judging took", report.usage, "judge"),
+        Exhibit("table-judge-failures", "Missing judgments", report.failures, "judge"),
         Exhibit("table-audit-statements", "Text and tables", audit_text.disagreements),
         Exhibit(
             *("figure-audit-models", "The Llama models beside the others", audit.by_models),
@@ -224,47 +221,6 @@ def _of(study: Study, function: Callable[..., Any]) -> Any:
 
 
 # --- writing -------------------------------------------------------------------------------------
-
-
-def write_all(study: Study, folder: Path) -> None:
-    """Every exhibit, the facts and the claims' sections into `folder`, on all of the processor's cores.
-
-    Raises HialignError naming the first one that cannot be drawn.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    # What rests on the same tests is one task, as processes share nothing
-    together = [
-        ["claims", "facts", "table-claims", "table-headlines"],
-        ["figure-3", "table-dimensions"],
-        ["figure-where", "table-where", "table-where-lacking", "table-where-correlations"],
-    ]
-    named = {name for names in together for name in names}
-    tasks = [*together, *([name] for name in EXHIBITS if name not in named)]
-    context = get_context("spawn")  # a fork would copy locks that other threads hold
-    cores = min(os.cpu_count() or 1, 4)
-    with ProcessPoolExecutor(cores, context, initializer=end_with_parent) as pool:
-        for future in [pool.submit(_write_some, study, names, folder) for names in tasks]:
-            future.result()
-
-
-def _write_some(study: Study, names: list[str], folder: Path) -> None:
-    for name in names:
-        try:
-            if name == "facts":
-                write_json(folder / "facts.json", facts.facts(study))
-            elif name == "claims":
-                from hialign.claim_pages import claim_sections
-
-                (folder / "claims.md").write_text(claim_sections(study), encoding="utf-8")
-            else:
-                write(study, name, folder)
-        except HialignError:
-            raise
-        except Exception as error:
-            raise HialignError(
-                f"the exhibit {name} of study {study.name} could not be drawn: "
-                f"{type(error).__name__}: {error}"
-            ) from error
 
 
 def write(study: Study, name: str, folder: Path) -> list[Path]:
@@ -330,8 +286,8 @@ def about(study: Study, name: str) -> dict[str, Any]:
         "file": source_file(exhibit.draw),
         "line": first,
         "last_line": first + len(lines) - 1,
-        "commit": records.commit(),
-        "version": records.hialign_version(),
+        "commit": provenance.commit(),
+        "version": provenance.hialign_version(),
         "runs": list(runs_behind(study, name)),
         "command": f"hialign show {study.name} {name}",
     }

@@ -4,26 +4,21 @@ What was asked is kept in the study's folder, under a key of everything that it 
 computed twice: where there is no GPU, or no adapter, it can still be looked at.
 """
 
-import hashlib
 import itertools
-import json
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-
-from hialign import paths, records
+from hialign import environment
 from hialign.blocks import strategy_of
 from hialign.errors import HialignError
-from hialign.files import read_json, write_json
+from hialign.files import sha256_of, write_json
+from hialign.kept_explorations import Answer, Candidate, Exploration, Explorations, Parting, checked
 from hialign.models import identity
-from hialign.status import required, stage_manifest
 from hialign.strategies import Strategies, pieces_of
-from hialign.study import Cell, ModelSettings, Study
 
 if TYPE_CHECKING:
     import torch
+    from IPython.display import Markdown
 
 # Parameters up to which a model is loaded where there is no GPU: 5 GB in float32, some seconds an
 # answer. Larger ones would fill a laptop's memory.
@@ -32,83 +27,10 @@ CANDIDATES = 5  # of each strategy, at the token where two answers part
 DIGITS = 6  # of what is kept
 
 
-class Kept(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Answer(Kept):
-    """What one strategy answered."""
-
-    text: str
-    finish_reason: str  # `stop`, or `length` where the limit on new tokens cut it
-    ids: list[int] = []  # with the token that ends it; none for a stored response
-    pieces: list[str] = []  # the text of each; "" where only a later token completes a character
-
-
-class Candidate(Kept):
-    """A token that either of two strategies holds likely at one place."""
-
-    text: str
-    probabilities: tuple[float, float]
-
-
-class Parting(Kept):
-    """Where the answers of two strategies part."""
-
-    blocks: tuple[str, str]
-    alike: int  # tokens before it, the same in both
-    candidates: list[Candidate]  # the likeliest of both there, the larger probability first
-
-
-class Exploration(Kept):
-    """One question, the answers by block, and their log-probabilities."""
-
-    question: str
-    decoding: dict[str, Any]
-    weights: dict[str, str]
-    runs: dict[str, str]  # block -> what tells this training run from any other
-    adapters: dict[str, str] = {}  # block -> sha256 of its file
-    answers: dict[str, Answer]
-    # whose probabilities -> whose answer -> nats a token; empty for stored responses
-    log_probs: dict[str, dict[str, list[float]]] = {}
-    partings: list[Parting] = []
-    made: dict[str, Any] = {}  # device, precision, seconds, versions
-    note: str = Field("", exclude=True)  # where it came from, for whoever looks at it now
-
-
-class Explorer:
+class Explorer(Explorations):
     """The trained strategies of one model of a study; nothing is loaded before it is needed."""
 
-    def __init__(self, cell: Cell) -> None:
-        """`cell` is any of the model's. Raises HialignError if no strategy of it was trained, and for
-        an adapter that was trained with other settings than the study has, or was changed since."""
-        self.study, self.settings = cell.study, cell.model
-        cells = {b: Cell(self.study, self.settings, b) for b in ("base", *self.study.blocks)}
-        files = {b: stage_manifest(c, "train") for b, c in cells.items()}
-        manifests = {b: read_json(file) for b, file in files.items() if file.is_file()}
-        if not manifests.keys() - {"base"}:
-            raise HialignError(_untrained(self.study, self.settings))
-        self.cells = {b: c for b, c in cells.items() if b == "base" or b in manifests}
-        self.missing = [b for b in cells if b not in self.cells]
-        for block in manifests:  # without its adapter, what was stored can still be looked at
-            if block == "base" or self.adapter(block).is_file():
-                required(self.cells[block], "train")
-        first = next(iter(manifests.values()))
-        self.parameters = int(first["parameters"])
-        keys = ("weights_sha256", "revision")
-        self.weights = {key: str(first[key]) for key in keys if key in first}
-        self.runs = {block: _fingerprint(manifest) for block, manifest in manifests.items()}
-        self.decoding = self.study.responses.model_dump(exclude={"prompts", "batch_size"})
-        self.decoding["chat_template"] = self.settings.chat_template
-        self.strategies: Strategies | None = None
-
-    @property
-    def blocks(self) -> list[str]:
-        return list(self.cells)
-
-    def adapter(self, block: str) -> Path:
-        """The file of a block's adapter; it is not there where only records were published."""
-        return self.cells[block].folder / "adapter" / "adapter_model.safetensors"
+    strategies: Strategies | None = None
 
     def why_not(self) -> str:
         """Why no model is run here; empty where one can be."""
@@ -152,7 +74,7 @@ class Explorer:
         Where no model can be run, a question that is not kept gives the study's stored responses
         to it; if it has none, what is kept of another. `note` says which it is.
         """
-        question = _checked(question)
+        question = checked(question)
         if known := self.known(question):
             return known
         if why := self.why_not():
@@ -194,14 +116,14 @@ class Explorer:
                 partings.append(Parting(blocks=(a, b), alike=at, candidates=candidates))
         seconds = time.perf_counter() - started
         told = ("device", "hialign_version", "hialign_commit", "packages")
-        made: dict[str, Any] = {k: v for k, v in records.environment().items() if k in told}
+        made: dict[str, Any] = {k: v for k, v in environment.environment().items() if k in told}
         made |= {"precision": str(strategies.model.dtype).removeprefix("torch.")}
         return Exploration(
             question=question,
             decoding=self.decoding,
             weights=self.weights,
             runs=self.runs,
-            adapters={b: _sha256(self.adapter(b)) for b in blocks if b != "base"},
+            adapters={b: sha256_of(self.adapter(b)) for b in blocks if b != "base"},
             answers=answers,
             log_probs=log_probs,
             partings=partings,
@@ -222,36 +144,6 @@ class Explorer:
             rows.append(Candidate(text=text, probabilities=values))
         return rows
 
-    # --- what is kept ---------------------------------------------------------------------------
-
-    def _file(self, question: str) -> Path:
-        asked = [question, self.decoding, self.weights, self.runs]
-        key = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
-        return paths.explorations(self.study.name) / f"{paths.slug(self.settings.name)}-{key}.json"
-
-    def known(self, question: str) -> Exploration | None:
-        """What is kept of a question; None if it was not asked with these weights, adapters and
-        decoding settings."""
-        file = self._file(_checked(question))
-        return self._read(file) if file.is_file() else None
-
-    def _read(self, file: Path) -> Exploration | None:
-        try:
-            kept = Exploration.model_validate(read_json(file))
-        except ValidationError as error:
-            raise HialignError(
-                f"{file} is no exploration that this version can read "
-                f"({error.error_count()} problems): delete it to ask again"
-            ) from None
-        same = (kept.decoding, kept.weights, kept.runs) == (self.decoding, self.weights, self.runs)
-        here = [b for b in kept.adapters if b in self.cells and self.adapter(b).is_file()]
-        if not same or any(_sha256(self.adapter(b)) != kept.adapters[b] for b in here):
-            return None
-        made = f"{kept.made.get('device')}, {kept.made.get('precision')}"
-        return kept.model_copy(
-            update={"note": f"Asked before ({made}) and kept; no model was run."}
-        )
-
     def _instead(self, question: str, why: str) -> Exploration:
         kept, stored = self.kept(), self.stored()
         note = f"No model is run here: {why}."
@@ -264,37 +156,6 @@ class Explorer:
         note += f" The question was not asked elsewhere either; shown is {what}."
         return next(iter((kept or stored).values())).model_copy(update={"note": note})
 
-    def kept(self) -> dict[str, Exploration]:
-        """All that is kept of this model as it is now, by question."""
-        found = [kept for kept in map(self._read, self.files()) if kept]
-        return {e.question: e for e in sorted(found, key=lambda e: e.question)}
-
-    def files(self) -> list[Path]:
-        """The files of what is kept of this model as it is now."""
-        files = paths.explorations(self.study.name).glob(f"{paths.slug(self.settings.name)}-*.json")
-        return [file for file in sorted(files) if self._read(file)]
-
-    def stored(self) -> dict[str, Exploration]:
-        """The study's own responses (`responses.jsonl`) by prompt; they have no log-probabilities."""
-        found: dict[str, dict[str, Answer]] = {}
-        for block, cell in self.cells.items():
-            for row in records.responses_of(cell):
-                answer = Answer(text=row["response"], finish_reason=row["finish_reason"])
-                found.setdefault(row["prompt"], {})[block] = answer
-        same: dict[str, Any] = {"decoding": self.decoding, "weights": self.weights}
-        same["runs"] = self.runs
-        return {q: Exploration(question=q, answers=a, **same) for q, a in found.items()}
-
-
-def gib(size: float) -> str:
-    return f"{size / 2**30:.1f} GiB"
-
-
-def _checked(question: str) -> str:
-    if not question.strip():
-        raise HialignError("the question is empty: give some text")
-    return question.strip()
-
 
 def _alike(a: list[int], b: list[int]) -> int:
     """Tokens that two answers begin with alike."""
@@ -302,26 +163,46 @@ def _alike(a: list[int], b: list[int]) -> int:
     return next((i for i, (x, y) in pairs if x != y), min(len(a), len(b)))
 
 
-def _fingerprint(manifest: dict[str, Any]) -> str:
-    """What tells one training run from any other; a run leaves its manifest and adapter together."""
-    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 def _short(weights: dict[str, str]) -> str:
     return ", ".join(value[:12] for value in weights.values())
 
 
-def _untrained(study: Study, model: ModelSettings) -> str:
-    text = (
-        f"no strategy of {model.name} in study {study.name} has been trained: run "
-        f"`hialign run train -p study {study.name} -p model {model.name} -p block all` first"
-    )
-    published = paths.published() / paths.slug(study.name) / "study.yml"
-    if published.is_file():
-        text += f"; or look at what is published of it, with HIALIGN_OUTPUTS={paths.published()}"
-    return text
+def gib(size: float) -> str:
+    return f"{size / 2**30:.1f} GiB"
+
+
+def ready(explorer: Explorer, question: str) -> "Markdown":
+    """What answering takes: load the model if `question` is not kept and one can be run here, and
+    say how long that took and how much memory it needs."""
+    from IPython.display import Markdown
+
+    label, blocks = explorer.settings.label, explorer.blocks
+    lines = [
+        f"**{label}** of study **{explorer.study.name}**, "
+        f"{len(blocks)} strategies: {', '.join(map(strategy_of, blocks))}."
+    ]
+    if explorer.missing:
+        lines.append(f"Not trained: {', '.join(map(strategy_of, explorer.missing))}.")
+    if explorer.known(question):
+        lines.append("The question was asked before: its answers are kept, and no model is loaded.")
+    elif why := explorer.why_not():
+        lines.append(f"No model is loaded: {why}. What is kept and stored can be looked at.")
+    else:
+        loaded = explorer.load()
+        lines.append(
+            f"Base model and {len(blocks) - 1} adapters are loaded ({loaded.seconds:.1f} s, "
+            f"{gib(loaded.bytes)} of weights on {_device(loaded.model)}); from one strategy to "
+            f"another takes {1000 * loaded.switch_seconds:.0f} ms."
+        )
+    return Markdown("\n\n".join(lines))
+
+
+def _device(model: Any) -> str:
+    import torch
+
+    if model.device.type != "cuda":
+        return "the processor"
+    total = torch.cuda.get_device_properties(model.device).total_memory
+    taken = torch.cuda.memory_allocated(model.device)
+    name = torch.cuda.get_device_name(model.device)
+    return f"{name}, {gib(taken)} of its {gib(total)} in use"

@@ -9,11 +9,20 @@ from typing import Any
 
 import pandas as pd
 
-from hialign import audit_text, claims, concordance, execution, judged, paper, paths, records
-from hialign.blocks import STRATEGIES, strategy_of
-from hialign.contrasts import OBJECTIVES
+from hialign import (
+    audit_text,
+    claims,
+    concordance,
+    execution,
+    paper,
+    paths,
+    provenance,
+    records,
+)
+from hialign.blocks import OBJECTIVES, STRATEGIES, strategy_of
 from hialign.files import read_json
 from hialign.findings import joined, overall_finding, reward_finding, tax_finding
+from hialign.scores import overall
 from hialign.study import Study
 
 NONE = "not measured"
@@ -42,8 +51,8 @@ def facts(study: Study) -> dict[str, str]:
         "null_studies": _null_studies(),
         "hours_total": _number(execution.hours(study), 2),
         "cost_total": _money(study),
-        "version": records.hialign_version(),
-        "commit": records.commit() or "unknown",
+        "version": provenance.hialign_version(),
+        "commit": provenance.commit() or "unknown",
         "built_on": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
     }
 
@@ -136,7 +145,7 @@ def _judge(study: Study) -> dict[str, str]:
     found |= {"judge_name": study.judge.name, "judge_model": study.judge.model}
     found["judge_agreement"] = agreement_text(study)
     found["judge_injection"] = report.gains(study)
-    scores = judged.overall(study)
+    scores = overall(study)
     means = scores.groupby("block").score.mean().dropna()
     if means.empty:
         return found | {"judge_finding": "No response of this study has been judged yet."}
@@ -165,9 +174,9 @@ def _claims(study: Study) -> dict[str, str]:
 
 def agreement_text(study: Study) -> str:
     """The judge's measured agreement with human labels, in one phrase."""
-    from hialign import tables
+    from hialign.judge import report
 
-    return str(tables.judge_agreement(study).attrs.get("text", NONE))
+    return str(report.judge_agreement(study).attrs.get("text", NONE))
 
 
 def _paper_best() -> str:

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from hialign import judged, records, tables
-from hialign.blocks import STRATEGIES, split_layers, strategy_of
-from hialign.contrasts import EXPECTED
+from hialign import records, scores, tables
+from hialign.blocks import EXPECTED, STRATEGIES, split_layers, strategy_of
 from hialign.files import read_jsonl
 from hialign.heatmap import figure3 as figure3
 from hialign.plots import (
@@ -79,7 +78,7 @@ def figure2(study: Study) -> "Figure":
     The paper's error bars are standard deviations (thin lines here); thick ones are intervals of
     the mean over prompts.
     """
-    found = {(row["model"], row["block"]): row for row in judged.by_cell(study).to_dict("records")}
+    found = {(row["model"], row["block"]): row for row in scores.by_cell(study).to_dict("records")}
     if not found:
         return nothing("judged responses")
     figure, places = side_by_side(study, study.blocks, 3.4)

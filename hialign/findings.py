@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 
 from hialign import comparisons as tests
-from hialign import judged, records
+from hialign import records, scores
 from hialign.blocks import strategy_of
 from hialign.statistics import interval_text
 from hialign.study import Study
@@ -14,7 +14,7 @@ from hialign.study import Study
 
 def overall_finding(study: Study) -> str:
     """What the comparisons table finds in the judge's Overall score, against Base and Full-DPO."""
-    table = judged.compared(study).dropna(subset="p_holm")
+    table = scores.compared(study).dropna(subset="p_holm")
     if table.empty:
         return "Too few strategies have been judged to compare them."
     margin, parts = f"{study.analysis.margin:g}", []
@@ -43,7 +43,7 @@ def overall_finding(study: Study) -> str:
 
 def tax_finding(study: Study) -> str:
     """Who pays v1's alignment tax, of whom it is ruled out, and of whom neither can be said."""
-    table = judged.taxed(study).dropna(subset="p_holm")
+    table = scores.taxed(study).dropna(subset="p_holm")
     if table.empty:
         return "The alignment tax has not been measured in this study."
     phrases = {

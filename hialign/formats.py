@@ -163,3 +163,11 @@ def _common_beginning(chosen: str, rejected: str) -> tuple[str, str, str]:
     if not shared.strip():
         raise UnusablePair(NO_PROMPT)
     return shared.strip(), chosen[len(shared) :].strip(), rejected[len(shared) :].strip()
+
+
+def transcript(messages: list[Message]) -> str:
+    """A conversation as text: a single user turn as it is, several with the speakers' names."""
+    if len(messages) == 1:
+        return messages[0]["content"]
+    names = {"user": "Human", "assistant": "Assistant", "system": "System"}
+    return "\n\n".join(f"{names.get(m['role'], m['role'])}: {m['content']}" for m in messages)

@@ -5,8 +5,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hialign import depth, records
-from hialign.blocks import split_layers, strategy_of
-from hialign.contrasts import OBJECTIVES
+from hialign.blocks import OBJECTIVES, split_layers, strategy_of
 from hialign.display import Table, table_or_none
 from hialign.plots import LINES, PALETTE, nothing, plain
 from hialign.statistics import interval_text, p_text

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from hialign import judged, records
+from hialign import records
 from hialign.blocks import strategy_of
 from hialign.comparisons import BETTER, WORSE
 from hialign.plots import (
@@ -20,6 +20,7 @@ from hialign.plots import (
     plain,
     write,
 )
+from hialign.scores import OVERALL, dimension_differences
 from hialign.study import Study
 
 if TYPE_CHECKING:
@@ -39,11 +40,11 @@ def figure3(study: Study) -> "Figure":
     from hialign.judge.rubric import load_rubric
 
     scores = records.judgments(study).dropna(subset="score")
-    scores = scores[scores.dimension != judged.OVERALL]
+    scores = scores[scores.dimension != OVERALL]
     if scores.empty:
         return nothing("judged responses")
     rubric = load_rubric(study.judge.rubric if study.judge else None)
-    groups = {g: [n for n in ns if n != judged.OVERALL] for g, ns in rubric.groups.items()}
+    groups = {g: [n for n in ns if n != OVERALL] for g, ns in rubric.groups.items()}
     names = [name for members in groups.values() for name in members]
     means = scores.groupby(["model", "block", "dimension"]).score.mean()
     grid = np.full((lines_of(study)[-1][0] + 1, len(names)), np.nan)
@@ -77,11 +78,11 @@ def squares(study: Study) -> pd.DataFrame:
     """What Figure 3 draws: panel (mean score, minus Base), model, strategy, dimension, value, and of
     a difference its interval (low, high) and verdict."""
     scores = records.judgments(study).dropna(subset="score")
-    scores = scores[scores.dimension != judged.OVERALL]
+    scores = scores[scores.dimension != OVERALL]
     keys = ["model", "strategy", "dimension"]
     means = scores.groupby(keys, sort=False).score.mean().rename("value").reset_index()
     means.insert(0, "panel", "mean score")
-    found = judged.dimension_differences(study).rename(columns={"difference": "value"})
+    found = dimension_differences(study).rename(columns={"difference": "value"})
     found = found.assign(panel="minus Base", model="all")
     found["strategy"] = [strategy_of(block) for block in found.block]
     columns = ["panel", *keys, "value", "low", "high", "verdict"]
@@ -90,7 +91,7 @@ def squares(study: Study) -> pd.DataFrame:
 
 def _against_base(axes: "Axes", study: Study, blocks: list[str], names: list[str]) -> None:
     """The lower panel: a row a strategy; each difference with the ends of its interval."""
-    found = judged.dimension_differences(study)
+    found = dimension_differences(study)
     cells = {(row["block"], row["dimension"]): row for row in found.to_dict("records")}
     grid = np.full((len(blocks), len(names)), np.nan)
     for y, block in enumerate(blocks):

@@ -13,20 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from hialign.chat_template import chat_ids
 from hialign.errors import HialignError
-from hialign.study import ModelSettings
+from hialign.model_files import VOCABULARIES, files_in
+from hialign.sections import ModelSettings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-VOCABULARIES = (
-    *("tokenizer.json", "tokenizer.model*", "vocab.*", "merges.txt", "*.tiktoken", "tekken.json"),
-    *("spiece.model", "sentencepiece*.model", "spm.model"),
-)
-FILES = (  # all that loading reads of a model's folder
-    *("*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json"),
-    *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", *VOCABULARIES),
-    *("chat_template.json", "*.jinja", "additional_chat_templates/*.jinja"),
-)
 SAMPLE = "The quick brown fox, 123. Быстрая лиса. 敏捷的狐狸"  # any tokenizer knows some of it
 NAMED = 3  # tensors that an error names before it counts
 
@@ -115,11 +107,6 @@ def _unreadable(folder: Path) -> str:
         except Exception as error:
             return f"{file} is broken ({_reason(error)})"
     return ""
-
-
-def files_in(folder: Path) -> list[Path]:
-    """The files of a model's folder that loading reads, sorted."""
-    return sorted({file for name in FILES for file in folder.glob(name) if file.is_file()})
 
 
 # --- weights -------------------------------------------------------------------------------------

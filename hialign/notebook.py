@@ -5,91 +5,20 @@ notebook itself (`begin`) and before one is started (`run`).
 """
 
 import ast
-import difflib
 import os
 import re
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hialign import blocks, paths, processes, records
+from hialign import paths, processes
 from hialign.checks import check_sizes
 from hialign.errors import HialignError
-from hialign.files import read_jsonl
-from hialign.probes import forget
+from hialign.parameters import PASSES, cell_named, cells_of, check_types, parameters_of, unknown
+from hialign.probe_files import forget
 from hialign.sources import check_source
-from hialign.status import DONE, UPSTREAM, cell_status, probe_status, required, state
-from hialign.study import PROBES, STAGES, Cell, load_study
-
-# What IPython and Jupyter themselves put into a notebook's namespace
-SHELL_NAMES = {"In", "Out", "exit", "quit", "open", "get_ipython", "hialign"}
-PARAMETERS: Mapping[str, tuple[type, ...]] = {
-    "study": (str,),
-    "model": (str, type(None)),
-    "block": (str,),
-}
-MORE: Mapping[str, Mapping[str, tuple[type, ...]]] = {
-    "judge": {"retry_failed": (bool,)},
-    "explore": {"question": (str,)},
-}
-PASSES = ("all", "measured")  # blocks that are trained together, and those that probes choose
-BEGUN = "_hialign_begun"  # in a notebook's namespace, once its parameters were checked
-
-
-def parameters_of(stage: str) -> dict[str, tuple[type, ...]]:
-    """The parameters of a notebook and their types; `explore` and the probes are about a model."""
-    known = {**PARAMETERS, **MORE.get(stage, {})}
-    whole = stage == "explore" or stage.startswith("probe-")
-    return {k: v for k, v in known.items() if not (whole and k == "block")}
-
-
-def begin(namespace: Mapping[str, Any], stage: str) -> Cell:
-    """Check a notebook's parameters (its `globals()`) and give the cell that they name.
-
-    Raises HialignError for a name that is no parameter (`-p bloc late`), for a value of another
-    type, and for a study, model or block that does not exist, before anything is loaded. A cell that
-    is run again finds what the notebook itself has named since: that is no parameter either way.
-    """
-    again = BEGUN in namespace
-    given = {
-        name: value
-        for name, value in namespace.items()
-        if not name.startswith("_") and name not in SHELL_NAMES and not _is_module(value)
-        if not again or name in parameters_of(stage)
-    }
-    _check(given, stage)
-    _mark(namespace)
-    _quiet(stage)
-    return _cell({"block": "base", **given})
-
-
-def begin_pass(namespace: Mapping[str, Any], stage: str) -> list[Cell]:
-    """As `begin`, for a notebook whose block may be `all`: the cells of the model that are not done
-    with the study's present settings (all of them if all are). Blocks that probes choose are not
-    among them, as their probes come first: they are `measured`."""
-    if (chosen := namespace.get("block")) not in PASSES:
-        return [begin(namespace, stage)]
-    first = begin({**namespace, "block": "base"}, stage)
-    _mark(namespace)
-    return cells_of(first, str(chosen))
-
-
-def cells_of(cell: Cell, chosen: str) -> list[Cell]:
-    """The cells of a pass over the model of `cell` that are not trained; all of them if all are."""
-    cells = [
-        Cell(cell.study, cell.model, block)
-        for block in cell.study.blocks
-        if bool(blocks.probe_of(block)) == (chosen == "measured")
-    ]
-    if not cells:
-        raise HialignError(f"study {cell.study.name} has no block that a probe chooses")
-    return [c for c in cells if state(c) != DONE] or cells
-
-
-def _mark(namespace: Mapping[str, Any]) -> None:
-    """Note in a notebook's namespace that its parameters were checked."""
-    if isinstance(namespace, MutableMapping):
-        namespace[BEGUN] = True
+from hialign.status import UPSTREAM, required, state
+from hialign.study import PROBES, STAGES, Cell
 
 
 def run(notebook: str, parameters: Mapping[str, Any], too_many_failed: bool = True) -> Path:
@@ -103,17 +32,17 @@ def run(notebook: str, parameters: Mapping[str, Any], too_many_failed: bool = Tr
     """
     template = _template(notebook)
     known = _defaults(template)
-    if unknown := [name for name in parameters if name not in known]:
-        raise HialignError(_unknown(unknown[0], list(known), f"notebook {template.stem}"))
+    if strange := [name for name in parameters if name not in known]:
+        raise HialignError(unknown(strange[0], list(known), f"notebook {template.stem}"))
     stage, ours = template.stem, parameters_of(template.stem)
     if not ours.keys() <= known.keys():
         _execute(template, parameters, paths.outputs() / "notebooks" / template.name)
         return paths.outputs() / "notebooks" / template.name
     values = known | dict(parameters)
-    _check({k: v for k, v in values.items() if k in ours}, stage)
+    check_types({k: v for k, v in values.items() if k in ours}, stage)
     together = values.get("block") in PASSES and stage == "train"
     whole = "block" not in ours  # about a model
-    cell = _cell(values | {"block": "base"} if together or whole else values)
+    cell = cell_named(values | {"block": "base"} if together or whole else values)
     block = values["block"] if together else "all" if whole else cell.block
     cells = cells_of(cell, block) if together else [cell]
     for one in cells:
@@ -262,175 +191,3 @@ def _template(notebook: str) -> Path:
             f"{', '.join(f'probe-{probe}' for probe in PROBES)}, or a path"
         )
     return path
-
-
-def _check(values: Mapping[str, Any], stage: str) -> None:
-    where, known = f"notebook {stage}", parameters_of(stage)
-    for name, value in values.items():
-        if name not in known:
-            raise HialignError(_unknown(name, list(known), where))
-        if not isinstance(value, known[name]):
-            wanted = " or ".join(t.__name__.replace("NoneType", "None") for t in known[name])
-            raise HialignError(f"{where}: parameter {name} must be {wanted}, it is {value!r}")
-
-
-def _cell(values: Mapping[str, Any]) -> Cell:
-    study = load_study(values["study"])
-    return study.cell(values["model"], values["block"])
-
-
-def _unknown(name: str, known: list[str], where: str) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
-    hint = f" (did you mean {close[0]!r}?)" if close else ""
-    return f"{where} has no parameter {name!r}{hint}: it has {', '.join(known)}"
-
-
-def _is_module(value: Any) -> bool:
-    import types
-
-    return isinstance(value, types.ModuleType)
-
-
-def _quiet(stage: str) -> None:
-    """Keep the libraries' own progress bars and notices out of a saved notebook, and have it compute
-    with as many threads as any other."""
-    import warnings
-
-    import torch
-
-    torch.set_num_threads(processes.threads(stage))
-
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    warnings.filterwarnings("ignore", message="IProgress not found")  # our bars need no widgets
-    import datasets
-    import transformers
-
-    datasets.disable_progress_bars()
-    transformers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.set_verbosity_error()
-
-
-def heading(cell: Cell, stage: str, *others: Cell) -> Any:
-    """What is about to run, as a line of Markdown a cell under the parameters."""
-    from IPython.display import Markdown
-
-    notes = {
-        "done": "has run with these settings before and runs again",
-        "stale": "is out of date and runs again",
-        "damaged": "has files that were changed since and runs again",
-        "failed": "failed before and is tried again",
-    }
-    lines = [
-        f"**{c.model.label}**, block **{c.block}** ({c.strategy}) of study **{c.study.name}**: "
-        f"stage {stage} {notes.get(cell_status(c, stage), 'has not run yet')}."
-        for c in (cell, *others)
-    ]
-    return Markdown("\n\n".join(lines))
-
-
-def probe_heading(cell: Cell, probe: str) -> Any:
-    """As `heading`, of a probe."""
-    from IPython.display import Markdown
-
-    notes = {
-        "done": "has a record of these settings, which is used if it came from the same",
-        "stale": "has a record that is out of date and runs again",
-        "damaged": "has a record that was changed since and runs again",
-        "failed": "failed before and is tried again",
-    }
-    state = probe_status(cell.study, cell.model, probe)
-    return Markdown(
-        f"**{cell.model.label}** of study **{cell.study.name}**: the {probe} probe "
-        f"{notes.get(state, 'has not run yet')}."
-    )
-
-
-def probed(cell: Cell, probe: str) -> None:
-    """Show the figures and tables of a probe's record."""
-    from IPython.display import display
-
-    from hialign.probed import views
-
-    for view in views(cell, probe):
-        display(view)
-
-
-def loss(*cells: Cell) -> Any:
-    """The DPO loss of each optimizer step of some cells as a figure, with the untrained model's log 2."""
-    import math
-
-    import matplotlib.pyplot as plt
-
-    from hialign.plots import colour_of, style
-
-    style()
-    figure, axes = plt.subplots(figsize=(6, 3), layout="constrained")
-    plt.close(figure)  # else the notebook shows it twice
-    axes.axhline(
-        math.log(2), color="grey", linestyle="--", linewidth=1, label="log 2: no preference"
-    )
-    for cell in cells:
-        file = cell.folder / "training.jsonl"
-        steps = read_jsonl(file) if file.is_file() and cell.block != "base" else []
-        if steps:
-            values = [s["step"] for s in steps], [s["loss"] for s in steps]
-            marker = "o" if len(steps) < 60 else ""
-            colour = colour_of(cell.study, cell.block)
-            axes.plot(*values, marker=marker, color=colour, label=cell.strategy)
-    axes.set(xlabel="optimizer step", ylabel="DPO loss (nats)")
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.legend(frameon=False)
-    return figure
-
-
-def evaluation(content: Mapping[str, Any]) -> Any:
-    """The accuracies and margins of an `evaluation.json`, a row an objective, with intervals."""
-    from hialign import tables
-    from hialign.statistics import interval_text
-
-    rows = []
-    for objective, values in content["objectives"].items():
-        row: dict[str, Any] = {"Pairs of": objective, "Pairs": values["n"]}
-        for name in ("likelihood_accuracy", "reward_accuracy", "reward_margin"):
-            title = name.replace("_", " ").capitalize()
-            row[title] = values[name]
-            row[f"95% interval of {name.replace('_', ' ')}"] = interval_text(
-                values[f"{name}_low"], values[f"{name}_high"]
-            )
-        rows.append(row)
-    return tables.Table(rows)
-
-
-def scores(cell: Cell) -> Any:
-    """The mean score of each dimension over the cell's responses, and how many have one."""
-    from hialign import tables
-
-    table = records.judgments(cell.study)
-    here = table[(table["model"] == cell.model.label) & (table["block"] == cell.block)]
-    means = here.groupby("dimension", sort=False)["score"].agg(["mean", "std", "count"])
-    names = {
-        "dimension": "Dimension",
-        "mean": "Mean score",
-        "std": "Std",
-        "count": "Responses scored",
-    }
-    shown = tables.Table(means.reset_index().rename(columns=names))
-    shown.attrs["caption"] = tables.judge_line(cell.study)
-    return shown
-
-
-def summary(*manifests: Mapping[str, Any]) -> Any:
-    """The plain values of some manifests as a table, a column each; nested ones stay in the files."""
-    import pandas as pd
-
-    columns = {}
-    for manifest in manifests:
-        plain = {
-            key: f"{value:.6g}" if isinstance(value, float) else str(value)
-            for key, value in manifest.items()
-            if isinstance(value, str | int | float)
-            or (isinstance(value, list) and len(value) < 200)
-        }
-        plain.pop("pairs", None)
-        columns["value" if len(manifests) == 1 else str(manifest["block"])] = plain
-    return pd.DataFrame(columns).rename_axis("record").fillna("")

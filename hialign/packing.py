@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from hialign.logprobs import TokenPair, common_start
+from hialign.logprobs import TokenPair
+from hialign.tokens import common_start
 
 
 @dataclass(frozen=True)

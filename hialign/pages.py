@@ -4,86 +4,20 @@ What records hold came from outside (names, devices, errors): it is escaped wher
 page.
 """
 
-import re
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import yaml
 
-from hialign import execution, exhibits, paths, records
-from hialign.display import Table
+from hialign import execution, exhibits, paths
 from hialign.files import read_record
+from hialign.markup import plain, raw, table
+from hialign.page_sources import page_name, probe_file
 from hialign.repository import badge
 from hialign.status import probe_state, stage_manifest, state
-from hialign.study import PROBES, STAGES, Cell, ModelSettings, Study
-
-SHOWN = re.compile(r'^```\{code-cell\}[^`]*?book\.show\(study, "([a-z0-9-]+)"\)\n```\n', re.M)
-MARKUP = re.compile(r"[!-/:-@\[-`{-~]")  # ASCII punctuation, which a backslash makes plain text
-
-
-def with_sources(text: str, study: Study) -> str:
-    """A page's text with a line under each exhibit: its data, what drew it, the runs behind it."""
-    return SHOWN.sub(lambda m: m[0] + "\n" + raw(_source(study, m[1])) + "\n", text)
-
-
-def _source(study: Study, name: str) -> str:
-    exhibit, known = exhibits.EXHIBITS[name], exhibits.about(study, name)
-    kinds = (["csv", "json"] if exhibit.has_data else []) + (
-        ["svg", "png"] if exhibit.is_figure else []
-    )
-    files = " ".join(f'<a href="data/{name}.{k}" download>{k.upper()}</a>' for k in kinds)
-    module = Path(known["file"]).stem
-    lines = f"lines {known['line']} to {known['last_line']}"
-    function = (
-        f'<a href="source/{module}.html#line-{known["line"]}"><code>{known["function"]}</code></a>'
-    )
-    commit = f"commit {escape(str(known['commit'] or 'unknown'))}"
-    runs = ", ".join(_run_link(study, run) for run in known["runs"]) or "none"
-    command = escape(known["command"])
-    rows = {"Data": files} if files else {}
-    rows |= {"Drawn by": f"{function}, {lines} at {commit}"}
-    rows |= {"From": runs} if exhibit.stages or exhibit.probes else {}
-    rows |= {"Make it again": f"<code>{command}</code>"}
-    inner = "".join(f"<dt>{k}</dt><dd>{v}</dd>" for k, v in rows.items())
-    title = escape(exhibit.title)
-    return (
-        f'<details class="source"><summary>Data and source of <span>{title}</span></summary>'
-        f"<dl>{inner}</dl></details>"
-    )
-
-
-def _run_link(study: Study, run: dict[str, str]) -> str:
-    if not run["block"]:
-        model = study.model(run["model"])
-        words = escape(f"{run['stage'].replace('-', ' ')} {model.label}")
-        return f'<a href="data/runs/{_probe_file(model, run["stage"])}" download>{words}</a>'
-    cell = study.cell(run["model"], run["block"])
-    words = escape(f"{run['stage']} {cell.model.label} {cell.strategy}")
-    return f'<a href="{_page_name(cell)}.html">{words}</a>'
-
-
-def _probe_file(model: ModelSettings, stage: str) -> str:
-    return f"{paths.slug(model.name)}-{stage}.json"
-
-
-def _page_name(cell: Cell) -> str:
-    return f"runs/{paths.slug(cell.model.name)}-{paths.slug(cell.block)}"
-
-
-def raw(html: str) -> str:
-    """`html` for a MyST page, in a fence that nothing in it can close."""
-    longest = max((len(run) for run in re.findall(r"`+", html)), default=0)
-    fence = "`" * max(3, longest + 1)
-    return f"{fence}{{raw}} html\n{html}\n{fence}\n"
-
-
-def plain(text: str) -> str:
-    """`text` from outside as Markdown that means just that text."""
-    return MARKUP.sub(lambda m: "\\" + m[0], " ".join(text.split()))
-
+from hialign.study import PROBES, STAGES, Cell, Study
 
 # --- a page a cell -------------------------------------------------------------------------------
 
@@ -108,11 +42,11 @@ def add_runs(study: Study, folder: Path) -> list[list[str]]:
         for cell in [c for c in study.cells() if c.model is model]:
             title = f"{cell.strategy}, {model.label}"
             below = _notebooks(study, folder, model.name, cell.block, title)
-            page = folder.parent / f"{_page_name(cell)}.md"
+            page = folder.parent / f"{page_name(cell)}.md"
             # Base has no part in a pass but as the reference
             shared = together if cell.block != "base" else []
             page.write_text(_cell_page(cell, [*shared, *below]), encoding="utf-8")
-            found.append([_page_name(cell), *below])
+            found.append([page_name(cell), *below])
     return found
 
 
@@ -148,7 +82,7 @@ def _cell_page(cell: Cell, notebooks: list[str]) -> str:
     if failures := execution.errors(cell):
         parts += ["## Errors", *(raw(f"<pre>{escape(text)}</pre>") for text in failures)]
     if (cell.folder / "training.jsonl").is_file() and state(cell).trusted:
-        slug = Path(_page_name(cell)).name
+        slug = Path(page_name(cell)).name
         parts += ["## Training curves", raw(_picture(slug, cell))]
     manifest = stage_manifest(cell, "train")
     if state(cell).trusted:
@@ -184,7 +118,7 @@ def _picture(slug: str, cell: Cell) -> str:
 
 
 def _record_links(cell: Cell) -> str:
-    slug = Path(_page_name(cell)).name
+    slug = Path(page_name(cell)).name
     kept = [path.name for path in _public(cell)]
     links = [f'<a href="../data/runs/{slug}-{name}" download>{name}</a>' for name in kept]
     return f"<p>{', '.join(links) or 'none yet'}</p>"
@@ -210,59 +144,16 @@ def write_records(study: Study, folder: Path) -> None:
         for probe in PROBES:
             file = paths.probe_record(study.name, model.name, probe)
             if probe_state(study, model, probe).trusted:
-                shutil.copy(file, folder / _probe_file(model, f"probe-{probe}"))
+                shutil.copy(file, folder / probe_file(model, f"probe-{probe}"))
     for cell in study.cells():
-        slug = Path(_page_name(cell)).name
+        slug = Path(page_name(cell)).name
         for path in _public(cell):
             shutil.copy(path, folder / f"{slug}-{path.name}")
         if (folder / f"{slug}-training.jsonl").is_file():
             exhibits.save(figures.curves(cell), folder / f"{slug}.svg")
 
 
-def table(frame: pd.DataFrame) -> str:
-    """Within the classes by which the theme knows a notebook's output."""
-    html = Table(frame)._repr_html_()
-    return raw(f'<div class="cell"><div class="cell_output">{html}</div></div>')
-
-
 # --- sources -------------------------------------------------------------------------------------
-
-
-def write_sources(folder: Path) -> None:
-    """The modules that draw exhibits, as pages with an anchor a line: `judged.html#line-41`."""
-    from pygments import highlight
-    from pygments.formatters import HtmlFormatter
-    from pygments.lexers import PythonLexer
-
-    folder.mkdir(parents=True, exist_ok=True)
-    look = HtmlFormatter(linenos="inline", lineanchors="line")
-    files = {exhibits.source_file(exhibit.draw) for exhibit in exhibits.EXHIBITS.values()}
-    for file in sorted(files):
-        code = highlight((paths.package().parent / file).read_text("utf-8"), PythonLexer(), look)
-        title = escape(f"{file} at commit {records.commit() or 'unknown'}")
-        page = SOURCE.format(title=title, code=code)
-        (folder / f"{Path(file).stem}.html").write_text(page, encoding="utf-8")
-
-
-SOURCE = """<!DOCTYPE html>
-<html lang="en">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width">
-<title>{title}</title>
-<style>
-:root {{ background: Canvas; color: CanvasText; color-scheme: light dark; }}
-a {{ color: inherit; }}
-body {{ font: 16px sans-serif; margin: 1rem; overflow-wrap: anywhere; }}
-pre {{ font-size: 0.85rem; line-height: 1.4; overflow-x: auto; }}
-:target {{ outline: 2px solid; }}
-</style>
-<main>
-<h1>{title}</h1>
-<p><a href="../index.html">Back to the book</a></p>
-{code}
-</main>
-</html>
-"""
 
 
 # --- notebooks -----------------------------------------------------------------------------------

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from hialign import tables
 from hialign.blocks import STRATEGIES, strategy_of
+from hialign.judge import report
 from hialign.study import Study
 
 if TYPE_CHECKING:
@@ -180,7 +180,7 @@ def legend(
 
 def name_judge(figure: "Figure", study: Study) -> None:
     """The judge, and how far it agrees with people, above the axes: no score means more than that."""
-    agreement = tables.judge_agreement(study).attrs.get("text")
+    agreement = report.judge_agreement(study).attrs.get("text")
     known = (
         f"agrees with human labels (LLMBar) on {agreement}"
         if agreement

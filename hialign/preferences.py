@@ -16,38 +16,24 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from hialign.contrasts import OBJECTIVES, contrast_pairs
+from hialign.blocks import OBJECTIVES
+from hialign.contrasts import contrast_pairs
 from hialign.errors import HialignError
 from hialign.formats import (
     NO_PROMPT,
-    Message,
     Pair,
     UnusablePair,
-    parse_transcript,
     prompt_id,
     to_pair,
 )
+from hialign.pair_files import HH_RLHF, data_files
 from hialign.reading import Located
-from hialign.sources import HH_RLHF, HH_TRANCHES, check_source, data_files, read_splits
-from hialign.study import PreferenceSettings
+from hialign.sections import PreferenceSettings
+from hialign.sources import read_splits
 
 if TYPE_CHECKING:
     from datasets import Dataset
-
-__all__ = [
-    "HH_RLHF",
-    "HH_TRANCHES",
-    "Message",
-    "Pair",
-    "Pairs",
-    "UnusablePair",
-    "check_source",
-    "data_files",
-    "load_pairs",
-    "parse_transcript",
-    "prompt_id",
-    "to_pair",
-]
+from typing import TYPE_CHECKING
 
 TOLERATED = 0.1  # of a source's pairs that may be unusable before it is refused as a whole
 
@@ -300,4 +286,15 @@ def _as_messages(pair: dict[str, Any]) -> Pair:
         "prompt": [{"role": "user", "content": pair["prompt"]}],
         "chosen": [{"role": "assistant", "content": pair["chosen"]}],
         "rejected": [{"role": "assistant", "content": pair["rejected"]}],
+    }
+
+
+def contrasts_of(prompts: int) -> dict[str, list[Pair]]:
+    """For each objective the built-in contrasts of the first `prompts` held-out prompts."""
+    contrasts = [dict(p) for p in load_pairs("builtin", train=None, evaluation=None).evaluation]
+    names = list(dict.fromkeys(str(p["prompt"]) for p in contrasts))
+    chosen = set(names[:prompts])
+    return {
+        name: [p for p in contrasts if p["objective"] == name and str(p["prompt"]) in chosen]
+        for name in OBJECTIVES
     }

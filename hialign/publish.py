@@ -18,10 +18,10 @@ import yaml
 
 from hialign import paths
 from hialign.errors import HialignError
-from hialign.explorations import Explorer
 from hialign.files import replace_folder
-from hialign.status import probe_status, probes_of, state, status
-from hialign.study import Study
+from hialign.kept_explorations import Explorations
+from hialign.status import probe_status, state, status
+from hialign.study import Study, probes_of
 
 # Files by their pattern in a study's folder; `{cell}` is a cell's folder. All else stays behind:
 # adapters, checkpoints, built pages, locks, judgments under earlier settings.
@@ -112,7 +112,7 @@ def files_of(study: Study, with_responses: bool = True) -> Iterator[Path]:
             yield from (p for p in kept if with_responses or not HOLDS_TEXTS.search(p.name))
     for model in study.models if with_responses else []:
         if any(state(c).trusted for c in study.cells() if c.model == model):
-            yield from Explorer(study.cell(model.name, "base")).files()
+            yield from Explorations(study.cell(model.name, "base")).files()
 
 
 def check(folder: Path, environment: Mapping[str, str] = os.environ) -> None:

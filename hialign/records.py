@@ -8,12 +8,7 @@ or that was damaged, counts as missing (`hialign.status`).
 import functools
 import math
 import os
-import platform
-import resource
-import subprocess
-import sys
 from collections.abc import Callable, Iterable
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,7 +21,6 @@ from hialign.status import judgments_file, probe_state, stage_manifest, state
 from hialign.study import Cell, Study
 
 T = TypeVar("T")
-PACKAGES = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "numpy")
 STEP_COLUMNS = [
     *("step", "epoch", "loss", "chosen_reward", "rejected_reward", "reward_accuracy"),
     *("reward_margin", "grad_norm", "learning_rate", "seconds", "shared_seconds", "tokens"),
@@ -50,69 +44,6 @@ MANIFEST_COLUMNS = [
 
 
 # --- provenance --------------------------------------------------------------------------------
-
-
-def environment() -> dict[str, Any]:
-    """Versions, commit and device of this process."""
-    import torch
-
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else _processor()
-    return {
-        "hialign_version": hialign_version(),
-        "hialign_commit": commit(),
-        "python": platform.python_version(),
-        "packages": {p: version(p) for p in PACKAGES},
-        "device": device,
-        "device_type": "cuda" if torch.cuda.is_available() else "cpu",
-        "cpu_threads": torch.get_num_threads(),
-    }
-
-
-def _processor() -> str:
-    """The processor's name and its number of cores."""
-    name = platform.processor() or platform.machine()
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        name = next(
-            line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")
-        )
-    except (OSError, StopIteration):
-        pass  # not Linux, or a processor without a name
-    return f"{name}, {os.cpu_count()} cores"
-
-
-def hialign_version() -> str:
-    try:
-        return version("hialign")
-    except PackageNotFoundError:  # run from a checkout that was never installed
-        return "unknown"
-
-
-def commit() -> str | None:
-    """The commit of the checkout, with `+changes` if the tree differs from it; None in a wheel."""
-    if not paths.in_checkout():
-        return None
-    try:
-        run = ["git", "-C", str(paths.root())]
-        head = subprocess.run(
-            [*run, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True
-        )
-        changed = subprocess.run(
-            [*run, "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return head.stdout.strip() + ("+changes" if changed.stdout.strip() else "")
-
-
-def peak_memory_bytes() -> int:
-    """The most memory this process has held: on the GPU if there is one, else resident."""
-    import torch
-
-    if torch.cuda.is_available():
-        return int(torch.cuda.max_memory_allocated())
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, Linux KiB
 
 
 # --- reading -----------------------------------------------------------------------------------
@@ -278,3 +209,13 @@ def _frame(rows: Iterable[dict[str, Any]], columns: list[str]) -> pd.DataFrame:
     frame = pd.DataFrame(list(rows))
     extra = [c for c in frame.columns if c not in CELL_COLUMNS + columns]
     return frame.reindex(columns=CELL_COLUMNS + columns + extra)
+
+
+def answered_by(rows: list[dict[str, Any]]) -> dict[str, int]:
+    """How many judgments each model gave, by the name (and fingerprint) that the server told."""
+    counts: dict[str, int] = {}
+    for row in rows:
+        parts = (row.get("model"), row.get("system_fingerprint"))
+        name = " ".join(str(part) for part in parts if part)
+        counts[name] = counts.get(name, 0) + 1
+    return counts

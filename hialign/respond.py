@@ -4,11 +4,13 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hialign import files, records, status
+from hialign import environment, files, status
 from hialign.chat_template import chat_text
-from hialign.preferences import Message, load_pairs
+from hialign.formats import Message, transcript
+from hialign.preferences import load_pairs
 from hialign.progress import Progress
-from hialign.study import Cell, ResponseSettings
+from hialign.sections import ResponseSettings
+from hialign.study import Cell
 
 
 def respond(cell: Cell) -> dict[str, Any]:
@@ -42,8 +44,8 @@ def respond(cell: Cell) -> dict[str, Any]:
         "cut": sum(r["finish_reason"] == "length" for r in rows),
         "empty": sum(not r["response"].strip() for r in rows),
         "seconds": seconds,
-        "peak_memory_bytes": records.peak_memory_bytes(),
-        **records.environment(),
+        "peak_memory_bytes": environment.peak_memory_bytes(),
+        **environment.environment(),
     }
     return files.write_record(place, manifest)
 
@@ -151,11 +153,3 @@ def answer_of(ids: list[int], ends: list[int]) -> tuple[list[int], str]:
     """The tokens before the first that ends a response, and `stop`; all and `length` without one."""
     stop = next((i for i, token in enumerate(ids) if token in ends), None)
     return (ids, "length") if stop is None else (ids[:stop], "stop")
-
-
-def transcript(messages: list[Message]) -> str:
-    """A conversation as text: a single user turn as it is, several with the speakers' names."""
-    if len(messages) == 1:
-        return messages[0]["content"]
-    names = {"user": "Human", "assistant": "Assistant", "system": "System"}
-    return "\n\n".join(f"{names.get(m['role'], m['role'])}: {m['content']}" for m in messages)

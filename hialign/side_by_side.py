@@ -15,11 +15,11 @@ from hialign import plots
 from hialign.blocks import strategy_of
 from hialign.display import Table, show, table_of
 from hialign.errors import HialignError
-from hialign.explorations import Exploration, Explorer, gib
+from hialign.kept_explorations import Exploration, Explorations
 from hialign.study import Study
 
 if TYPE_CHECKING:
-    from IPython.display import HTML, Markdown
+    from IPython.display import HTML
     from matplotlib.figure import Figure
 
 MORE, LESS = "0, 114, 178", "213, 94, 0"  # RGB: more probable than under Base, less probable
@@ -31,44 +31,7 @@ TEXT = "white-space: pre-wrap; overflow-wrap: anywhere; text-align: left; line-h
 NO_NUMBERS = "Stored responses come without log-probabilities: these need the model."
 
 
-def ready(explorer: Explorer, question: str) -> "Markdown":
-    """What answering takes: load the model if `question` is not kept and one can be run here, and
-    say how long that took and how much memory it needs."""
-    from IPython.display import Markdown
-
-    label, blocks = explorer.settings.label, explorer.blocks
-    lines = [
-        f"**{label}** of study **{explorer.study.name}**, "
-        f"{len(blocks)} strategies: {', '.join(map(strategy_of, blocks))}."
-    ]
-    if explorer.missing:
-        lines.append(f"Not trained: {', '.join(map(strategy_of, explorer.missing))}.")
-    if explorer.known(question):
-        lines.append("The question was asked before: its answers are kept, and no model is loaded.")
-    elif why := explorer.why_not():
-        lines.append(f"No model is loaded: {why}. What is kept and stored can be looked at.")
-    else:
-        loaded = explorer.load()
-        lines.append(
-            f"Base model and {len(blocks) - 1} adapters are loaded ({loaded.seconds:.1f} s, "
-            f"{gib(loaded.bytes)} of weights on {_device(loaded.model)}); from one strategy to "
-            f"another takes {1000 * loaded.switch_seconds:.0f} ms."
-        )
-    return Markdown("\n\n".join(lines))
-
-
-def _device(model: Any) -> str:
-    import torch
-
-    if model.device.type != "cuda":
-        return "the processor"
-    total = torch.cuda.get_device_properties(model.device).total_memory
-    taken = torch.cuda.memory_allocated(model.device)
-    name = torch.cuda.get_device_name(model.device)
-    return f"{name}, {gib(taken)} of its {gib(total)} in use"
-
-
-def asked(explorer: Explorer) -> Table:
+def asked(explorer: Explorations) -> Table:
     """The questions that need no model, and what there is of each."""
     kept = explorer.kept()
     rows = [{"Question": q, "Kept": "answers and log-probabilities"} for q in kept]

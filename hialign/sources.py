@@ -9,18 +9,21 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from hialign import paths
 from hialign.errors import HialignError
+from hialign.pair_files import (
+    HH_RLHF,
+    HH_TRANCHES,
+    SUFFIXES,
+    data_files,
+    files_of_splits,
+    place_of,
+    split_files,
+)
 from hialign.reading import Located, needs, read_file
-from hialign.study import PreferenceSettings
-
-HH_RLHF = "Anthropic/hh-rlhf"
-HH_TRANCHES = ("harmless-base", "helpful-base", "helpful-online", "helpful-rejection-sampled")
+from hialign.sections import PreferenceSettings
 
 # --- which files ---------------------------------------------------------------------------------
 
-TEXT = (".jsonl", ".json", ".csv", ".tsv")
-SUFFIXES = (*(s + packed for s in TEXT for packed in ("", ".gz")), ".parquet")  # the first wins
 UNPACK = "unpack it, and name the file that was in it"
 FOREIGN = {  # what is not read, and how it becomes what is
     **dict.fromkeys((".zip", ".zst", ".bz2", ".xz", ".7z", ".tar", ".tgz"), UNPACK),
@@ -39,14 +42,6 @@ FOREIGN = {  # what is not read, and how it becomes what is
 HUB_NAME = re.compile(r"(hf://datasets/)?\w[\w.-]*(/\w[\w.-]*)?")
 
 
-def data_files(settings: PreferenceSettings) -> list[Path]:
-    """The local files that `load_pairs(settings)` reads, sorted.
-
-    There are none for a set on the hub and for a source that does not exist.
-    """
-    return sorted(file for files in _split_files(settings).values() for file in files)
-
-
 def check_source(settings: PreferenceSettings) -> None:
     """Raise HialignError if a local source does not exist or has no files; nothing is read.
 
@@ -63,12 +58,12 @@ def check_source(settings: PreferenceSettings) -> None:
             raise HialignError(
                 f"{file}: the format {file.suffix} is not read: {advice.format(str(file))}"
             )
-    place = _place(source)
+    place = place_of(source)
     if source == "builtin" or os.path.isfile(place):
         return
     if os.path.isdir(place):
-        empty = [s for s in settings.subsets or [] if not _files_in(place / s)]
-        if empty or not _split_files(settings):
+        empty = [s for s in settings.subsets or [] if not files_of_splits(place / s)]
+        if empty or not split_files(settings):
             raise HialignError(
                 f"preferences.source {source}: no train.jsonl or test.jsonl (or .json, .csv, "
                 f".parquet) in {', '.join(empty) or 'the folder'} (looked in {place})"
@@ -88,65 +83,16 @@ def check_source(settings: PreferenceSettings) -> None:
         )
 
 
-def _place(source: str) -> Path:
-    """Where a local source lies; relative paths start at the repository."""
-    try:
-        return paths.root() / Path(source).expanduser()
-    except RuntimeError as error:  # `~somebody` who has no home on this machine
-        raise HialignError(f"preferences.source {source}: {error}") from None
-
-
 def _names_a_path(source: str) -> bool:
     """Whether a source that is no file or folder is meant as one, and not as a set on the hub."""
     return (
         source.startswith((".", "/", "~"))
         or Path(source).suffix in (*SUFFIXES, *FOREIGN, ".gz")
         or not HUB_NAME.fullmatch(source)
-        or ("/" in source and os.path.isdir(_place(source).parent))
+        or ("/" in source and os.path.isdir(place_of(source).parent))
         # `datasets` would read this one, whatever the repository
         or os.path.exists(source)
     )
-
-
-def _split_files(settings: PreferenceSettings) -> dict[str, list[Path]]:
-    """The files of each split: `train`, `test`, or just one of them."""
-    if settings.source == "builtin":
-        return {"train": [paths.data() / "builtin.jsonl"]}
-    place = _place(settings.source)
-    if os.path.isfile(place):
-        return {"train": [place]}
-    splits: dict[str, list[Path]] = {}
-    if os.path.isdir(place):
-        for tranche in settings.subsets or _tranches(place):
-            for split, files in _files_in(place / tranche).items():
-                splits.setdefault(split, []).extend(files)
-    return {split: sorted(files) for split, files in splits.items()}
-
-
-def _tranches(folder: Path) -> list[str]:
-    """Tranches of a folder of hh-rlhf's layout; `.` if the files lie in the folder itself."""
-    tranches = [t for t in HH_TRANCHES if (folder / t).is_dir()]
-    return tranches or [
-        *(".", *sorted(p.name for p in folder.glob("*") if p.is_dir() and p.name[0] != "."))
-    ]
-
-
-def _files_in(folder: Path) -> dict[str, list[Path]]:
-    """The files of each split in one folder, in the first of the formats that is there.
-
-    A split may be one file (`train.jsonl`) or cut into the hub's parts
-    (`train-00000-of-00002.parquet`).
-    """
-    splits: dict[str, list[Path]] = {}
-    for split in ("train", "test"):
-        for suffix in SUFFIXES:
-            files = [folder / f"{split}{suffix}"]
-            if not os.path.isfile(files[0]):
-                files = sorted(folder.glob(f"{split}-*-of-*{suffix}"))
-            if files:
-                splits[split] = files
-                break
-    return splits
 
 
 def _what_there_is(folder: Path) -> str:
@@ -169,7 +115,7 @@ def read_splits(settings: PreferenceSettings) -> dict[str, Iterator[Located]]:
     Raises HialignError for a source that is not there.
     """
     check_source(settings)
-    splits = _split_files(settings)
+    splits = split_files(settings)
     if not splits:
         return _read_hub(settings)
     return {s: (row for file in files for row in read_file(file)) for s, files in splits.items()}
@@ -207,7 +153,7 @@ def _read_hub(settings: PreferenceSettings) -> dict[str, Iterator[Located]]:
             reason = f"{config.HF_ENDPOINT} cannot be reached: {unreachable}"
         raise HialignError(
             f"preferences.source {source} could not be loaded from the hub ({reason}), and there is "
-            f"no {_place(source)}: give a set that you can reach, or a local file or folder"
+            f"no {place_of(source)}: give a set that you can reach, or a local file or folder"
         ) from None
     finally:
         config.HF_HUB_OFFLINE = offline

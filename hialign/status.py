@@ -19,17 +19,9 @@ from typing import Any
 from hialign import files, paths
 from hialign.blocks import probe_of
 from hialign.errors import HialignError
+from hialign.sections import JudgeSettings, ModelSettings, PreferenceSettings
 from hialign.settings import ProbeSettings
-from hialign.study import (
-    PROBES,
-    STAGES,
-    Cell,
-    JudgeSettings,
-    ModelSettings,
-    PreferenceSettings,
-    Study,
-    without_costs,
-)
+from hialign.study import PROBES, Cell, Study, stages_of, without_costs
 
 UPSTREAM = {"train": (), "respond": ("train",), "evaluate": ("respond",), "judge": ("respond",)}
 ADAPTER = ("adapter/adapter_model.safetensors", "adapter/adapter_config.json")
@@ -57,16 +49,6 @@ DONE = State("done", trusted=True)
 
 
 # --- where records are ---------------------------------------------------------------------------
-
-
-def stages_of(cell: Cell) -> list[str]:
-    """The stages that a cell of this study goes through."""
-    return [stage for stage in STAGES if stage != "judge" or cell.study.judge]
-
-
-def probes_of(study: Study) -> list[str]:
-    """The probes that a study runs of each of its models."""
-    return [name for name in PROBES if study.probes and getattr(study.probes, name)]
 
 
 def stage_manifest(cell: Cell, stage: str) -> Path:
@@ -146,7 +128,7 @@ def probe_inputs_of(cell: Cell, probe: str) -> dict[str, Path]:
         folder = tuned.folder
         inputs |= {f"{tuned.block}/{name}": folder / name for name in ADAPTER}
     elif source := cell.probe_settings(probe)[probe].get("tuned"):
-        from hialign.models import model_files
+        from hialign.model_files import model_files
 
         inputs |= {f"tuned/{p.name}": p for p in model_files(ModelSettings(source=source))}
     for source in cell.probe_settings(probe)[probe].get("datasets", ()):
@@ -163,13 +145,13 @@ def _tuned(cell: Cell, probe: str) -> Cell | None:
 
 
 def _of_model(model: ModelSettings) -> dict[str, Path]:
-    from hialign.models import model_files
+    from hialign.model_files import model_files
 
     return {f"model/{path.name}": path for path in model_files(model)}
 
 
 def _of_pairs(settings: PreferenceSettings) -> dict[str, Path]:
-    from hialign.sources import data_files
+    from hialign.pair_files import data_files
 
     found = data_files(settings)
     top = {path.parent for path in found}

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 from hialign import paths
 from hialign.chat_template import chat_text
 from hialign.errors import HialignError
-from hialign.logprobs import Tokens, response_logits
+from hialign.logprobs import response_logits
 from hialign.models import load_model
 from hialign.respond import answer_of, plain_decoding
-from hialign.study import ModelSettings, ResponseSettings
+from hialign.sections import ModelSettings, ResponseSettings
+from hialign.tokens import Tokens
 
 if TYPE_CHECKING:
     import torch

@@ -18,17 +18,19 @@ from hialign import blocks as blocks_
 from hialign import paths
 from hialign.errors import HialignError
 from hialign.load import brief, explain, one_line, read_study
-from hialign.sections import COSTS_ONLY as COSTS_ONLY
-from hialign.sections import AnalysisSettings as AnalysisSettings
-from hialign.sections import EvaluationSettings as EvaluationSettings
-from hialign.sections import JudgeSettings as JudgeSettings
-from hialign.sections import ModelSettings as ModelSettings
-from hialign.sections import PreferenceSettings as PreferenceSettings
-from hialign.sections import Prices as Prices
-from hialign.sections import ResponseSettings as ResponseSettings
-from hialign.sections import TrainingSettings as TrainingSettings
-from hialign.sections import ValidationSettings as ValidationSettings
-from hialign.sections import is_folder, model_from
+from hialign.sections import (
+    COSTS_ONLY,
+    AnalysisSettings,
+    EvaluationSettings,
+    JudgeSettings,
+    ModelSettings,
+    PreferenceSettings,
+    ResponseSettings,
+    TrainingSettings,
+    ValidationSettings,
+    is_folder,
+    model_from,
+)
 from hialign.settings import (
     GradientSettings,
     IlaSettings,
@@ -269,3 +271,13 @@ def load_study(study: "str | Path | Study") -> Study:
         raise HialignError(f"{one_line(path)}: {explain(error, content)}") from None
     loaded._argument = shlex.quote(given)
     return loaded
+
+
+def stages_of(cell: Cell) -> list[str]:
+    """The stages that a cell of this study goes through."""
+    return [stage for stage in STAGES if stage != "judge" or cell.study.judge]
+
+
+def probes_of(study: Study) -> list[str]:
+    """The probes that a study runs of each of its models."""
+    return [name for name in PROBES if study.probes and getattr(study.probes, name)]

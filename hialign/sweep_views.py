@@ -5,8 +5,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hialign import depth, records
-from hialign.blocks import split_layers
-from hialign.contrasts import EXPECTED, OBJECTIVES
+from hialign.blocks import EXPECTED, OBJECTIVES, split_layers
 from hialign.display import Table, table_or_none
 from hialign.plots import LINES, MORE, PALETTE, WIDEST, canvas, nothing, plain, write
 from hialign.statistics import interval_text, p_text

@@ -5,20 +5,14 @@ shown as "–". Intervals are 95% and stand in a column after the figure that th
 the judge's scores are in `judged.py`, and can be called from here too.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
 
 from hialign import paper, records
-from hialign.blocks import split_layers
-from hialign.contrasts import OBJECTIVES
-from hialign.display import DASH as DASH
-from hialign.display import DIGITS, table_of
-from hialign.display import Table as Table
-from hialign.display import show as show
-from hialign.judged import table2 as table2
-from hialign.judged import table3 as table3
+from hialign.blocks import OBJECTIVES, split_layers
+from hialign.display import DASH, DIGITS, Table, span, table_of
 from hialign.statistics import interval_text
 from hialign.study import Study
 
@@ -136,39 +130,6 @@ def cells(study: Study) -> Table:
     return Table(runs[list(titles)].astype(whole).rename(columns=titles))
 
 
-def judge_agreement(study: Study) -> Table:
-    """How often the study's judge sides with people on LLMBar, by its Overall score and the others.
-
-    `attrs["text"]` has it in a phrase, unless it was not measured for these weights (or this
-    snapshot) and this rubric: a judge is only known to be as good as it was found to be.
-    """
-    from hialign.judge.agreement import measured, sides
-
-    record = measured(study) or {}
-    titles = {"subset": "LLMBar subset", "score": "Score", "accuracy": "Accuracy"}
-    titles |= {"interval": "95% interval", "n": "Pairs", "ties": "Ties", "missing": "Missing"}
-    rows = [dict(row) for row in record.get("rows", [])]
-    for row in rows:
-        row["interval"] = interval_text(row["low"], row["high"])
-    frame = table_of(rows or [{"subset": "not measured"}], list(titles))
-    whole = dict.fromkeys(("n", "ties", "missing"), "Int64")
-    table = Table(frame.astype(whole).rename(columns=titles))
-    parts = [
-        f"{share:.0%} of {n} {kind} pairs ({low:.0%} to {high:.0%})"
-        for kind, (share, low, high, n) in sides(study).items()
-    ]
-    if parts:
-        table.attrs["text"] = " and ".join(parts)
-    return table
-
-
-def judge_line(study: Study) -> str:
-    """The judge's name and its agreement with people, which stand wherever its scores do."""
-    known = judge_agreement(study).attrs.get("text", "not measured")
-    name = study.judge.name if study.judge else "none"
-    return f"Judge: {name}; agreement with human labels (LLMBar): {known}"
-
-
 # --- shared with the figures ---------------------------------------------------------------------
 
 
@@ -176,17 +137,6 @@ def objective_names(evaluations: pd.DataFrame) -> list[str]:
     """The objectives that were evaluated apart, ours first, without the study's own pairs."""
     present = [o for o in dict.fromkeys(evaluations.objective) if o != "all"]
     return [o for o in OBJECTIVES if o in present] + [o for o in present if o not in OBJECTIVES]
-
-
-def span(layers: Iterable[int]) -> str:
-    """Layers as text: `10–18`, or `0–3, 8` where they are not in one piece."""
-    runs: list[list[int]] = []
-    for layer in sorted(layers):
-        if runs and layer == runs[-1][1] + 1:
-            runs[-1][1] = layer
-        else:
-            runs.append([layer, layer])
-    return ", ".join(f"{a}" if a == b else f"{a}–{b}" for a, b in runs)
 
 
 # --- helpers -----------------------------------------------------------------------------------------

@@ -10,13 +10,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hialign.blocks import decoder_layers
 from hialign.errors import HialignError
 from hialign.files import read_json
-from hialign.logprobs import Reference, TokenPair
+from hialign.logprobs import TokenPair
+from hialign.modules import decoder_layers
 from hialign.packing import pack, plan
 from hialign.progress import Progress
-from hialign.study import TrainingSettings
+from hialign.reference import Reference
+from hialign.sections import TrainingSettings
 
 if TYPE_CHECKING:
     import torch

@@ -8,12 +8,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hialign import blocks, dpo, files, paths, records, status
+from hialign import blocks, dpo, environment, files, paths, status
 from hialign.errors import HialignError
-from hialign.logprobs import Reference, token_pairs
+from hialign.measures import choice
 from hialign.models import depth_of, identity, load_model
 from hialign.preferences import load_pairs
-from hialign.study import Cell, TrainingSettings
+from hialign.reference import Reference
+from hialign.sections import TrainingSettings
+from hialign.study import Cell
+from hialign.tokens import token_pairs
 from hialign.trainer import is_of
 
 if TYPE_CHECKING:
@@ -53,7 +56,7 @@ def train_together(cells: Sequence[Cell]) -> list[dict[str, Any]]:
         "pairs": len(pairs.train),
         "precision": str(model.dtype).removeprefix("torch."),
         "parameters": sum(p.numel() for p in model.parameters()),
-        **records.environment(),
+        **environment.environment(),
     }
     tuned = {block: chosen for block, chosen in choices.items() if chosen.layers}
     passes = [tuned] if tuned else []
@@ -71,7 +74,7 @@ def train_together(cells: Sequence[Cell]) -> list[dict[str, Any]]:
             manifest = _of_cell(common | depends[c.block], c, [])
             manifest |= {"status": "untrained", "steps": 0, "tokens": 0, "trainable_parameters": 0}
             manifest |= {"seconds": time.perf_counter() - started, "shared_seconds": 0.0}
-            manifest |= {"peak_memory_bytes": records.peak_memory_bytes()}
+            manifest |= {"peak_memory_bytes": environment.peak_memory_bytes()}
             manifests[c.block] = _publish(c, manifest, None, [])
     for number, together in enumerate(passes):
         if number:
@@ -80,13 +83,6 @@ def train_together(cells: Sequence[Cell]) -> list[dict[str, Any]]:
         about = {c.block: common | depends[c.block] for c in members}
         manifests |= _train_pass(members, model, tokenizer, pairs.train, together, about)
     return [manifests[c.block] for c in cells]
-
-
-def choice(cell: Cell, depth: int) -> blocks.Choice:
-    """What the cell's block tunes; where a probe chooses, by its record, which has to be there."""
-    from hialign.probes import scores_of
-
-    return blocks.choice_of(cell.block, depth, lambda measure: scores_of(cell, measure))
 
 
 def _train_pass(
@@ -124,7 +120,7 @@ def _train_pass(
                 "trainable_parameters": sum(
                     p.numel() for n, p in adapted.named_parameters() if is_of(n, strategy.adapter)
                 ),
-                "peak_memory_bytes": records.peak_memory_bytes(),
+                "peak_memory_bytes": environment.peak_memory_bytes(),
                 "confinement": trainer.confinement[cell.block],
                 "final_loss": steps[-1]["loss"],
             }

@@ -5,16 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hialign import files, paths
-from hialign.status import (
-    State,
-    is_published,
-    probe_state,
-    probes_of,
-    stage_manifest,
-    stages_of,
-    state,
-)
-from hialign.study import Study
+from hialign.status import State, is_published, probe_state, stage_manifest, state
+from hialign.study import Study, probes_of, stages_of
 
 
 @dataclass(frozen=True)

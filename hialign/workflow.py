@@ -15,8 +15,9 @@ from hialign.blocks import probe_of
 from hialign.checks import check_sizes
 from hialign.errors import HialignError
 from hialign.preferences import load_pairs
-from hialign.status import DONE, State, probe_state, probes_of, stages_of, state
-from hialign.study import Cell, ModelSettings, Study, load_study
+from hialign.sections import ModelSettings
+from hialign.status import DONE, State, probe_state, state
+from hialign.study import Cell, Study, load_study, probes_of, stages_of
 
 
 @dataclass(frozen=True)

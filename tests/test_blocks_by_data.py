@@ -26,8 +26,9 @@ from hialign import (
 from hialign.blocks import Choice, choice_of
 from hialign.files import read_json, read_jsonl, write_json
 from hialign.models import identity
+from hialign.sections import ModelSettings, TrainingSettings
 from hialign.status import cell_status
-from hialign.study import Cell, ModelSettings, TrainingSettings
+from hialign.study import Cell
 from hialign.trainer import sampled_layers
 
 SCORES = [0.1, 0.9, 0.2, 0.3, 0.8, 0.0]  # 1 and 4 are the third that scores highest

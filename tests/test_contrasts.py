@@ -12,13 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import hialign.contrasts
-from hialign.contrasts import (
-    OBJECTIVES,
-    ContrastRefused,
-    contrast,
-    contrast_pairs,
-    split_sentences,
-)
+from hialign.blocks import OBJECTIVES
+from hialign.contrasts import ContrastRefused, contrast, contrast_pairs, split_sentences
 from hialign.errors import HialignError
 
 MOON = (

@@ -19,11 +19,22 @@ import numpy as np
 import pytest
 from conftest import made_pairs, messages, stock_trainer
 
-from hialign import HialignError, blocks, dpo, layers_of, load_model, load_study, train, training
+from hialign import (
+    HialignError,
+    dpo,
+    layers_of,
+    load_model,
+    load_study,
+    modules,
+    train,
+    training,
+)
+from hialign.embedded import random_folder
 from hialign.files import read_json, read_jsonl
-from hialign.models import identity, random_folder
+from hialign.models import identity
 from hialign.records import STEP_COLUMNS
-from hialign.study import Cell, ModelSettings, TrainingSettings
+from hialign.sections import ModelSettings, TrainingSettings
+from hialign.study import Cell
 from hialign.trainer import LOGGED, is_of
 
 BASE = {
@@ -861,7 +872,7 @@ def test_a_changed_base_weight_is_found(
 def test_an_adapter_outside_the_block_is_found(
     cell: Callable[..., Cell], outputs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(blocks, "target_modules", lambda *_: ["model.layers.4.self_attn.q_proj"])
+    monkeypatch.setattr(modules, "target_modules", lambda *_: ["model.layers.4.self_attn.q_proj"])
     with pytest.raises(HialignError, match=r"not confined to the block: .*layers\.4\.self_attn"):
         train(cell("mid"))
     assert left_over(outputs) == []

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from simulated import simulate
 
-from hialign import exhibits, paths, records
+from hialign import exhibits, paths, records, write
 from hialign.display import Table
 from hialign.errors import HialignError
 from hialign.status import judgments_file
@@ -124,7 +124,7 @@ def test_unknown_and_broken_exhibits_are_named(
     entry = exhibits.Exhibit("table-2", "Table 2", broken)
     monkeypatch.setitem(exhibits.EXHIBITS, "table-2", entry)
     with pytest.raises(HialignError, match=r"table-2 of study made-up .* ZeroDivisionError: by"):
-        exhibits._write_some(study, ["table-2"], tmp_path)
+        write._write_some(study, ["table-2"], tmp_path)
 
 
 def test_all_of_them_can_be_drawn_of_an_empty_study(outputs: Path, tmp_path: Path) -> None:

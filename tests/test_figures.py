@@ -22,7 +22,7 @@ from test_tables import (
     write_training,
 )
 
-from hialign import figures, plots
+from hialign import figures, plots, scores
 from hialign.files import read_jsonl
 from hialign.judge.rubric import load_rubric
 from hialign.study import Study
@@ -202,11 +202,10 @@ def test_figure3_keeps_the_groups_of_the_rubric_together(demo: Study) -> None:
 
 
 def test_figure3_frames_what_is_found_and_nothing_else(outputs: Path) -> None:
-    from hialign import judged
 
     study = make_study()
     write_all(study, prompts=150)
-    found = judged.dimension_differences(study)
+    found = scores.dimension_differences(study)
     panel = figures.figure3(study).axes[1]
     names = [t.get_text() for t in panel.get_xticklabels()]
     rows = [t.get_text() for t in panel.get_yticklabels()]

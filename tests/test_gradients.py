@@ -10,14 +10,14 @@ import torch.nn.functional as F
 from conftest import write_study
 
 from hialign import HialignError, load_model, load_study, paths
-from hialign.blocks import decoder_layers
 from hialign.files import read_jsonl
-from hialign.logprobs import Tokens
-from hialign.probes import scores_of
+from hialign.measures import scores_of
+from hialign.modules import decoder_layers
 from hialign.probes.common import ProbePair, contrast_pairs_of
 from hialign.probes.gradients import gradients, inequality
 from hialign.probes.meter import Meter, norms_of
-from hialign.study import ModelSettings
+from hialign.sections import ModelSettings
+from hialign.tokens import Tokens
 
 PROBES: dict[str, Any] = {
     "pairs": 6,

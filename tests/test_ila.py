@@ -12,15 +12,17 @@ import torch
 from conftest import made_pairs, messages, write_lines
 from peft import LoraConfig, get_peft_model
 
-from hialign.blocks import target_modules
 from hialign.decoder import Decoder, pair_log_probs
 from hialign.errors import HialignError
-from hialign.logprobs import TokenPair, tokenize_pair
+from hialign.logprobs import TokenPair
+from hialign.measures import scores_of
 from hialign.models import load_model
-from hialign.probes import gates, ila, interventions, overlap, scores_of
-from hialign.probes.common import Tuned
+from hialign.modules import target_modules
+from hialign.probes import gates, ila, interventions, overlap
+from hialign.probes.tuned import Tuned
 from hialign.settings import IlaSettings
 from hialign.study import Cell, load_study
+from hialign.tokens import tokenize_pair
 
 MODEL = "random:llama:4"
 PLANTED = [4, 5, 8, 9]  # among the eight value and output projections of six layers
@@ -433,7 +435,7 @@ def test_only_the_chosen_matrices_are_tuned(
 ) -> None:
     from datasets import Dataset
 
-    from hialign.probes.common import tuned
+    from hialign.probes.tuned import tuned_blocks
 
     cell = cell_of(tiny_study, tmp_path)
     subject = gates.subject_of(cell)
@@ -442,7 +444,7 @@ def test_only_the_chosen_matrices_are_tuned(
     assert choice.layers == (0, 1, 3)
     rows = Dataset.from_list(ila.rows_of("study", cell)[:4])
     training = subject.training(1)
-    with tuned(subject.model, subject.tokenizer, rows, {"x": choice}, training, {}) as one:
+    with tuned_blocks(subject.model, subject.tokenizer, rows, {"x": choice}, training, {}) as one:
         names = {n for n, _ in one.model.named_parameters() if "lora_A" in n}
     expected = {f"base_model.model.{subject.names[i]}.lora_A.default.weight" for i in (1, 6, 7, 14)}
     assert names == expected

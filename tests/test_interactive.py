@@ -19,7 +19,7 @@ from hialign import (
     explorations,
     load_model,
     load_study,
-    notebook,
+    parameters,
     paths,
     respond,
     side_by_side,
@@ -27,8 +27,9 @@ from hialign import (
     train_together,
 )
 from hialign.errors import HialignError
-from hialign.explorations import Answer, Candidate, Exploration, Explorer, Parting
+from hialign.explorations import Explorer
 from hialign.files import read_json, write_json, write_record
+from hialign.kept_explorations import Answer, Candidate, Exploration, Parting
 from hialign.status import stage_manifest
 from hialign.study import Cell, Study
 
@@ -302,7 +303,7 @@ def test_what_was_asked_is_kept_and_needs_no_model(copied: Study, no_model: None
     assert again.model_copy(update={"note": ""}) == first.model_copy(update={"note": ""})
     assert "no model was run" in again.note
     assert list(explorer.kept()) == [QUESTION]
-    assert "no model is loaded" in side_by_side.ready(explorer, QUESTION).data
+    assert "no model is loaded" in explorations.ready(explorer, QUESTION).data
     asked = side_by_side.asked(explorer)
     assert asked["Kept"][0] == "answers and log-probabilities"
     assert len(asked) == len({QUESTION, *explorer.stored()})
@@ -343,7 +344,7 @@ def test_without_adapters_stored_responses_are_shown_and_why(copied: Study, no_m
     other = explorer.ask("Nobody asked this before?")
     assert other.question in explorer.stored()
     assert "shown is the stored responses to another one" in other.note
-    assert "can be looked at" in side_by_side.ready(explorer, "Nobody asked?").data
+    assert "can be looked at" in explorations.ready(explorer, "Nobody asked?").data
     for cell in copied.cells():
         (cell.folder / "responses.jsonl").unlink()
     with pytest.raises(HialignError, match="adapters of Full-DPO, Mid-Align are not here, and not"):
@@ -397,18 +398,18 @@ def test_an_empty_question_is_refused(trained: Study) -> None:
 def test_begin_takes_explores_parameters_and_can_be_run_again() -> None:
     namespace: dict[str, Any] = {"study": "smoke", "model": None, "question": "What is tea?"}
     with pytest.raises(HialignError, match="did you mean 'question'"):
-        notebook.begin({**namespace, "questoin": "?"}, "explore")
+        parameters.begin({**namespace, "questoin": "?"}, "explore")
     with pytest.raises(HialignError, match="has no parameter 'block'"):
-        notebook.begin({**namespace, "block": "mid"}, "explore")
-    cell = notebook.begin(namespace, "explore")
+        parameters.begin({**namespace, "block": "mid"}, "explore")
+    cell = parameters.begin(namespace, "explore")
     assert (cell.study.name, cell.block) == ("smoke", "base")
     namespace |= {"cell": cell, "exploration": hostile(), "question": "And coffee?"}
-    assert notebook.begin(namespace, "explore").study.name == "smoke"
+    assert parameters.begin(namespace, "explore").study.name == "smoke"
     with pytest.raises(HialignError, match="parameter question must be str, it is 7"):
-        notebook.begin(namespace | {"question": 7}, "explore")
+        parameters.begin(namespace | {"question": 7}, "explore")
     again: dict[str, Any] = {"study": "smoke", "model": None, "block": "all"}
-    assert notebook.begin_pass(again, "train")
-    assert notebook.begin_pass(again | {"cells": []}, "train")
+    assert parameters.begin_pass(again, "train")
+    assert parameters.begin_pass(again | {"cells": []}, "train")
 
 
 def test_the_notebook_runs_from_top_to_end_and_again_without_adapters(copied: Study) -> None:
@@ -441,8 +442,9 @@ def test_the_notebook_on_the_embedded_model(
     """135M parameters with adapters that were not trained but drawn; numbers against PEFT's own."""
     from peft import LoraConfig, get_peft_model
 
-    from hialign.blocks import layers_of, target_modules
-    from hialign.models import weights_sha256
+    from hialign.blocks import layers_of
+    from hialign.embedded import weights_sha256
+    from hialign.modules import target_modules
 
     content = {"title": "Embedded", "models": ["embedded:smollm2-135m-instruct"], "judge": None}
     content |= {"blocks": BLOCKS, "responses": {"max_new_tokens": 12}}

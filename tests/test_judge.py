@@ -25,7 +25,7 @@ from hialign.judge import judge
 from hialign.judge.api import OpenAIJudge
 from hialign.judge.parse import parse_scores
 from hialign.judge.rubric import DIMENSIONS, Rubric, load_rubric, messages, system_prompt
-from hialign.study import JudgeSettings
+from hialign.sections import JudgeSettings
 
 KEY = "sk-secret-0123456789"
 Reply = Callable[[dict[str, Any]], "str | Response"]

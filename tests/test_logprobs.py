@@ -14,18 +14,13 @@ from hypothesis import strategies as st
 
 from hialign import HialignError, dropout, load_model
 from hialign.decoder import Decoder, Layout, pair_log_probs, unpackable
-from hialign.logprobs import (
-    Reference,
-    Tokens,
-    log_probs,
-    response_logits,
-    token_pairs,
-    tokenize_pair,
-)
-from hialign.models import RANDOM_FAMILIES
+from hialign.formats import to_pair
+from hialign.logprobs import log_probs, response_logits
+from hialign.model_files import RANDOM_FAMILIES
 from hialign.packing import pack
-from hialign.preferences import to_pair
-from hialign.study import TrainingSettings
+from hialign.reference import Reference
+from hialign.sections import TrainingSettings
+from hialign.tokens import Tokens, token_pairs, tokenize_pair
 
 WEIGHTS = {"weights_sha256": "0" * 64}
 # Prompt, prompt and a bit of the response, nearly all and all of most pairs: in tokens (= bytes)

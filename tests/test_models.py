@@ -13,20 +13,11 @@ from typing import Any
 
 import pytest
 
-from hialign import HialignError, load_model, paths
-from hialign.models import (
-    PLAIN_CHAT_TEMPLATE,
-    RANDOM_FAMILIES,
-    depth_of,
-    embedded_folder,
-    identity,
-    load_tokenizer,
-    locate,
-    model_files,
-    random_folder,
-    weights_sha256,
-)
-from hialign.study import ModelSettings
+from hialign import HialignError, embedded, load_model, paths
+from hialign.embedded import embedded_folder, random_folder, weights_sha256
+from hialign.model_files import RANDOM_FAMILIES, model_files
+from hialign.models import PLAIN_CHAT_TEMPLATE, depth_of, identity, load_tokenizer, locate
+from hialign.sections import ModelSettings
 
 CONVERSATION = [
     {"role": "user", "content": "What is rain?"},
@@ -113,13 +104,11 @@ def test_a_failed_conversion_leaves_nothing(
 ) -> None:
     import errno
 
-    from hialign import models
-
     def full(family: str, layers: int, folder: Path) -> None:
         (folder / "config.json").write_text("{}")
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(models, "_make_random", full)
+    monkeypatch.setattr(embedded, "_make_random", full)
     with pytest.raises(HialignError, match=r"No space left on device; .*HIALIGN_CACHE") as caught:
         random_folder("llama:3")
     one_line(caught)

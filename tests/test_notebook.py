@@ -10,7 +10,7 @@ from typing import Any
 import nbformat
 import pytest
 
-from hialign import notebook, paths, workflow
+from hialign import notebook, parameters, paths, workflow
 from hialign.errors import HialignError
 from hialign.study import STAGES
 
@@ -63,11 +63,11 @@ def test_values_are_read_as_papermill_does_but_for_underscores() -> None:
 def test_begin_refuses_names_that_are_no_parameters() -> None:
     namespace = {"study": "smoke", "model": None, "block": "mid", "bloc": "late", "_x": 1}
     with pytest.raises(HialignError, match=r"no parameter 'bloc' \(did you mean 'block'"):
-        notebook.begin(namespace, "train")
+        parameters.begin(namespace, "train")
 
 
 def test_begin_gives_the_cell() -> None:
-    cell = notebook.begin({"study": "smoke", "model": None, "block": "mid"}, "train")
+    cell = parameters.begin({"study": "smoke", "model": None, "block": "mid"}, "train")
     assert (cell.study.name, cell.model.name, cell.strategy) == (
         "smoke",
         "random-llama",

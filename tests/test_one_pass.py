@@ -8,9 +8,10 @@ import pytest
 from conftest import made_pairs, messages, stock_trainer
 from test_dpo import BASE, BLOCKS, adapter_in, relative, stay_together
 
-from hialign import blocks, dpo, layers_of, load_model
+from hialign import dpo, layers_of, load_model
 from hialign.models import identity
-from hialign.study import ModelSettings, TrainingSettings
+from hialign.modules import target_modules
+from hialign.sections import ModelSettings, TrainingSettings
 from hialign.trainer import LOGGED
 
 FAMILIES = ("llama", "qwen2", "qwen3", "mistral", "gemma3_text", "phi3", "olmo2")
@@ -62,7 +63,7 @@ def test_one_pass_is_stock_trl_block_by_block(
     together = joint(family, truncation)
     settings = joint_settings(truncation)
     model, tokenizer = load_model(f"random:{family}")
-    modules = blocks.target_modules(model, layers_of(block, 6), settings.target_modules)
+    modules = target_modules(model, layers_of(block, 6), settings.target_modules)
     stock = stock_trainer(model, tokenizer, unequal(48, 170), modules, settings, tmp_path)
     stock.train()
     expected = [

@@ -4,8 +4,9 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hialign.logprobs import TokenPair, Tokens
+from hialign.logprobs import TokenPair
 from hialign.packing import pack, plan
+from hialign.tokens import Tokens
 
 
 @st.composite

@@ -8,7 +8,7 @@ import nbformat
 import pytest
 from simulated import simulate
 
-from hialign import execution, pages, paths
+from hialign import execution, markup, page_sources, pages, paths
 from hialign.files import read_json, write_json, write_jsonl
 from hialign.status import failed_notebook, judgments_file
 from hialign.study import Study
@@ -34,7 +34,7 @@ def test_text_from_outside_means_itself_in_markdown() -> None:
     from myst_parser.config.main import MdParserConfig
     from myst_parser.parsers.mdit import create_md_parser
 
-    html = MarkdownIt().render(f"# {pages.plain(EVIL)}")
+    html = MarkdownIt().render(f"# {markup.plain(EVIL)}")
     shown = re.sub(r"<[^>]+>", "", html)
     assert shown.count("&lt;script&gt;") == 1
     assert "<script" not in html
@@ -43,13 +43,13 @@ def test_text_from_outside_means_itself_in_markdown() -> None:
     config = MdParserConfig(enable_extensions={"dollarmath", "colon_fence", "substitution"})
     from myst_parser.mdit_to_docutils.base import DocutilsRenderer
 
-    tokens = create_md_parser(config, DocutilsRenderer).parse(f"# {pages.plain(EVIL)}")
+    tokens = create_md_parser(config, DocutilsRenderer).parse(f"# {markup.plain(EVIL)}")
     inner = {t.type for token in tokens for t in token.children or []}
     assert inner <= {"text", "text_special", "softbreak"}, inner
 
 
 def test_a_raw_part_cannot_be_closed_from_inside() -> None:
-    text = pages.raw(f"<p>{EVIL}</p>")
+    text = markup.raw(f"<p>{EVIL}</p>")
     fence = re.match(r"`+", text)
     assert fence is not None
     assert text.count(fence[0]) == 2
@@ -57,7 +57,7 @@ def test_a_raw_part_cannot_be_closed_from_inside() -> None:
 
 def test_each_exhibit_gets_its_source_and_nothing_else_changes(study: Study) -> None:
     page = (paths.book_source() / "methodology.md").read_text()
-    found = pages.with_sources(page, study)
+    found = page_sources.with_sources(page, study)
     assert found.count('<details class="source">') == page.count("book.show(") > 0
     without = re.sub(
         r"\n```\{raw\} html\n<details class=\"source\">.*?```\n\n", "", found, flags=re.S

@@ -85,7 +85,7 @@ def test_counts(paper: dict[str, Any]) -> None:
 
 
 def test_table_5_is_the_default_of_a_study(paper: dict[str, Any]) -> None:
-    from hialign.study import TrainingSettings
+    from hialign.sections import TrainingSettings
 
     defaults = TrainingSettings().model_dump()
     for row in paper["table_5"]["rows"]:

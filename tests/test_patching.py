@@ -18,12 +18,13 @@ from conftest import made_pairs, messages, write_study
 from hialign import load_model, load_study, paths
 from hialign.decoder import Decoder
 from hialign.errors import HialignError
-from hialign.logprobs import Tokens, tokenize_pair
 from hialign.models import identity, locate
 from hialign.probes import localized, low_rank, patched_runs, patching, regression
 from hialign.probes.patched_rows import rows
 from hialign.probes.patched_runs import DIRECTIONS, KINDS, Runs, Side, run_row
-from hialign.study import Cell, ModelSettings
+from hialign.sections import ModelSettings
+from hialign.study import Cell
+from hialign.tokens import Tokens, tokenize_pair
 
 DEPTH = 6
 PLANTED = 3

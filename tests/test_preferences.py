@@ -13,14 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hialign import HialignError, load_pairs, paths
-from hialign.preferences import (
-    Pairs,
-    UnusablePair,
-    parse_transcript,
-    prompt_id,
-    to_pair,
-)
-from hialign.study import PreferenceSettings
+from hialign.formats import UnusablePair, parse_transcript, prompt_id, to_pair
+from hialign.preferences import Pairs
+from hialign.sections import PreferenceSettings
 
 HELLO = [{"role": "user", "content": "Hello."}]
 GOOD = [{"role": "assistant", "content": "Good day."}]

@@ -11,12 +11,14 @@ import pytest
 from conftest import stock_trainer
 from scipy import stats
 
-from hialign import HialignError, blocks, load_model, load_study, paths
-from hialign.contrasts import OBJECTIVES
-from hialign.logprobs import tokenize_pair
-from hialign.preferences import load_pairs, prompt_id
+from hialign import HialignError, load_model, load_study, paths
+from hialign.blocks import OBJECTIVES
+from hialign.formats import prompt_id
+from hialign.modules import target_modules
+from hialign.preferences import load_pairs
 from hialign.probes import common, estimates, matrix
 from hialign.study import Cell
+from hialign.tokens import tokenize_pair
 
 SETTINGS = {"learning_rate": 0.01, "lora_rank": 4, "lora_dropout": 0.0, "max_length": 320}
 MATRIX = {"train": 2, "contrast_prompts": 2, "seeds": [7]}
@@ -69,7 +71,7 @@ def test_margins_are_stock_trls(cell: Callable[..., Cell], tmp_path: Path) -> No
     builtin = load_pairs("builtin", train=None, evaluation=None)
     pairs = matrix.training_sets(builtin.train, 2, 8)["coherence"]
     model, tokenizer = load_model("random:llama:6")
-    modules = blocks.target_modules(model, [2, 3], settings.target_modules)
+    modules = target_modules(model, [2, 3], settings.target_modules)
     trainer = stock_trainer(model, tokenizer, pairs, modules, settings, tmp_path / "stock")
     trainer.train()
     adapted = trainer.accelerator.unwrap_model(trainer.model).eval()
@@ -110,7 +112,7 @@ def test_a_killed_run_goes_on(cell: Callable[..., Cell], monkeypatch: pytest.Mon
     """What was trained is not trained again, and the record is that of an uninterrupted run."""
     quick = {"blocks": ["layers:5"]}
     trained: list[int] = []
-    original = common.tuned
+    original = matrix.tuned_blocks
 
     def dies(*args: Any) -> Any:
         if len(trained) == 2:
@@ -120,14 +122,14 @@ def test_a_killed_run_goes_on(cell: Callable[..., Cell], monkeypatch: pytest.Mon
 
     measured = cell(**quick)
     with monkeypatch.context() as patched:
-        patched.setattr(common, "tuned", dies)
+        patched.setattr(matrix, "tuned_blocks", dies)
         with pytest.raises(KeyboardInterrupt):
             matrix.matrix(measured)
     path = paths.probe_record("tiny", measured.model.name, "matrix")
     assert not path.exists()
     calls: list[Any] = []
     with monkeypatch.context() as patched:
-        patched.setattr(common, "tuned", lambda *a: calls.append(a) or original(*a))
+        patched.setattr(matrix, "tuned_blocks", lambda *a: calls.append(a) or original(*a))
         resumed = matrix.matrix(measured)
     assert len(calls) == 2  # of four
     path.unlink()

@@ -11,7 +11,7 @@ from scipy import stats
 from hialign import load_model
 from hialign.models import load_tokenizer
 from hialign.probes import spectrum
-from hialign.study import ModelSettings
+from hialign.sections import ModelSettings
 
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj"]
 LLAMA = ModelSettings(source="random:llama:6")

@@ -14,7 +14,7 @@ from test_probe_matrix import planted
 from test_respond_evaluate import one_line
 
 from hialign import HialignError, evaluate, load_study, paths, respond, split_layers, train
-from hialign.probes import common, sweep
+from hialign.probes import sweep
 from hialign.study import Cell
 
 SETTINGS = {"learning_rate": 0.01, "lora_rank": 6, "lora_dropout": 0.0}
@@ -82,7 +82,7 @@ def test_a_sweep_is_its_blocks_trained_one_by_one(
     # In many small passes, of which one is killed: the same numbers
     path.unlink()
     monkeypatch.setitem(sweep.BUDGET, "cpu", sweep.BYTES * rows["full"]["parameters"])
-    original, calls = common.tuned, 0
+    original, calls = sweep.tuned_blocks, 0
 
     def dies(*args: Any) -> Any:
         nonlocal calls
@@ -91,7 +91,7 @@ def test_a_sweep_is_its_blocks_trained_one_by_one(
             raise KeyboardInterrupt
         return original(*args)
 
-    monkeypatch.setattr(common, "tuned", dies)
+    monkeypatch.setattr(sweep, "tuned_blocks", dies)
     with pytest.raises(KeyboardInterrupt):
         sweep.sweep(swept)
     assert not path.exists()

@@ -9,7 +9,7 @@ from conftest import write_study
 from peft import PeftModel
 
 from hialign import HialignError, load_model, load_study, train
-from hialign.probes import scores_of
+from hialign.measures import scores_of
 from hialign.probes.weights import norm_of, weights
 from hialign.study import Cell
 

@@ -87,7 +87,8 @@ def test_records_are_copied_and_nothing_else(finished: Study) -> None:
 
 
 def test_what_is_kept_of_other_adapters_is_not_published(finished: Study) -> None:
-    from hialign.explorations import Answer, Exploration, Explorer
+    from hialign.explorations import Explorer
+    from hialign.kept_explorations import Answer, Exploration
 
     explorer = Explorer(finished.cells()[0])
     same = {"decoding": explorer.decoding, "weights": {}, "answers": {}}

@@ -14,7 +14,7 @@ from conftest import vouch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hialign import HialignError, load_study, records
+from hialign import HialignError, environment, load_study, records
 from hialign.files import read_json, read_jsonl, whole_file, write_json, write_jsonl
 from hialign.judge.rubric import load_rubric
 from hialign.status import cell_status, failed_notebook, stage_manifest
@@ -156,7 +156,7 @@ def test_a_broken_manifest_is_named(tmp_path: Path) -> None:
 def test_the_environment_names_versions_and_device() -> None:
     import torch
 
-    found = records.environment()
+    found = environment.environment()
     assert found["packages"]["torch"] == torch.__version__
     assert set(found["packages"]) >= {"transformers", "trl", "peft"}
     assert found["device"]
@@ -167,8 +167,8 @@ def test_memory_is_in_bytes() -> None:
     import torch
 
     block = torch.ones(64 << 20, dtype=torch.uint8)
-    assert records.peak_memory_bytes() > (64 << 20)
-    assert records.peak_memory_bytes() < 1 << 40
+    assert environment.peak_memory_bytes() > (64 << 20)
+    assert environment.peak_memory_bytes() < 1 << 40
     del block
 
 

@@ -13,8 +13,8 @@ from conftest import made_pairs, write_lines, write_study
 from hialign import HialignError, evaluate, load_model, load_study, respond, train
 from hialign.evaluate import _summary
 from hialign.files import read_json, read_jsonl, read_record, stamp, write_record
+from hialign.formats import transcript
 from hialign.preferences import load_pairs
-from hialign.respond import transcript
 from hialign.status import cell_status, stage_manifest
 from hialign.study import Cell, Study
 from hialign.training import load_cell

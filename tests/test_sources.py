@@ -13,8 +13,9 @@ from conftest import made_pairs, write_lines
 from test_preferences import hh_rows, refused
 
 from hialign import HialignError, load_pairs, paths
-from hialign.sources import HH_TRANCHES, check_source, data_files
-from hialign.study import PreferenceSettings
+from hialign.pair_files import HH_TRANCHES, data_files
+from hialign.sections import PreferenceSettings
+from hialign.sources import check_source
 
 MESSAGES = [
     {

@@ -32,8 +32,8 @@ from hialign import (
     train_together,
     verify,
 )
+from hialign.embedded import random_folder
 from hialign.explorations import Explorer
-from hialign.models import random_folder
 from hialign.probes.weights import weights
 from hialign.publish import publish
 from hialign.status import (

@@ -14,15 +14,8 @@ import pytest
 import yaml
 
 from hialign import HialignError, load_study, paths
-from hialign.sections import model_from
-from hialign.study import (
-    STAGES,
-    ModelSettings,
-    PreferenceSettings,
-    Study,
-    TrainingSettings,
-    study_names,
-)
+from hialign.sections import ModelSettings, PreferenceSettings, TrainingSettings, model_from
+from hialign.study import STAGES, Study, study_names
 
 # Table 5, as printed in the paper. Precision is `auto`: bfloat16 on a GPU, as there.
 TABLE_5: dict[str, Any] = {

@@ -10,9 +10,10 @@ import pandas as pd
 import pytest
 from conftest import vouch
 
-from hialign import judged, tables
+from hialign import display, judged, tables
 from hialign.blocks import layers_of
 from hialign.files import read_json, read_jsonl, write_json, write_jsonl
+from hialign.judge import report
 from hialign.judge.rubric import DIMENSIONS
 from hialign.status import stage_manifest
 from hialign.study import Cell, Study
@@ -195,7 +196,7 @@ def test_table1() -> None:
 def test_table2_against_pandas_and_scipy(scored: Study) -> None:
     from scipy.stats import bootstrap
 
-    table = tables.table2(scored)
+    table = judged.table2(scored)
     assert list(table.Strategy) == ["Base", "Full-DPO", "Mid-Align"]
     base = scores_of(scored, "base")
     for block, strategy in (("base", "Base"), ("full", "Full-DPO"), ("mid", "Mid-Align")):
@@ -222,10 +223,10 @@ def test_table3_ranks_and_finds_the_papers_models(outputs: Path) -> None:
     study = make_study(models)
     for cell in study.cells():
         write_judgments(cell, prompts=6)
-    table = tables.table3(study)
+    table = judged.table3(study)
     assert list(table.Rank) == list(range(1, 11))
     assert table["Mean Overall"].is_monotonic_decreasing
-    everything = tables.table3(study, top=15)
+    everything = judged.table3(study, top=15)
     assert len(everything) == 15
     for row in everything.to_dict("records"):
         block = next(b for b in EFFECT if study.cell(None, b).strategy == row["Strategy"])
@@ -335,8 +336,8 @@ def test_cells_tell_what_ran(small: Study) -> None:
 
 
 def test_span() -> None:
-    assert tables.span([8, 9, 10, 12, 20, 21]) == "8–10, 12, 20–21"
-    assert tables.span([]) == ""
+    assert display.span([8, 9, 10, 12, 20, 21]) == "8–10, 12, 20–21"
+    assert display.span([]) == ""
 
 
 # --- the judge's agreement ---------------------------------------------------------------------------
@@ -365,7 +366,7 @@ def test_judge_agreement(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
     study = make_study()
     published(monkeypatch, measurement(rubric_sha256=load_rubric().sha256))
-    table = tables.judge_agreement(study)
+    table = report.judge_agreement(study)
     assert list(table["Pairs"]) == [100, 100, 40, 60]
     assert table["95% interval"][0] == "0.100 to 0.900"
     natural = proportion_confint(54, 100, method="wilson")
@@ -385,12 +386,12 @@ def test_judge_agreement_is_of_the_weights_that_judged(
     file = stage_manifest(study.cell(None, "mid"), "judge")
     for weights, known in (("other", False), ("right", True)):
         write_json(file, {"rubric_sha256": rubric, "weights_sha256": weights})
-        assert ("text" in tables.judge_agreement(study).attrs) == known
+        assert ("text" in report.judge_agreement(study).attrs) == known
 
 
 @pytest.mark.parametrize("judge", [None, {"backend": "local", "model": "embedded:unmeasured"}])
 def test_an_unmeasured_judge_is_said_to_be_so(outputs: Path, judge: Any) -> None:
-    table = tables.judge_agreement(make_study(judge=judge))
+    table = report.judge_agreement(make_study(judge=judge))
     assert list(table["LLMBar subset"]) == ["not measured"]
     assert table.isna().sum(axis=1)[0] == len(table.columns) - 1
     assert "text" not in table.attrs
@@ -399,8 +400,8 @@ def test_an_unmeasured_judge_is_said_to_be_so(outputs: Path, judge: Any) -> None
 # --- display -----------------------------------------------------------------------------------------
 
 OF_A_STUDY: list[Callable[[Study], pd.DataFrame]] = [
-    *(tables.table2, tables.table3, tables.table4, tables.table5, tables.accuracy),
-    *(tables.objectives, tables.divergence, tables.cells, tables.judge_agreement),
+    *(judged.table2, judged.table3, tables.table4, tables.table5, tables.accuracy),
+    *(tables.objectives, tables.divergence, tables.cells, report.judge_agreement),
     *(judged.comparisons, judged.dimensions, judged.alignment_tax),
     *(judged.power, judged.beside_paper),
 ]
@@ -434,10 +435,10 @@ def test_what_comes_from_outside_is_escaped(outputs: Path) -> None:
 
 def test_show_formats_numbers_and_is_the_same_each_time(small: Study) -> None:
     frame = pd.DataFrame({"A": ["x", None], "Pairs": [1200, 3], "Accuracy": [0.5, math.nan]})
-    shown = tables.show(frame).to_html()
+    shown = display.show(frame).to_html()
     assert "1,200" in shown
     assert "0.500" in shown
     assert shown.count("–") == 2
-    assert shown == tables.show(frame).to_html()
+    assert shown == display.show(frame).to_html()
     assert 'class="dataframe"' in shown  # what the theme recolours in dark mode
-    assert "1,234" not in tables.show(pd.DataFrame({"Seed": [1234]})).to_html()
+    assert "1,234" not in display.show(pd.DataFrame({"Seed": [1234]})).to_html()

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from conftest import CANARY
 
-from hialign import book, notebook, paths, records
+from hialign import book, parameters, paths, records
 from hialign.errors import HialignError
 from hialign.status import cell_status, probe_status
 from hialign.study import PROBES, load_study
@@ -166,11 +166,11 @@ def test_a_manifest_that_was_deleted_is_made_again(smoke: Path) -> None:
         assert planned(done.stdout) == ["book", *mid]
         assert "would run train: random-llama, mid (missing)" in done.stdout
         assert "respond: random-llama, mid (stale (the training is missing))" in done.stdout
-        cells = notebook.begin_pass({"study": "smoke", "model": None, "block": "all"}, "train")
+        cells = parameters.begin_pass({"study": "smoke", "model": None, "block": "all"}, "train")
         assert [c.block for c in cells] == ["mid"]
     finally:
         aside.rename(file)
-    cells = notebook.begin_pass({"study": "smoke", "model": None, "block": "all"}, "train")
+    cells = parameters.begin_pass({"study": "smoke", "model": None, "block": "all"}, "train")
     assert [c.block for c in cells] == ["base", "full", "mid"]
 
 

@@ -37,7 +37,7 @@ def _set_up(package: str = "") -> None:
         importlib.invalidate_caches()
     import torch
 
-    from hialign.records import hialign_version
+    from hialign.provenance import hialign_version
 
     gpu = "no CUDA GPU"
     if torch.cuda.is_available():

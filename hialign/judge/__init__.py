@@ -11,7 +11,7 @@ from hialign.judge.cost import cost_of
 from hialign.judge.ledger import Ledger, Record, identity_of, key_of, source_of
 from hialign.judge.rubric import Rubric, load_rubric
 from hialign.progress import Progress
-from hialign.study import JudgeSettings
+from hialign.sections import JudgeSettings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -118,3 +118,6 @@ def _main() -> None:
 
 if __name__ == "__main__":
     _main()
+
+
+OTHERS = "mean of the others"  # all dimensions but Overall

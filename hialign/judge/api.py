@@ -19,7 +19,7 @@ from hialign.errors import HialignError
 from hialign.judge.limits import Budget, Pace
 from hialign.judge.request import FORMATS, NO_CREDIT, Answers, Dialect, Item, Result, code_of
 from hialign.judge.rubric import Rubric
-from hialign.study import JudgeSettings
+from hialign.sections import JudgeSettings
 
 if TYPE_CHECKING:
     import openai

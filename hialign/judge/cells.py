@@ -4,14 +4,16 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Any
 
-from hialign import files, paths, records, status
+from hialign import environment, files, paths, records, status
 from hialign.files import read_json
 from hialign.judge import judge as judge_items
 from hialign.judge.cost import spent
 from hialign.judge.ledger import exclusive, source_of
 from hialign.models import locate
+from hialign.records import answered_by
+from hialign.sections import JudgeSettings
 from hialign.status import judge_of, judgments_file, stage_manifest
-from hialign.study import Cell, JudgeSettings, Study
+from hialign.study import Cell, Study
 
 Scores = Mapping[str, float]  # of one judgment, by dimension; empty where it failed
 
@@ -49,8 +51,8 @@ def judge(cell: Cell, *, retry_failed: bool = True) -> dict[str, Any]:
             # More than one: the provider changed the model behind the name while this ran.
             "answered_by": answered_by(rows),
             **counts,
-            "peak_memory_bytes": records.peak_memory_bytes(),
-            **records.environment(),
+            "peak_memory_bytes": environment.peak_memory_bytes(),
+            **environment.environment(),
         }
         return files.write_record(manifest_path, manifest)
 
@@ -75,16 +77,6 @@ def one_at_a_time(study: Study) -> ExitStack:
         place.parent.mkdir(parents=True, exist_ok=True)
         exclusive(stack, place, f"judging the study {study.name}")
     return stack
-
-
-def answered_by(rows: list[dict[str, Any]]) -> dict[str, int]:
-    """How many judgments each model gave, by the name (and fingerprint) that the server told."""
-    counts: dict[str, int] = {}
-    for row in rows:
-        parts = (row.get("model"), row.get("system_fingerprint"))
-        name = " ".join(str(part) for part in parts if part)
-        counts[name] = counts.get(name, 0) + 1
-    return counts
 
 
 def same_responses(study: Study) -> dict[str, list[tuple[Scores, Scores]]]:

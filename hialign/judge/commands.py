@@ -8,7 +8,7 @@ from rich.table import Table
 
 from hialign import notebook, records
 from hialign.errors import HialignError
-from hialign.judge import accounts
+from hialign.judge import report
 from hialign.judge.batch import judge_in_batches
 from hialign.judge.cost import estimate, spent
 from hialign.status import judge_of
@@ -88,7 +88,7 @@ def _report(study: Study) -> None:
     console = Console()
     found = [row for cell in study.cells() for row in records.judgments_of(cell)]
     failed = sum(not row["scores"] for row in found)
-    for row in accounts.failures(study).fillna("").to_dict("records") if failed else ():
+    for row in report.failures(study).fillna("").to_dict("records") if failed else ():
         console.print(escape(" ".join(text for text in row.values() if text)))
     cost = f", {spent(study):.2f} USD" if judge_of(study).prices else ""
     again = "; `hialign judge … --retry-failed` asks for them again" if failed else ""

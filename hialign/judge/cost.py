@@ -8,8 +8,9 @@ import pandas as pd
 from hialign.files import read_jsonl
 from hialign.judge.ledger import Ledger, identity_of, key_of
 from hialign.judge.rubric import load_rubric, messages
+from hialign.sections import JudgeSettings, Prices
 from hialign.status import judge_of, judgments_file
-from hialign.study import Cell, JudgeSettings, Prices, Study
+from hialign.study import Cell, Study
 
 BYTES_PER_TOKEN = 4.0  # of English text in a judge's prompt; measured in tests/test_judge_cost.py
 TOKENS_PER_SCORE = 38  # of an answer: a name, a score and a short reason as JSON
@@ -47,8 +48,8 @@ def estimate(study: Study) -> pd.DataFrame:
     there are some; before, the sizes of its real prompts at `BYTES_PER_TOKEN`, and responses as long
     as the ones that exist, else as `responses.max_new_tokens` allows. Nothing is sent.
     """
+    from hialign.formats import transcript
     from hialign.preferences import load_pairs
-    from hialign.respond import transcript
 
     settings = judge_of(study)
     rubric = load_rubric(settings.rubric)

@@ -14,11 +14,11 @@ from typing import Any, Self
 
 from filelock import FileLock, Timeout
 
-from hialign import models
+from hialign import embedded, models
 from hialign.errors import HialignError
 from hialign.files import write_jsonl
 from hialign.judge.rubric import sha256_of
-from hialign.study import JudgeSettings, ModelSettings
+from hialign.sections import JudgeSettings, ModelSettings
 
 Record = dict[str, Any]
 
@@ -54,7 +54,7 @@ def identity_of(settings: JudgeSettings, model: Any = None) -> dict[str, str]:
         return models.identity(source_of(settings))
     place = str(getattr(model, "name_or_path", "") or "")
     if place and Path(place).is_dir():
-        return {"weights_sha256": models.weights_sha256(place)}
+        return {"weights_sha256": embedded.weights_sha256(place)}
     commit = getattr(model.config, "_commit_hash", None)
     return {"revision": str(commit)} if commit else {}
 

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from hialign.judge.people import Judged, agreement
+from hialign.judge.people import agreement
 from hialign.judge.reliability import interval
+from hialign.llmbar import Judged
 
 
 def words(text: str) -> int:

@@ -9,7 +9,7 @@ from aiolimiter import AsyncLimiter
 
 from hialign.errors import HialignError
 from hialign.judge.cost import BYTES_PER_TOKEN, cost_of
-from hialign.study import JudgeSettings
+from hialign.sections import JudgeSettings
 
 LONGEST_PAUSE = 120.0  # seconds; what a server asks for beyond it is not worth waiting for
 

@@ -5,52 +5,19 @@ response at a time, so both are scored apart, and the judge is right where the p
 higher. Guessing is right in half of the cases.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from hialign import paths
 from hialign.errors import HialignError
-from hialign.preferences import Pair, load_pairs
-from hialign.respond import transcript
+from hialign.formats import Pair, transcript
+from hialign.judge.agreement import OTHERS
+from hialign.llmbar import Judged
+from hialign.preferences import load_pairs
+from hialign.sections import PreferenceSettings
 from hialign.statistics import wilson
-from hialign.study import PreferenceSettings, Study
-
-# LLMBar (https://github.com/princeton-nlp/LLMBar): subset, and its folder in Dataset/LLMBar there
-SUBSETS = {
-    "natural": "Natural",
-    "adversarial-neighbor": "Adversarial/Neighbor",
-    "adversarial-gptinst": "Adversarial/GPTInst",
-    "adversarial-gptout": "Adversarial/GPTOut",
-    "adversarial-manual": "Adversarial/Manual",
-}
-OTHERS = "mean of the others"  # all dimensions but Overall
-Item = dict[str, Any]  # prompt_id, prompt, response
-Judged = tuple[Item, Item]  # two responses to one prompt, the one that people prefer first
-
-
-def load_llmbar(folder: Path, subset: str, limit: int | None = None) -> list[Judged]:
-    """The (first `limit`) pairs of a subset, in LLMBar's own layout or as `<folder>/<subset>.json`."""
-    path = Path(folder) / SUBSETS.get(subset, "") / "dataset.json"
-    path = path if path.is_file() else Path(folder) / f"{subset}.json"
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise HialignError(f"cannot read the LLMBar subset {path}: {error}") from None
-    pairs = []
-    for number, row in enumerate(content[:limit]):
-        best = row["label"]
-        first, second = (
-            {
-                "prompt_id": f"{subset}-{number}-{output}",
-                "prompt": row["input"],
-                "response": row[f"output_{output}"],
-            }
-            for output in (best, 3 - best)
-        )
-        pairs.append((first, second))
-    return pairs
+from hialign.study import Study
 
 
 def held_out(study: Study, source: str, wanted: int | None) -> tuple[list[Pair], str]:

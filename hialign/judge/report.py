@@ -6,14 +6,15 @@ the same judge and rubric; else a single row says that it was not measured.
 
 from typing import TYPE_CHECKING, Any
 
-from hialign.judge.agreement import measured
-from hialign.judge.people import OTHERS
+from hialign.display import Table
+from hialign.judge.agreement import OTHERS, measured
 from hialign.statistics import interval_text
 from hialign.study import Study
-from hialign.tables import Table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+from hialign import records
+from hialign.display import table_of
 
 NOT = "not measured"
 COUNTS = ("Pairs", "Ties", "Missing", "Responses", "Words", "Failed")
@@ -174,3 +175,89 @@ def _table(rows: list[dict[str, Any]], columns: list[str]) -> Table:
     """`rows` with these columns, or one row that says there are none."""
     frame = Table(rows or [{columns[0]: NOT}], columns=columns)
     return Table(frame.astype({name: "Int64" for name in COUNTS if name in frame}))
+
+
+def judge_agreement(study: Study) -> Table:
+    """How often the study's judge sides with people on LLMBar, by its Overall score and the others.
+
+    `attrs["text"]` has it in a phrase, unless it was not measured for these weights (or this
+    snapshot) and this rubric: a judge is only known to be as good as it was found to be.
+    """
+    from hialign.judge.agreement import measured, sides
+
+    record = measured(study) or {}
+    titles = {"subset": "LLMBar subset", "score": "Score", "accuracy": "Accuracy"}
+    titles |= {"interval": "95% interval", "n": "Pairs", "ties": "Ties", "missing": "Missing"}
+    rows = [dict(row) for row in record.get("rows", [])]
+    for row in rows:
+        row["interval"] = interval_text(row["low"], row["high"])
+    frame = table_of(rows or [{"subset": "not measured"}], list(titles))
+    whole = dict.fromkeys(("n", "ties", "missing"), "Int64")
+    table = Table(frame.astype(whole).rename(columns=titles))
+    parts = [
+        f"{share:.0%} of {n} {kind} pairs ({low:.0%} to {high:.0%})"
+        for kind, (share, low, high, n) in sides(study).items()
+    ]
+    if parts:
+        table.attrs["text"] = " and ".join(parts)
+    return table
+
+
+def judge_line(study: Study) -> str:
+    """The judge's name and its agreement with people, which stand wherever its scores do."""
+    known = judge_agreement(study).attrs.get("text", "not measured")
+    name = study.judge.name if study.judge else "none"
+    return f"Judge: {name}; agreement with human labels (LLMBar): {known}"
+
+
+LONGEST = 160  # characters of a raw answer that are shown
+MOST = 50  # failed judgments that are listed
+
+
+def usage(study: Study) -> Table:
+    """Calls, tokens and USD of each cell's judgments, and which models answered.
+
+    "Asked again" counts answers that could not be used; "Mended" those whose JSON was repaired;
+    "Shared" responses equal to one that was judged already. More than one model (or fingerprint)
+    under "Answered by" means that the provider changed it while the study was judged.
+    """
+    rows = []
+    for cell in study.cells() if study.judge else ():
+        found = records.judgments_of(cell)
+        row: dict[str, Any] = {"Model": cell.model.label, "Strategy": cell.strategy}
+        row |= dict.fromkeys(_COUNTS) | {"USD": None, "Answered by": None}
+        if found:
+            own = [r for r in found if not r.get("shared")]
+            row["Judged"] = sum(bool(r["scores"]) for r in found)
+            row["Failed"] = len(found) - row["Judged"]
+            row["Asked again"] = sum(r.get("attempts", 1) - 1 for r in own)
+            row["Mended"] = sum(bool(r.get("repaired")) for r in found)
+            row["Shared"] = len(found) - len(own)
+            row["Tokens in"] = sum(r.get("usage", {}).get("prompt_tokens", 0) for r in own)
+            row["Tokens out"] = sum(r.get("usage", {}).get("completion_tokens", 0) for r in own)
+            costs = [r["cost"] for r in own if "cost" in r]
+            row["USD"] = sum(costs) if costs else None
+            row["Answered by"] = ", ".join(records.answered_by(found))
+        rows.append(row)
+    frame = table_of(rows, ["Model", "Strategy", *_COUNTS, "USD", "Answered by"])
+    return Table(frame.astype(dict.fromkeys(_COUNTS, "Int64")))
+
+
+def failures(study: Study) -> Table:
+    """The judgments that are missing (the first `MOST`), each with what was wrong and how the answer
+    began."""
+    rows: list[dict[str, Any]] = []
+    for cell in study.cells() if study.judge else ():
+        for record in records.judgments_of(cell):
+            if not record["scores"]:
+                raw = " ".join(str(record.get("raw", "")).split())
+                row: dict[str, Any] = {"Model": cell.model.label, "Strategy": cell.strategy}
+                row |= {"Prompt": str(record["prompt_id"]), "Problem": record.get("error")}
+                rows.append(row | {"Answer": raw[:LONGEST] or None})
+    more = len(rows) - MOST
+    rows = rows[:MOST] + ([{"Model": f"and {more} more"}] if more > 0 else [])
+    columns = ["Model", "Strategy", "Prompt", "Problem", "Answer"]
+    return table_of(rows or [{"Model": "none"}], columns)
+
+
+_COUNTS = ["Judged", "Failed", "Asked again", "Mended", "Shared", "Tokens in", "Tokens out"]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from hialign.judge.parse import parse_scores
 from hialign.judge.rubric import SCORES, Rubric, messages, sha256_of
-from hialign.study import JudgeSettings
+from hialign.sections import JudgeSettings
 
 if TYPE_CHECKING:
     import openai

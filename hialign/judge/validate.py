@@ -26,6 +26,7 @@ from typing import Any
 from hialign import paths
 from hialign.errors import HialignError
 from hialign.files import read_json, read_jsonl, write_json
+from hialign.formats import Pair
 from hialign.judge import injection, judge, people
 from hialign.judge.agreement import report_path
 from hialign.judge.cells import Scores, one_at_a_time, same_responses
@@ -33,9 +34,10 @@ from hialign.judge.cost import spent as spent_on
 from hialign.judge.length import by_length
 from hialign.judge.reliability import reliability
 from hialign.judge.rubric import load_rubric
-from hialign.preferences import Pair
+from hialign.llmbar import SUBSETS, Item, Judged, load_llmbar
+from hialign.sections import JudgeSettings
 from hialign.status import judge_of
-from hialign.study import JudgeSettings, Study
+from hialign.study import Study
 
 WHERE_LLMBAR = (
     "LLMBar is at https://github.com/princeton-nlp/LLMBar: clone it and give its folder "
@@ -101,9 +103,9 @@ def validate(
         raise HialignError("the rubric has no dimension Overall: the judge cannot be validated")
     if repeats < 2:
         raise HialignError(f"repeats is {repeats}: the judge must be asked at least twice")
-    benchmark: dict[str, list[people.Judged]] = {}
+    benchmark: dict[str, list[Judged]] = {}
     if llmbar:
-        benchmark = {s: people.load_llmbar(llmbar, s, sizes.llmbar) for s in people.SUBSETS}
+        benchmark = {s: load_llmbar(llmbar, s, sizes.llmbar) for s in SUBSETS}
     held_out = people.from_preferences(preferences[: sizes.preferences])
     labelled = [pair for pairs in benchmark.values() for pair in pairs] + held_out
     if not labelled:
@@ -205,7 +207,7 @@ def validate_study(
 def _retest(
     ask: "_Asker",
     settings: JudgeSettings,
-    items: Sequence[people.Item],
+    items: Sequence[Item],
     first: Mapping[str, Mapping[str, Any]],
     repeats: int,
     resamples: int,
@@ -238,7 +240,7 @@ class _Asker:
         self.answers: list[dict[str, Any]] = []
 
     def __call__(
-        self, part: str, settings: JudgeSettings, items: Sequence[people.Item], **loaded: Any
+        self, part: str, settings: JudgeSettings, items: Sequence[Item], **loaded: Any
     ) -> dict[str, dict[str, Any]]:
         """The judgment of each item, by prompt_id."""
         path = self.place / f"{part}-{settings.name}.jsonl"
@@ -276,6 +278,6 @@ class _Asker:
         return costs | {"seconds": round(sum(self._seconds().values()))}
 
 
-def _some(items: Sequence[people.Item], n: int) -> list[people.Item]:
+def _some(items: Sequence[Item], n: int) -> list[Item]:
     """`n` of the items (or all there are), the same ones each time."""
     return random.Random(42).sample(items, min(n, len(items)))

@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 
 from hialign.comparisons import BETTER, UNSURE, WORSE, holm, signed_rank
-from hialign.evaluate import accuracy_interval, hit, with_interval
-from hialign.statistics import ALPHA, pooled_interval
+from hialign.statistics import ALPHA, pooled_interval, wilson
 
 
 def short(values: Sequence[float]) -> list[float]:
@@ -86,3 +85,26 @@ def gained(values: Any, receiver: Any, donor: Any) -> np.ndarray:
     """How far each pair's m went from the receiver's towards the donor's, in m's unit;
     arrays whose last axis is pairs."""
     return np.asarray(np.sign(np.subtract(donor, receiver)) * np.subtract(values, receiver))
+
+
+def hit(difference: float) -> float:
+    """1 where the chosen response is ahead, 0 where it is not, one half for a tie."""
+    return 0.5 if difference == 0 else float(difference > 0)
+
+
+def accuracy_interval(
+    hits: Sequence[float], prompts: Sequence[str], resamples: int
+) -> tuple[float, float]:
+    """Wilson's interval; where prompts repeat, the bootstrap over prompts, as their pairs are kin."""
+    if len(set(prompts)) == len(prompts):
+        return wilson(sum(hits), len(hits))
+    return pooled_interval(hits, prompts, resamples)
+
+
+def with_interval(
+    name: str, values: Sequence[float], interval: tuple[float, float]
+) -> dict[str, float | None]:
+    """The mean of `values` as `name`, with its interval; None for what is not known."""
+    low, high = (None if x != x else x for x in interval)
+    mean = sum(values) / len(values) if values else None
+    return {name: mean, f"{name}_low": low, f"{name}_high": high}

@@ -18,17 +18,19 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from hialign.blocks import decoder_layers, target_modules
 from hialign.decoder import Decoder, Layout
 from hialign.errors import HialignError
 from hialign.logprobs import TokenPair
 from hialign.models import load_model
+from hialign.modules import decoder_layers, target_modules
 from hialign.packing import pack, plan
-from hialign.probes.common import ROW, Tuned
+from hialign.probes.common import ROW
+from hialign.probes.tuned import Tuned
 from hialign.probes.weights import norm_of
 from hialign.progress import Progress
+from hialign.sections import TrainingSettings
 from hialign.settings import IlaSettings
-from hialign.study import Cell, TrainingSettings
+from hialign.study import Cell
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

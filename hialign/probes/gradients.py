@@ -14,27 +14,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hialign.blocks import Choice, decoder_layers, split_layers, target_modules
-from hialign.contrasts import EXPECTED, OBJECTIVES
-from hialign.evaluate import with_interval
-from hialign.logprobs import token_pairs
+from hialign.blocks import EXPECTED, OBJECTIVES, Choice, split_layers
 from hialign.models import identity, load_model
+from hialign.modules import decoder_layers, target_modules
 from hialign.preferences import load_pairs
-from hialign.probes.common import (
-    Parts,
-    ProbePair,
-    contrast_pairs_of,
-    held_out,
-    measured,
-    packable,
-    probe_settings,
-    tuned,
-)
-from hialign.probes.estimates import short
+from hialign.probes.common import ProbePair, contrast_pairs_of, held_out, packable
+from hialign.probes.estimates import short, with_interval
 from hialign.probes.meter import Meter, norms_of, of_modules
+from hialign.probes.record import Parts, measured, probe_settings
+from hialign.probes.tuned import tuned_blocks
 from hialign.settings import GradientSettings
 from hialign.statistics import mean_interval, pooled_interval
 from hialign.study import Cell
+from hialign.tokens import token_pairs
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -155,7 +147,7 @@ def _along(
 
     everything = {"full": Choice(tuple(range(decoder_layers(model)[1])))}
     train = load_pairs(cell.study.preferences).train
-    with tuned(
+    with tuned_blocks(
         model, tokenizer, train, everything, cell.study.training, weights, callbacks=[Along()]
     ):
         return rows

@@ -17,15 +17,13 @@ from typing import Any
 import numpy as np
 
 from hialign import dpo, paths
-from hialign.blocks import Choice, share_of
-from hialign.contrasts import OBJECTIVES
+from hialign.blocks import OBJECTIVES, Choice, share_of
 from hialign.errors import HialignError
-from hialign.judge.people import SUBSETS, load_llmbar
-from hialign.logprobs import Reference
+from hialign.formats import Pair
+from hialign.llmbar import SUBSETS, load_llmbar
 from hialign.models import identity
-from hialign.preferences import Pair, load_pairs
+from hialign.preferences import load_pairs
 from hialign.probes import common
-from hialign.probes.common import Parts, measured, probe_settings, tuned
 from hialign.probes.estimates import rounded
 from hialign.probes.gates import (
     Loss,
@@ -38,8 +36,12 @@ from hialign.probes.gates import (
 )
 from hialign.probes.interventions import interventions
 from hialign.probes.overlap import overlaps, ranked, stability
+from hialign.probes.record import Parts, measured, probe_settings
+from hialign.probes.tuned import tuned_blocks
+from hialign.reference import Reference
+from hialign.sections import PreferenceSettings
 from hialign.settings import IlaSettings
-from hialign.study import Cell, PreferenceSettings
+from hialign.study import Cell
 
 
 def ila(cell: Cell) -> dict[str, Any]:
@@ -195,7 +197,7 @@ def run(
         reference = Reference(model, identity(cell.model), pairs)
         dpo.fill_reference(reference, model, subject.tokenizer)  # training finds it there
         objective = Loss(pairs, training.beta, [both for both in reference.values if both])
-        trained = tuned(
+        trained = tuned_blocks(
             *(model, subject.tokenizer, Dataset.from_list(rows), {"full": choice}),
             *(training, identity(cell.model)),
         )

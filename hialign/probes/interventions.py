@@ -12,11 +12,13 @@ from typing import Any
 import numpy as np
 
 from hialign.blocks import Choice, share_of, split_layers
+from hialign.formats import Pair
 from hialign.models import identity
-from hialign.preferences import Pair
-from hialign.probes.common import ProbePair, probe_settings, tuned
+from hialign.probes.common import ProbePair
 from hialign.probes.estimates import known, rounded
 from hialign.probes.gates import Subject
+from hialign.probes.record import probe_settings
+from hialign.probes.tuned import tuned_blocks
 from hialign.settings import IlaSettings
 from hialign.statistics import pooled_interval
 
@@ -50,7 +52,7 @@ def interventions(
     cell, training = subject.cell, subject.training(subject.cell.study.training.seed)
     made = variants(subject, ranking["ranking"], settings)
     choices = {variant["name"]: choice_of(subject, variant) for variant in made}
-    with tuned(
+    with tuned_blocks(
         *(subject.model, subject.tokenizer, Dataset.from_list(rows), choices),
         *(training, identity(cell.model)),
     ) as adapted:

@@ -13,13 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hialign import training
-from hialign.contrasts import EXPECTED, OBJECTIVES
+from hialign import measures
+from hialign.blocks import EXPECTED, OBJECTIVES
 from hialign.errors import HialignError
+from hialign.formats import prompt_id
 from hialign.models import depth_of, identity, load_model
-from hialign.preferences import load_pairs, prompt_id
-from hialign.probes import common
+from hialign.preferences import load_pairs
+from hialign.probes import common, record
 from hialign.probes.estimates import judge_family, of_margins, paired, short
+from hialign.probes.tuned import tuned_blocks
 from hialign.settings import MatrixSettings
 from hialign.study import Cell
 
@@ -54,10 +56,10 @@ def matrix(cell: Cell) -> dict[str, Any]:
     Raises HialignError before a model is loaded for blocks without layers, and for more pairs than
     the built-in set has.
     """
-    settings = common.probe_settings(cell).matrix or MatrixSettings()
-    resamples = common.probe_settings(cell).resamples
+    settings = record.probe_settings(cell).matrix or MatrixSettings()
+    resamples = record.probe_settings(cell).resamples
     depth = depth_of(cell.model)
-    choices = {b: training.choice(Cell(cell.study, cell.model, b), depth) for b in settings.blocks}
+    choices = {b: measures.choice(Cell(cell.study, cell.model, b), depth) for b in settings.blocks}
     if untuned := [block for block, choice in choices.items() if not choice.layers]:
         raise HialignError(f"probes.matrix.blocks: {untuned[0]} tunes nothing; leave it out")
     builtin = load_pairs("builtin", train=None, evaluation=None)
@@ -70,13 +72,13 @@ def matrix(cell: Cell) -> dict[str, Any]:
     }
     beta = cell.study.training.beta
 
-    def compute(parts: common.Parts) -> dict[str, Any]:
+    def compute(parts: record.Parts) -> dict[str, Any]:
         model, tokenizer = load_model(cell.model)
         pairs = common.contrast_pairs_of(cell, tokenizer, settings.contrast_prompts)
         common.packable(model, pairs)
 
         def trained(name: str, seed: int) -> dict[str, list[float]]:
-            with common.tuned(
+            with tuned_blocks(
                 *(model, tokenizer, sets[seed][name], choices),
                 cell.study.training.model_copy(update={"seed": seed}),
                 identity(cell.model),
@@ -100,7 +102,7 @@ def matrix(cell: Cell) -> dict[str, Any]:
             **summary(margins, pairs, resamples),
         }
 
-    return common.measured(cell, "matrix", came_from, compute)
+    return record.measured(cell, "matrix", came_from, compute)
 
 
 def training_sets(pairs: "Dataset", size: int, seed: int) -> "dict[str, Dataset]":

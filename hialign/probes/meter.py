@@ -9,8 +9,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from hialign.blocks import decoder_layers
 from hialign.decoder import Decoder, Layout
+from hialign.modules import decoder_layers
 from hialign.packing import pack
 from hialign.probes.common import ProbePair
 from hialign.progress import Progress

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 
 from hialign.decoder import Layout
-from hialign.logprobs import TokenPair, common_start
+from hialign.logprobs import TokenPair
 from hialign.packing import pack, plan
+from hialign.tokens import common_start
 
 
 @dataclass(frozen=True)

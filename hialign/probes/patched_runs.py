@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from hialign.blocks import ATTENTION
 from hialign.decoder import Decoder, Layout
 from hialign.errors import HialignError
+from hialign.modules import ATTENTION
 from hialign.probes.patched_rows import Continued, Recorder, Row
 
 # What is put into the receiver at layer l (`window`: at layers a to b - 1):

@@ -17,7 +17,7 @@ import torch
 from hialign.blocks import split_layers
 from hialign.errors import HialignError
 from hialign.models import identity, load_tokenizer
-from hialign.probes.common import ROW, Parts, ProbePair, held_out, measured, probe_settings
+from hialign.probes.common import ROW, ProbePair, held_out
 from hialign.probes.estimates import rounded
 from hialign.probes.localized import (
     VERSIONS,
@@ -40,6 +40,7 @@ from hialign.probes.patched_runs import (
     run_row,
     why_not_apart,
 )
+from hialign.probes.record import Parts, measured, probe_settings
 from hialign.probes.regression import lasso
 from hialign.probes.two_models import both, tuned_source
 from hialign.progress import Progress

@@ -17,11 +17,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from hialign import paths
-from hialign.blocks import decoder_layers, target_modules
 from hialign.errors import HialignError
 from hialign.files import read_record, write_record
 from hialign.models import identity, load_model
-from hialign.study import ModelSettings
+from hialign.modules import decoder_layers, target_modules
+from hialign.sections import ModelSettings
 
 NORMAL_IQR = 1.349  # interquartile range of a standard normal
 RULE = 2  # counts the ways in which this file has scored: scores are kept by it

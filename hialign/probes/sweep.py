@@ -14,11 +14,14 @@ from hialign import blocks
 from hialign.blocks import Choice
 from hialign.errors import HialignError
 from hialign.models import depth_of, identity, load_model
+from hialign.modules import target_modules
 from hialign.preferences import load_pairs
-from hialign.probes import common
+from hialign.probes import common, record
 from hialign.probes.estimates import judge_family, of_margins, paired, short
+from hialign.probes.tuned import tuned_blocks
+from hialign.sections import TrainingSettings
 from hialign.settings import SweepSettings
-from hialign.study import Cell, TrainingSettings
+from hialign.study import Cell
 from hialign.trainer import is_of
 
 if TYPE_CHECKING:
@@ -53,7 +56,7 @@ def sweep(cell: Cell) -> dict[str, Any]:
       against all other controls, on all pairs;
     - `layer_scores`: each single layer's mean margin, None without singles or where none moved.
     """
-    settings = common.probe_settings(cell)
+    settings = record.probe_settings(cell)
     own = settings.sweep or SweepSettings()
     training = cell.study.training
     depth = depth_of(cell.model)
@@ -69,14 +72,14 @@ def sweep(cell: Cell) -> dict[str, Any]:
         train = train.select(range(own.train))
     came_from = {"model": identity(cell.model), "preferences": source.fingerprint}
 
-    def compute(parts: common.Parts) -> dict[str, Any]:
+    def compute(parts: record.Parts) -> dict[str, Any]:
         model, tokenizer = load_model(cell.model)
         pairs, _ = common.held_out(cell, tokenizer, own.pairs)
         common.packable(model, pairs)
 
         def trained(names: Sequence[str], what: str) -> dict[str, Any]:
             chosen = {name: choices[name] for name in names}
-            with common.tuned(
+            with tuned_blocks(
                 model, tokenizer, train, chosen, training, identity(cell.model)
             ) as tuned:
                 margins = tuned.margins(pairs, training.beta, what)
@@ -106,7 +109,7 @@ def sweep(cell: Cell) -> dict[str, Any]:
             **summary(depth, choices, found, [p.prompt for p in pairs], settings.resamples),
         }
 
-    return common.measured(cell, "sweep", came_from, compute)
+    return record.measured(cell, "sweep", came_from, compute)
 
 
 def choices_of(depth: int, singles: bool, rank: int) -> dict[str, Choice]:
@@ -140,7 +143,7 @@ def passes(
     room = 0
     for name in sorted(choices, key=lambda b: (-min(choices[b].layers), b)):
         choice = choices[name]
-        modules = blocks.target_modules(model, choice.layers, training.target_modules)
+        modules = target_modules(model, choice.layers, training.target_modules)
         weights = [model.get_submodule(module).weight for module in modules]
         needed = BYTES * (choice.rank or training.lora_rank) * sum(sum(w.shape) for w in weights)
         if not groups or needed > room:

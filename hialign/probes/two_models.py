@@ -6,13 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hialign.blocks import check_block, decoder_layers
+from hialign.blocks import check_block
 from hialign.decoder import Decoder
 from hialign.errors import HialignError
 from hialign.models import config_of, identity, load_model, load_tokenizer
-from hialign.probes.common import ProbePair, adapter_of, held_out, packable
+from hialign.modules import decoder_layers
+from hialign.probes.common import ProbePair, held_out, packable
 from hialign.probes.patched_runs import Side
-from hialign.study import Cell, ModelSettings
+from hialign.probes.record import adapter_of
+from hialign.sections import ModelSettings
+from hialign.study import Cell
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from hialign.files import read_json
 from hialign.models import depth_of, identity
 from hialign.probes import spectrum
-from hialign.probes.common import Parts, adapter_of, measured, probe_settings
+from hialign.probes.record import Parts, adapter_of, measured, probe_settings
 from hialign.settings import WeightsSettings
 from hialign.study import Cell
 

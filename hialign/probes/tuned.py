@@ -1,0 +1,117 @@
+"""One base model with an adapter for each block that a probe compares."""
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from hialign import dpo
+from hialign.blocks import Choice
+from hialign.decoder import Decoder
+from hialign.probes.common import ROW, ProbePair, rows_of
+from hialign.progress import Progress
+from hialign.sections import TrainingSettings
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """One base model with an adapter for each block; a context's end takes them off again."""
+
+    model: Any  # a PEFT model, its adapters in evaluation mode
+    adapters: Mapping[str, str]  # block -> PEFT's name of its adapter
+    layers: Mapping[str, list[int]]
+    decoder_of: "PreTrainedModel"
+    losses: Mapping[str, list[float]] = field(default_factory=dict)  # of each step, by block
+
+    def log_probs(
+        self, pairs: Sequence[ProbePair], what: str = "", limit: int = ROW
+    ) -> dict[str, list[tuple[float, float]]]:
+        """The log-probabilities (nats) of each pair's chosen and rejected, by block; `base` too.
+
+        What lies below a block's first layer is run once for all of them.
+        """
+        blocks = list(self.adapters)
+        starts = {block: min(self.layers[block]) for block in blocks}
+        found: dict[str, list[tuple[float, float]]] = {
+            block: [(0.0, 0.0)] * len(pairs) for block in ("base", *blocks)
+        }
+        with (
+            torch.inference_mode(),
+            Decoder(self.decoder_of) as decoder,
+            Progress(total=len(pairs), desc=what, disable=not what) as bar,
+        ):
+            for chosen, layout in rows_of(pairs, decoder.device, limit):
+                with self.model.disable_adapter():
+                    taps = {*starts.values(), decoder.depth} - {0}
+                    known = decoder.run(layout, taps)
+                    tops = {"base": known[decoder.depth]}
+                for block in blocks:
+                    self.model.set_adapter(self.adapters[block])
+                    entering = known.get(starts[block])
+                    tops[block] = decoder.run(layout, [decoder.depth], starts[block], entering)[
+                        decoder.depth
+                    ]
+                for block, top in tops.items():
+                    values = decoder.log_probs(top, layout).view(-1, 2).tolist()
+                    for i, (c, r) in zip(chosen, values, strict=True):
+                        found[block][i] = (c, r)
+                bar.update(len(chosen))
+        return found
+
+    def margins(
+        self, pairs: Sequence[ProbePair], beta: float, what: str = ""
+    ) -> dict[str, list[float]]:
+        """The implicit reward margin (nats; Eq. 1) of each pair, by block."""
+        found = self.log_probs(pairs, what)
+        base = found.pop("base")
+        return {
+            block: [beta * (c - c0 - r + r0) for (c, r), (c0, r0) in zip(values, base, strict=True)]
+            for block, values in found.items()
+        }
+
+
+@contextmanager
+def tuned_blocks(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    pairs: "Dataset",
+    choices: Mapping[str, Choice],
+    settings: TrainingSettings,
+    weights: dict[str, str],
+    callbacks: "Sequence[TrainerCallback]" = (),
+) -> Iterator[Tuned]:
+    """Train the blocks in one pass (DPO, `hialign.dpo`) and lend the model with their adapters.
+
+    It is packed and followed by no tracker, whatever the study says of its own trainings;
+    `callbacks` are transformers' own.
+    Afterwards `model` is as it was before: the adapters are taken off.
+    """
+    settings = settings.model_copy(update={"engine": "packed", "report_to": []})
+    with tempfile.TemporaryDirectory(prefix="hialign-probe-") as work:
+        trainer = dpo.train_blocks(
+            model, tokenizer, pairs, choices, settings, weights, Path(work), callbacks
+        )
+    adapted = trainer.accelerator.unwrap_model(trainer.model)
+    strategies = trainer.strategies
+    model.gradient_checkpointing_disable()
+    for parameter in adapted.parameters():
+        parameter.requires_grad_(False)
+    try:
+        yield Tuned(
+            adapted.eval(),
+            {s.block: s.adapter for s in strategies},
+            {s.block: s.layers for s in strategies},
+            model,
+            {s.block: [row["loss"] for row in dpo.steps_of(trainer, s)] for s in strategies},
+        )
+    finally:
+        adapted.unload()
+        del trainer
