@@ -32,7 +32,7 @@ site: setup  ## the books of all published studies, from their records alone: bu
 	@$(BIN)/hialign site --to build/site
 
 templates: setup  ## the set-up cell of the notebooks, with the repository's address
-	@$(BIN)/python -m hialign.templates
+	@$(BIN)/python -m hialign.run.templates
 
 setup: .venv/ready  ## .venv with every version as in constraints.txt, and the embedded model
 

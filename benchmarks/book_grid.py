@@ -18,9 +18,12 @@ from pathlib import Path
 import nbformat
 import psutil
 
-from hialign import book, environment, paths, provenance
-from hialign.files import write_json
-from hialign.study import STAGES, Study, load_study
+from hialign.book import build as book
+from hialign.engine import environment
+from hialign.records import provenance
+from hialign.records.files import write_json
+from hialign.study import paths
+from hialign.study.study import STAGES, Study, load_study
 
 TESTS = Path(__file__).resolve().parents[1] / "tests"
 LIMITS = {"seconds": 180, "bytes": 2 * 2**30}  # what the book is meant to keep to

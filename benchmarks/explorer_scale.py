@@ -23,14 +23,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-from hialign.files import write_json, write_jsonl
+from hialign.records.files import write_json, write_jsonl
 
 ROOT = Path(__file__).resolve().parents[1]
 WORDS = re.findall(r"\w+", __doc__ or "")
 
 
 def study(models: int) -> Any:
-    from hialign.study import Study
+    from hialign.study.study import Study
 
     return Study(
         name="scale",
@@ -42,7 +42,7 @@ def study(models: int) -> Any:
 
 def simulate(models: int, prompts: int) -> None:
     """Write the records under HIALIGN_OUTPUTS; the numbers come from one seed."""
-    from hialign.judge.rubric import DIMENSIONS
+    from hialign.study.rubric import DIMENSIONS
 
     rng = random.Random(0)
 
@@ -176,7 +176,7 @@ def main() -> None:
     if args.write:
         print(json.dumps(write(args.models, Path(args.write))))
         return
-    from hialign.environment import environment
+    from hialign.engine.environment import environment
 
     with tempfile.TemporaryDirectory() as name:
         os.environ["HIALIGN_OUTPUTS"] = f"{name}/outputs"

@@ -22,7 +22,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-from hialign.files import read_jsonl, write_json
+from hialign.records.files import read_jsonl, write_json
 
 TESTS = Path(__file__).resolve().parents[1] / "tests"
 LATENCY, FAULTS, CONCURRENCY = 0.3, 0.05, 64  # seconds, share of requests, requests in flight
@@ -40,8 +40,8 @@ def items(n: int) -> list[dict[str, Any]]:
 
 def client(port: int, folder: Path, n: int) -> None:
     """The process that is killed."""
-    from hialign.judge import judge
-    from hialign.sections import JudgeSettings
+    from hialign.judging.items import judge
+    from hialign.study.settings import JudgeSettings
 
     settings = JudgeSettings(
         model="soak",
@@ -151,7 +151,7 @@ def main() -> None:
         port, folder, n = args.client
         client(int(port), Path(folder), int(n))
         return
-    from hialign.environment import environment
+    from hialign.engine.environment import environment
 
     found = soak(args.calls, args.kills)
     print(json.dumps(found, indent=2))

@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from hialign import environment
+from hialign.engine import environment
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).parent / "results"
@@ -54,8 +54,8 @@ def name_of(pid: int) -> str:
     for word, name in (
         ("ipykernel", "kernel"),
         ("snakemake", "snakemake"),
-        ("hialign.cli run", "job"),
-        ("hialign.cli book", "book"),
+        ("hialign.run.cli run", "job"),
+        ("hialign.run.cli book", "book"),
         ("build_book", "book build"),
         ("hialign reproduce", "hialign"),
     ):

@@ -6,7 +6,7 @@ A study has five strategies, integer scores from 1 to 5 and 16, 100 or 1,000 pro
 models answer. The score of a response follows its prompt, how its model does on it, and chance
 (latent normal variables cut at thresholds, so that mean and spread are near the paper's Table 2);
 one response in five is the same under all strategies, as greedy ones often are. Our pipeline is
-`hialign.comparisons` as the tables call it; beside it stands what a user would do instead. Then:
+`hialign.statistics.comparisons` as the tables call it; beside it stands what a user would do instead. Then:
 how often 95% intervals cover the truth, by BCa (ours), percentile bootstrap and t.
 
 To save time, intervals are drawn only where the adjusted test rejects (a finding needs both) and
@@ -28,7 +28,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from hialign.comparisons import (
+from hialign.records.files import read_json, write_json
+from hialign.statistics.comparisons import (
     BETTER,
     NOT_INFERIOR,
     PAID,
@@ -41,8 +42,7 @@ from hialign.comparisons import (
     holm,
     signed_rank,
 )
-from hialign.files import read_json, write_json
-from hialign.statistics import ALPHA, pooled_interval, wilson
+from hialign.statistics.intervals import ALPHA, pooled_interval, wilson
 
 BLOCKS = ("base", "full", "local", "mid", "global")
 PAIRS = [(b, "base") for b in BLOCKS[1:]] + [(b, "full") for b in BLOCKS[2:]]
@@ -255,7 +255,7 @@ def main() -> None:
 
     from importlib.metadata import version
 
-    from hialign.environment import environment
+    from hialign.engine.environment import environment
 
     content: dict[str, Any] = {"arguments": {"studies": args.studies, "resamples": args.resamples}}
     content |= {"shares_of_scores": SHARES, "variance": {"prompt": PROMPT, "model x prompt": MODEL}}

@@ -18,8 +18,8 @@ from typing import Any
 
 import torch
 
-from hialign import environment
-from hialign.files import write_json
+from hialign.engine import environment
+from hialign.records.files import write_json
 
 Context = Callable[[], AbstractContextManager[Any]]
 
@@ -146,10 +146,10 @@ class Loop:
 
 def ours(sides: dict[str, Any], pairs: Sequence[Any], kinds: Sequence[str], window: int) -> Any:
     """The same by hialign."""
-    from hialign.decoder import Decoder
-    from hialign.probes.common import ROW
-    from hialign.probes.patched_rows import rows
-    from hialign.probes.patched_runs import Runs, Side, run_row
+    from hialign.engine.decoder import Decoder
+    from hialign.probes.pairs import ROW
+    from hialign.probes.patching.rows import rows
+    from hialign.probes.patching.runs import Runs, Side, run_row
 
     with ExitStack() as stack:
         decoders = {id(m): stack.enter_context(Decoder(m)) for m in _distinct(sides)}
@@ -167,7 +167,7 @@ def random_adapter(model: Any, seed: int = 0) -> Iterator[dict[str, tuple[Any, C
     """`model` as both sides: by itself, and with a random LoRA adapter on all of its layers."""
     from peft import LoraConfig, get_peft_model
 
-    from hialign.modules import target_modules
+    from hialign.engine.modules import target_modules
 
     modules = target_modules(
         model, range(model.config.num_hidden_layers), ["q_proj", "k_proj", "v_proj", "o_proj"]
@@ -193,10 +193,10 @@ def largest(one: Any, other: Any) -> float:
 
 def main() -> None:
     from hialign import load_model, load_pairs
-    from hialign.blocks import split_layers
-    from hialign.probes.patched_runs import KINDS
-    from hialign.sections import PreferenceSettings
-    from hialign.tokens import tokenize_pair
+    from hialign.engine.tokens import tokenize_pair
+    from hialign.probes.patching.runs import KINDS
+    from hialign.study.blocks import split_layers
+    from hialign.study.settings import PreferenceSettings
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="random:llama:12")

@@ -27,7 +27,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from hialign.files import write_json
+from hialign.records.files import write_json
 
 STRATEGIES = ("local", "mid", "global", "full")
 WAYS = ("stock", "stock-no-checkpointing", "one-by-one", "one-pass")
@@ -39,7 +39,7 @@ SHAPES = {  # depth, width, heads, key-value heads, feed-forward, vocabulary (pu
 
 def settings_of(args: argparse.Namespace, **changes: Any) -> Any:
     """Table 5's settings, with this benchmark's batch and length."""
-    from hialign.sections import TrainingSettings
+    from hialign.study.settings import TrainingSettings
 
     return TrainingSettings(
         batch_size=args.batch,
@@ -87,7 +87,7 @@ def pairs_of(args: argparse.Namespace, tokenizer: Any) -> Any:
     from datasets import Dataset
 
     from hialign import load_pairs
-    from hialign.sections import PreferenceSettings
+    from hialign.study.settings import PreferenceSettings
 
     needed = args.batch * args.accumulation * args.steps
     if not args.synthetic:
@@ -124,7 +124,8 @@ def child(args: argparse.Namespace) -> dict[str, Any]:
     import transformers
     from transformers import TrainerCallback
 
-    from hialign import dpo, layers_of
+    from hialign import layers_of
+    from hialign.engine import dpo
 
     transformers.utils.logging.set_verbosity_error()
     model, tokenizer = model_of(args)
@@ -217,10 +218,10 @@ def floor(model: Any, tokenizer: Any, pairs: Any, args: argparse.Namespace) -> d
     import torch
 
     from hialign import layers_of
-    from hialign.decoder import Decoder, Layout
-    from hialign.packing import pack, plan
-    from hialign.tokens import token_pairs
-    from hialign.trainer import default_tokens
+    from hialign.engine.decoder import Decoder, Layout
+    from hialign.engine.packing import pack, plan
+    from hialign.engine.tokens import token_pairs
+    from hialign.engine.trainer import default_tokens
 
     settings = settings_of(args)
     tokens = token_pairs(tokenizer, pairs, args.max_length, "keep_start").tokens
@@ -323,7 +324,7 @@ def main() -> None:
         args.rounds, args.batch, args.accumulation = 1, 4, 1
     if not (args.growth or args.synthetic or Path(args.data).is_dir()):
         parser.error(f"--data {args.data}: no such folder; it names one of hh-rlhf's layout")
-    from hialign.environment import environment
+    from hialign.engine.environment import environment
 
     kept = Kept(args, environment())
     if args.growth:
@@ -453,7 +454,7 @@ def ratio_of_operations(depth: int) -> float:
     """
     import transformers
 
-    from hialign.embedded import embedded_folder
+    from hialign.engine.embedded import embedded_folder
 
     config = transformers.AutoConfig.from_pretrained(embedded_folder("smollm2-135m-instruct"))
     width, inner = config.hidden_size, config.intermediate_size
@@ -469,7 +470,7 @@ def plot(points: list[dict[str, Any]], path: Path) -> None:
     """Processor seconds a pair of the grid, and how many times less one pass takes."""
     import matplotlib.pyplot as plt
 
-    from hialign.plots import style
+    from hialign.report.plots import style
 
     style()
     figure, panels = plt.subplots(1, 2, figsize=(8, 3.4), layout="constrained")

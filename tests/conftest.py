@@ -23,7 +23,8 @@ import pytest
 import yaml
 from filelock import FileLock
 
-from hialign import embedded, paths
+from hialign.engine import embedded
+from hialign.study import paths
 
 CANARY = "sk-canary-6f1f0c1e4b7a4f7d"  # a key that must turn up nowhere
 SUBJECTS = ("rain", "bread", "a compass", "the moon", "chess", "iron", "an orchard", "tea")
@@ -166,8 +167,8 @@ def tiny_study(tmp_path: Path) -> Callable[..., Path]:
 
 def vouch(cell: Any, *stages: str) -> None:
     """Leave a manifest of the study's present settings for stages whose files a test wrote."""
-    from hialign.files import write_record
-    from hialign.status import stage_manifest
+    from hialign.records.files import write_record
+    from hialign.records.status import stage_manifest
 
     for stage in stages:
         if not (place := stage_manifest(cell, stage)).is_file():
@@ -256,7 +257,15 @@ def smoke(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     os.environ["HIALIGN_OUTPUTS"] = str(place)
     with FileLock(shared / "smoke.lock"):
         if not (place / "smoke" / "html").is_dir():
-            command = [sys.executable, "-m", "hialign.cli", "reproduce", "smoke", "--cores", "2"]
+            command = [
+                sys.executable,
+                "-m",
+                "hialign.run.cli",
+                "reproduce",
+                "smoke",
+                "--cores",
+                "2",
+            ]
             secrets = dict.fromkeys(("OPENAI_API_KEY", "HF_TOKEN", "WANDB_API_KEY"), CANARY)
             done = subprocess.run(
                 command, capture_output=True, text=True, timeout=900, env=os.environ | secrets

@@ -3,8 +3,9 @@
 import re
 from pathlib import Path
 
-from hialign import explorer, paths
-from hialign.study import Study
+from hialign.book import responses as explorer
+from hialign.study import paths
+from hialign.study.study import Study
 
 PAGE = """<!doctype html>
 <html lang="en" data-theme="light"><head><meta charset="utf-8">
@@ -16,7 +17,7 @@ PAGE = """<!doctype html>
 
 
 def assemble(study: Study, folder: Path) -> explorer.Sizes:
-    """Write `explore.html` and `explore/` into `folder`, as `hialign.book` would."""
+    """Write `explore.html` and `explore/` into `folder`, as `hialign.book.build` would."""
     text = (paths.book_source() / "explore.md").read_text(encoding="utf-8")
     blocks = re.findall(r"```\{raw\} html\n(.*?)```", text, re.DOTALL)
     folder.mkdir(parents=True, exist_ok=True)

@@ -18,7 +18,7 @@ import threading
 from collections import Counter
 from typing import Any
 
-from hialign.judge.rubric import DIMENSIONS
+from hialign.study.rubric import DIMENSIONS
 
 # A request that meets one of these has to be sent again.
 TRANSPORT = ("429", "429-retry-after", "500", "hang", "drop", "drop-half", "html")

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from hialign import paths
-from hialign.blocks import layers_of
-from hialign.files import write_json, write_jsonl
-from hialign.judge.rubric import DIMENSIONS
-from hialign.status import judgments_file, stage_manifest
-from hialign.study import STAGES, Cell, Study
+from hialign.records.files import write_json, write_jsonl
+from hialign.records.status import judgments_file, stage_manifest
+from hialign.study import paths
+from hialign.study.blocks import layers_of
+from hialign.study.rubric import DIMENSIONS
+from hialign.study.study import STAGES, Cell, Study
 
 WORDS = [
     "layer",

@@ -11,9 +11,11 @@ import pytest
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
-from hialign import audit, audit_text, paper
-from hialign.audit import AGREES, ALL, DISAGREES, LLAMA, UNSETTLED
-from hialign.errors import HialignError
+from hialign.report import paper
+from hialign.report.audit import statements
+from hialign.report.audit import tables as audit_tables
+from hialign.report.audit.tables import AGREES, ALL, DISAGREES, LLAMA, UNSETTLED
+from hialign.study.errors import HialignError
 
 Change = Callable[[Callable[[dict[str, Any]], None]], None]
 
@@ -25,7 +27,7 @@ def changed(monkeypatch: pytest.MonkeyPatch) -> Change:
 
     def change(edit: Callable[[dict[str, Any]], None]) -> None:
         edit(content)
-        monkeypatch.setattr("hialign.paper.load_paper", lambda: copy.deepcopy(content))
+        monkeypatch.setattr("hialign.report.paper.load_paper", lambda: copy.deepcopy(content))
 
     return change
 
@@ -45,7 +47,7 @@ def row_of(frame: pd.DataFrame, **where: str) -> pd.Series:
 
 
 def verdict(says: str, column: str = "Verdict") -> str:
-    frame = audit_text.disagreements()
+    frame = statements.disagreements()
     found = frame[frame["What the text says"].str.startswith(says)]
     assert len(found) == 1
     return str(found.iloc[0][column])
@@ -57,15 +59,15 @@ LLAMA_MEANS = {"full": 2.745, "local": 2.675, "mid": 2.602, "global": 2.245, "ba
 
 
 def test_llama_means_by_hand() -> None:
-    table = audit.llama().set_index("Strategy")
+    table = audit_tables.llama().set_index("Strategy")
     for block, mean in LLAMA_MEANS.items():
-        assert audit.means()[LLAMA, block].mean == pytest.approx(mean, abs=1e-9)
+        assert audit_tables.means()[LLAMA, block].mean == pytest.approx(mean, abs=1e-9)
     full = table.loc["Full-DPO"]
     steps = ["Table 2", "4 × Table 2", "less Qwen2.5-7B", "less Qwen3-8B", "over 2: Llama mean"]
     # 3.067; x 4; - 3.514; - 3.264; / 2
     assert full[steps].tolist() == pytest.approx([3.067, 12.268, 8.754, 5.490, 2.745])
     assert full["Rounding, ±"] == pytest.approx((4 * 0.0005 + 2 * 0.0005) / 2) == 0.0015
-    assert audit.means()[LLAMA, "full"].error == pytest.approx(1.253 / math.sqrt(2000))
+    assert audit_tables.means()[LLAMA, "full"].error == pytest.approx(1.253 / math.sqrt(2000))
     # 2.745 ± 1.96 x 0.02802; the other Llama at 3.240 at most: 2 x 2.745 - 3.240
     assert full["95% interval"] == "2.690 to 2.800"
     assert full["Each Llama model"] == "2.250 to 3.240"
@@ -73,11 +75,11 @@ def test_llama_means_by_hand() -> None:
 
 def test_the_rounding_bound_is_reached_and_never_passed() -> None:
     off = [(4 * a - b - c) / 2 for a in (-1, 1) for b in (-1, 1) for c in (-1, 1)]
-    assert audit.means()[LLAMA, "mid"].rounding == pytest.approx(0.0005 * max(off))
+    assert audit_tables.means()[LLAMA, "mid"].rounding == pytest.approx(0.0005 * max(off))
 
 
 def test_all_four_models_average_to_table_2() -> None:
-    known = audit.means()
+    known = audit_tables.means()
     for row in paper.rows("table_2"):
         parts = [known[name, row["block"]].mean for name in ("Qwen2.5-7B", "Qwen3-8B")]
         total = sum(parts) + 2 * known[LLAMA, row["block"]].mean
@@ -85,16 +87,16 @@ def test_all_four_models_average_to_table_2() -> None:
 
 
 def test_gains_and_the_llama_share_by_hand() -> None:
-    row = audit.gains().set_index("Strategy").loc["Full-DPO"]
+    row = audit_tables.gains().set_index("Strategy").loc["Full-DPO"]
     # 3.067 - 2.765; 3.514 - 3.414; 3.264 - 3.306; 2.745 - 2.170; 2 x 0.575 / (4 x 0.302)
     assert row.tolist() == pytest.approx([0.302, 0.100, -0.042, 0.575, 115 / 1.208])
 
 
 def test_the_spread_within_models_is_what_mixing_them_leaves() -> None:
     """Scores made with these means and some spread: Table 2's std takes the models' means in."""
-    known, rng = audit.means(), np.random.default_rng(0)
+    known, rng = audit_tables.means(), np.random.default_rng(0)
     means = [known[m, "base"].mean for m in ("Qwen2.5-7B", "Qwen3-8B", LLAMA, LLAMA)]
-    inside = audit.within()["base"]
+    inside = audit_tables.within()["base"]
     scores = [rng.normal(mean, inside, 200_000) for mean in means]
     assert np.concatenate(scores).std() == pytest.approx(1.340, abs=0.005)
 
@@ -102,14 +104,14 @@ def test_the_spread_within_models_is_what_mixing_them_leaves() -> None:
 def test_a_hole_in_table_3_is_named(changed: Change) -> None:
     changed(lambda content: content["table_3"]["rows"].pop())
     with pytest.raises(HialignError, match=r"table_3 .* lacks \['Qwen3-8B'\] under Local-Align"):
-        audit.llama()
+        audit_tables.llama()
 
 
 # --- comparisons ---------------------------------------------------------------------------------
 
 
 def test_differences_by_hand() -> None:
-    table = audit_text.comparisons()
+    table = statements.comparisons()
     mid = row_of(
         table, Where="Qwen2.5-7B", Said_to_be_above="Mid-Align", Said_to_be_below="Full-DPO"
     )
@@ -135,19 +137,19 @@ def test_differences_by_hand() -> None:
 
 def test_what_was_typed_before_still_holds() -> None:
     """The differences, errors and spans that stood in paper.yml as typed numbers."""
-    known = audit_text.facts()
+    known = statements.facts()
     expected = {"full_mid": "0.065", "full_error": "0.028"}
     expected |= {"mid_global": "0.194", "full_base": "0.302", "llama_mid_full": "−0.143"}
     expected |= {"qwen25_mid_full": "+0.020", "qwen25_error": "0.056", "steps": "417"}
     expected |= {"qwen25_span": "0.121", "qwen3_span": "0.089", "llama_global": "2.245"}
     assert {name: known[f"paper_{name}"] for name in expected} == expected
-    ((row),) = audit.compare([((ALL, "global"), (ALL, "base"))]).to_dict("records")
+    ((row),) = audit_tables.compare([((ALL, "global"), (ALL, "base"))]).to_dict("records")
     assert row["difference"] == pytest.approx(0.043)
     assert row["standard_error"] == pytest.approx(0.030, abs=0.0005)
 
 
 def test_p_intervals_and_holm_against_references() -> None:
-    found = audit_text.compared()
+    found = statements.compared()
     assert found.p.to_list() == pytest.approx(2 * stats.norm.sf(found.z.abs()))
     reference = multipletests(found.p, method="holm")[1]
     assert found.p_holm.to_list() == pytest.approx(reference)
@@ -164,10 +166,10 @@ def test_p_intervals_and_holm_against_references() -> None:
 
 
 def test_each_comparison_stands_once() -> None:
-    found = audit_text.compared()
+    found = statements.compared()
     pairs = [frozenset(pair) for pair in zip(found.upper, found.lower, strict=True)]
     assert len(set(pairs)) == len(pairs)
-    tested = [s for s in audit_text.statements() if not s.printed]
+    tested = [s for s in statements.statements() if not s.printed]
     assert {frozenset(pair) for s in tested for pair in s.pairs} == set(pairs)
 
 
@@ -179,18 +181,18 @@ def test_correlated_scores_sharpen_a_difference_as_simulated() -> None:
         shared = r * 1.273 * 1.253
         drawn = rng.multivariate_normal([0, 0], [[1.273**2, shared], [shared, 1.253**2]], 400_000)
         error = (drawn[:, 0] - drawn[:, 1]).std() / math.sqrt(1000)
-        found = audit.compare(pair, r).iloc[0]
+        found = audit_tables.compare(pair, r).iloc[0]
         assert found.standard_error == pytest.approx(error, rel=0.01)
         assert found.z == pytest.approx(0.020 / error, rel=0.01)
 
 
 def test_at_the_correlation_needed_z_is_196() -> None:
-    found = audit_text.compared().dropna(subset="needed")
+    found = statements.compared().dropna(subset="needed")
     for row in found.to_dict("records"):
         if -1 < row["needed"] < 1:
-            again = audit.compare([(row["upper"], row["lower"])], row["needed"]).iloc[0]
+            again = audit_tables.compare([(row["upper"], row["lower"])], row["needed"]).iloc[0]
             assert abs(again.z) == pytest.approx(1.96, abs=1e-4)
-    table = audit_text.pairing()
+    table = statements.pairing()
     assert (
         row_of(table, Where="all four", Said_to_be_above="Full-DPO", Said_to_be_below="Base")[
             "r for z = 1.96"
@@ -207,12 +209,12 @@ def test_at_the_correlation_needed_z_is_196() -> None:
 
 def test_cohens_d_by_hand() -> None:
     row = row_of(
-        audit_text.sizes(), Where="all four", Said_to_be_above="Full-DPO", Said_to_be_below="Base"
+        statements.sizes(), Where="all four", Said_to_be_above="Full-DPO", Said_to_be_below="Base"
     )
     assert row["Cohen's d"] == pytest.approx(0.302 / math.sqrt((1.253**2 + 1.340**2) / 2))
     assert row["One response in"] == pytest.approx(1 / 0.302)
     alone = row_of(
-        audit_text.sizes(),
+        statements.sizes(),
         Where="all four",
         Said_to_be_above="Full-DPO",
         Said_to_be_below="the anchor",
@@ -232,8 +234,8 @@ def test_verdicts_of_the_paper_as_it_is() -> None:
     loses = "The intermediate third loses nothing"
     assert verdict(loses) == UNSETTLED
     assert verdict(loses, "Verdict, r = 0.5") == DISAGREES
-    counts = audit_text.disagreements()["Verdict"].value_counts()
-    known = audit_text.facts()
+    counts = statements.disagreements()["Verdict"].value_counts()
+    known = statements.facts()
     assert [counts[w] for w in (AGREES, UNSETTLED, DISAGREES)] == [
         int(known[f"paper_{name}"]) for name in ("agree", "unsettled", "disagree")
     ]
@@ -277,13 +279,13 @@ def test_wide_scores_would_settle_nothing(changed: Change) -> None:
 
 
 def test_v1_and_v2(changed: Change) -> None:
-    row = row_of(audit_text.versions(), Question="Global-Align against all")
+    row = row_of(statements.versions(), Question="Global-Align against all")
     assert row["Verdict"] == DISAGREES
     assert "number 4 of 5" in row["v2 (text and Table 2)"]
-    models = row_of(audit_text.versions(), Question="Models")["v2 (text and Table 2)"]
+    models = row_of(statements.versions(), Question="Models")["v2 (text and Table 2)"]
     assert models.endswith("1 in common (Llama-3.1-8B)")
     changed(lambda content: set_mean(content, "global", 3.500))
-    row = row_of(audit_text.versions(), Question="Global-Align against all")
+    row = row_of(statements.versions(), Question="Global-Align against all")
     assert row["Verdict"] == AGREES
     assert "number 1 of 5" in row["v2 (text and Table 2)"]
 
@@ -292,7 +294,7 @@ def test_v1_and_v2(changed: Change) -> None:
 
 
 def test_all_checks_hold_of_the_paper() -> None:
-    assert set(audit.checks()["Verdict"]) == {AGREES}
+    assert set(audit_tables.checks()["Verdict"]) == {AGREES}
 
 
 @pytest.mark.parametrize(
@@ -313,7 +315,7 @@ def test_a_check_can_fail(
     changed: Change, check: str, table: str, row: int, key: str, value: Any
 ) -> None:
     changed(lambda content: content[table]["rows"][row].update({key: value}))
-    failed = audit.checks().set_index("Check")["Verdict"]
+    failed = audit_tables.checks().set_index("Check")["Verdict"]
     assert list(failed[failed == DISAGREES].index) == [check]
 
 
@@ -322,14 +324,14 @@ def test_appendix_a_is_an_even_split() -> None:
         n, r = divmod(layers, 3)  # Appendix A: n + [r > 0], n + [r > 1], the rest
         first, second = n + (r > 0), n + (r > 1)
         ends = [[0, first - 1], [first, first + second - 1], [first + second, layers - 1]]
-        assert audit._even(layers) == audit._rule(layers) == ends
+        assert audit_tables._even(layers) == audit_tables._rule(layers) == ends
 
 
 # --- the figure ----------------------------------------------------------------------------------
 
 
 def test_the_figure_draws_its_numbers() -> None:
-    values, figure = audit.points(), audit.by_models()
+    values, figure = audit_tables.points(), audit_tables.by_models()
     assert len(values) == 15
     assert [axes.get_title(loc="left").split("\n")[0] for axes in figure.axes] == [
         *("Qwen2.5-7B", "Qwen3-8B", "the two Llama models"),

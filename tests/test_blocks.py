@@ -10,7 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hialign import HialignError, layers_of, split_layers
-from hialign.blocks import (
+from hialign.engine.models import load_model
+from hialign.engine.modules import decoder_layers, target_modules
+from hialign.study.blocks import (
     MEASURES,
     STRATEGIES,
     Choice,
@@ -19,10 +21,8 @@ from hialign.blocks import (
     probe_of,
     strategy_of,
 )
-from hialign.model_files import RANDOM_FAMILIES
-from hialign.models import load_model
-from hialign.modules import decoder_layers, target_modules
-from hialign.paths import slug
+from hialign.study.model_files import RANDOM_FAMILIES
+from hialign.study.paths import slug
 
 TABLE_4 = {  # Appendix A, as printed: first and last layer of each block
     "Llama-2-7b": (32, (0, 10), (11, 21), (22, 31)),

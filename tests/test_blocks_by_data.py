@@ -11,25 +11,17 @@ import pytest
 from conftest import made_pairs, messages
 from test_dpo import BASE, adapter_in, adapter_of, relative, same, timeless
 
-from hialign import (
-    HialignError,
-    dpo,
-    evaluate,
-    layers_of,
-    load_model,
-    load_study,
-    paths,
-    respond,
-    train,
-    training,
-)
-from hialign.blocks import Choice, choice_of
-from hialign.files import read_json, read_jsonl, write_json
-from hialign.models import identity
-from hialign.sections import ModelSettings, TrainingSettings
-from hialign.status import cell_status
-from hialign.study import Cell
-from hialign.trainer import sampled_layers
+from hialign import HialignError, evaluate, layers_of, load_model, load_study, respond, train
+from hialign.engine import cells as training
+from hialign.engine import dpo
+from hialign.engine.models import identity
+from hialign.engine.trainer import sampled_layers
+from hialign.records.files import read_json, read_jsonl, write_json
+from hialign.records.status import cell_status
+from hialign.study import paths
+from hialign.study.blocks import Choice, choice_of
+from hialign.study.settings import ModelSettings, TrainingSettings
+from hialign.study.study import Cell
 
 SCORES = [0.1, 0.9, 0.2, 0.3, 0.8, 0.0]  # 1 and 4 are the third that scores highest
 
@@ -104,7 +96,7 @@ def test_the_adapters_that_peft_loads(cell: Callable[..., Cell]) -> None:
 
 
 def test_the_weights_alone_choose_spectrums_layers(cell: Callable[..., Cell]) -> None:
-    from hialign.probes.spectrum import layer_scores
+    from hialign.engine.spectrum import layer_scores
 
     trained = cell("spectrum:top30%")
     scores = layer_scores(trained.model, trained.study.training.target_modules)

@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 from scipy.stats import hypergeom
 
-from hialign import claims, load_study, paths
-from hialign.claim_data import Part, Untested
-from hialign.claim_probes import STATISTICS, probe_parts
-from hialign.files import write_json
-from hialign.study import Study
+from hialign import load_study
+from hialign.records.files import write_json
+from hialign.report.claims import ledger
+from hialign.report.claims.material import Part, Untested
+from hialign.report.claims.probe_parts import STATISTICS, probe_parts
+from hialign.study import paths
+from hialign.study.study import Study
 
 DRAWS = 300
 
@@ -197,7 +199,7 @@ def test_records_decide_the_ledger(outputs: Path) -> None:
     name = study.models[0].name
 
     def verdicts() -> dict[str, str]:
-        return {f.claim.id: f.verdict for f in claims.findings(study)}
+        return {f.claim.id: f.verdict for f in ledger.findings(study)}
 
     with pytest.raises(Untested, match="no records of the ila probe"):
         probe_parts(study, "ila", "overlap")

@@ -10,15 +10,16 @@ import pytest
 import yaml
 from conftest import vouch
 
-from hialign import claims, paths
-from hialign.claim_data import Material, Untested
-from hialign.claim_tests import Probe
-from hialign.errors import HialignError
-from hialign.files import write_json, write_jsonl
-from hialign.judge import agreement
-from hialign.judge.rubric import DIMENSIONS
-from hialign.status import judgments_file
-from hialign.study import Study
+from hialign.records import agreement
+from hialign.records.files import write_json, write_jsonl
+from hialign.records.status import judgments_file
+from hialign.report.claims import ledger as claims
+from hialign.report.claims.kinds import Probe
+from hialign.report.claims.material import Material, Untested
+from hialign.study import paths
+from hialign.study.errors import HialignError
+from hialign.study.rubric import DIMENSIONS
+from hialign.study.study import Study
 
 CONTRADICTED, SUPPORTED = claims.CONTRADICTED, claims.SUPPORTED
 INCONCLUSIVE, UNTESTED = claims.INCONCLUSIVE, claims.UNTESTED
@@ -189,7 +190,7 @@ def test_the_partition_is_computed(outputs: Path, monkeypatch: pytest.MonkeyPatc
     study = make_study(judge=None)
     assert verdict(study, {"kind": "partition"}).verdict == SUPPORTED
     wrong = [{"model": "x", "layers": 7, "local": [0, 2], "mid": [3, 5], "global": [6, 6]}]
-    monkeypatch.setattr("hialign.paper.rows", lambda table: wrong)  # 3, 2, 2 is right
+    monkeypatch.setattr("hialign.report.paper.rows", lambda table: wrong)  # 3, 2, 2 is right
     assert verdict(study, {"kind": "partition"}).verdict == CONTRADICTED
 
 

@@ -8,10 +8,11 @@ import pytest
 from scipy.stats import wilcoxon
 from simulated import simulate
 
-from hialign import HialignError, compare, load_study, records
-from hialign.files import read_json, write_json
-from hialign.status import stage_manifest
-from hialign.study import Study
+from hialign import HialignError, compare, load_study
+from hialign.records import frames
+from hialign.records.files import read_json, write_json
+from hialign.records.status import stage_manifest
+from hialign.study.study import Study
 
 JUDGE = {"backend": "local", "model": "random:llama"}
 
@@ -57,7 +58,7 @@ def test_outcomes_are_what_numpy_and_scipy_give(study: Study) -> None:
         assert row.p == pytest.approx(wilcoxon(moved[moved != 0]).pvalue)
     scores = {}
     for block in ("mid", "global"):
-        rows = records.judgments_of(study.cell(None, block))
+        rows = frames.judgments_of(study.cell(None, block))
         scores[block] = np.array([row["scores"]["Overall"] for row in rows], dtype=float)
     row = table.loc["judge, Overall"]
     assert row.difference == pytest.approx((scores["global"] - scores["mid"]).mean())

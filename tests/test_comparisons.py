@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
-from hialign.comparisons import (
+from hialign.statistics.comparisons import (
     above,
     alignment_tax,
     all_pairs,

@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from hialign import concordance, concordance_views, load_study, paths
-from hialign.blocks import split_layers
-from hialign.concordance import Measure, answer, found, spearman
-from hialign.files import read_json, write_json
-from hialign.study import Study
+from hialign import load_study
+from hialign.records.files import read_json, write_json
+from hialign.report.where import concordance, overview
+from hialign.report.where.concordance import Measure, answer, found, spearman
+from hialign.study import paths
+from hialign.study.blocks import split_layers
+from hialign.study.study import Study
 
 DEPTH, PAIRS = 9, 40
 THIRD = {"local": range(3), "mid": range(3, 6), "global": range(6, 9)}
@@ -73,9 +75,9 @@ def test_an_answer_where_three_measures_agree(outputs: Path) -> None:
     assert rows["global"]["spectrum"] == 1.0  # its three best of nine layers
     assert rows.why["lasso"] == "too few pairs for the regression"
     assert rows.why["ila"] == "the ila probe has not been run with the study's present settings"
-    assert len(concordance_views.correlations(study)) == 10  # of five measures
-    assert concordance_views.layers(study).shape == (DEPTH, 7)
-    assert "cividis" not in str(concordance_views.overview(study))  # it draws
+    assert len(overview.correlations(study)) == 10  # of five measures
+    assert overview.layers(study).shape == (DEPTH, 7)
+    assert "cividis" not in str(overview.overview(study))  # it draws
 
 
 @pytest.mark.parametrize(
@@ -126,8 +128,8 @@ def test_a_measure_that_no_layer_has_any_of(outputs: Path) -> None:
     row = found(study).set_index("measure").loc["tuning"]
     assert np.isnan(row.mid)
     assert row.points == ""
-    assert concordance_views.overview(study)
-    assert concordance_views.shares(study)["Points to"].isna().tolist()[-2:] == [True, True]
+    assert overview.overview(study)
+    assert overview.shares(study)["Points to"].isna().tolist()[-2:] == [True, True]
     assert "no answer" in answer(study, study.models[0].label)
 
 
@@ -136,8 +138,8 @@ def test_a_study_without_probes(outputs: Path) -> None:
     assert (
         answer(study, study.models[0].label) == f"{study.models[0].label}: no probe has been run."
     )
-    assert concordance_views.overview(study)
-    assert concordance_views.correlations(study)["Model"].tolist() == ["none yet"]
+    assert overview.overview(study)
+    assert overview.correlations(study)["Model"].tolist() == ["none yet"]
 
 
 def test_shares_of_negative_layers_are_none() -> None:

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import hialign.contrasts
-from hialign.blocks import OBJECTIVES
-from hialign.contrasts import ContrastRefused, contrast, contrast_pairs, split_sentences
-from hialign.errors import HialignError
+import hialign.preferences.contrasts
+from hialign.preferences.contrasts import ContrastRefused, contrast, contrast_pairs, split_sentences
+from hialign.study.blocks import OBJECTIVES
+from hialign.study.errors import HialignError
 
 MOON = (
     "The Moon is the only natural satellite of the Earth. It travels around our planet once every "
@@ -38,7 +38,7 @@ PARIS = (
 WORDS = "the a water is are can took 12 1969 never June it"
 CONNECTIVES = "because although for example in contrast also therefore nevertheless so but"
 GOOD = (MOON, GARDEN, PARIS)
-BUILTIN = Path(hialign.contrasts.__file__).parent / "data" / "builtin.jsonl"
+BUILTIN = Path(hialign.preferences.contrasts.__file__).parent / "builtin.jsonl"
 
 
 def rows() -> list[dict[str, Any]]:

@@ -19,23 +19,16 @@ import numpy as np
 import pytest
 from conftest import made_pairs, messages, stock_trainer
 
-from hialign import (
-    HialignError,
-    dpo,
-    layers_of,
-    load_model,
-    load_study,
-    modules,
-    train,
-    training,
-)
-from hialign.embedded import random_folder
-from hialign.files import read_json, read_jsonl
-from hialign.models import identity
-from hialign.records import STEP_COLUMNS
-from hialign.sections import ModelSettings, TrainingSettings
-from hialign.study import Cell
-from hialign.trainer import LOGGED, is_of
+from hialign import HialignError, layers_of, load_model, load_study, train
+from hialign.engine import cells as training
+from hialign.engine import dpo
+from hialign.engine.embedded import random_folder
+from hialign.engine.models import identity
+from hialign.engine.trainer import LOGGED, is_of
+from hialign.records.files import read_json, read_jsonl
+from hialign.records.frames import STEP_COLUMNS
+from hialign.study.settings import ModelSettings, TrainingSettings
+from hialign.study.study import Cell
 
 BASE = {
     "batch_size": 2,
@@ -289,7 +282,7 @@ def test_no_layer_runs_that_need_not(
 def test_a_family_that_cannot_be_packed_is_trained_by_stock_trl(
     cell: Callable[..., Cell], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from hialign import decoder
+    from hialign.engine import decoder
 
     cells = [cell(block, lora_dropout=0.0) for block in ("mid", "global")]
     packed = [adapter_of(c) for c in cells if train(c)]
@@ -872,7 +865,7 @@ def test_a_changed_base_weight_is_found(
 def test_an_adapter_outside_the_block_is_found(
     cell: Callable[..., Cell], outputs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(modules, "target_modules", lambda *_: ["model.layers.4.self_attn.q_proj"])
+    monkeypatch.setattr(dpo, "target_modules", lambda *_: ["model.layers.4.self_attn.q_proj"])
     with pytest.raises(HialignError, match=r"not confined to the block: .*layers\.4\.self_attn"):
         train(cell("mid"))
     assert left_over(outputs) == []
@@ -961,7 +954,7 @@ def test_what_the_engine_relies_on_is_still_there(tmp_path: Path) -> None:
     """One line for each, so that an upgrade that breaks the engine says what broke."""
     from transformers import GradientCheckpointingLayer, PreTrainedModel, Trainer
 
-    broken = "the packed engine relies on it: see hialign/trainer.py and hialign/decoder.py"
+    broken = "the packed engine relies on it: see hialign/engine/trainer.py and hialign/engine/decoder.py"
     step = inspect.signature(Trainer.training_step).parameters
     assert list(step) == ["self", "model", "inputs", "num_items_in_batch"], (
         f"Trainer.training_step takes {list(step)}: {broken}"

@@ -11,11 +11,14 @@ import pandas as pd
 import pytest
 from simulated import simulate
 
-from hialign import exhibits, paths, records, write
-from hialign.display import Table
-from hialign.errors import HialignError
-from hialign.status import judgments_file
-from hialign.study import Study
+from hialign import records
+from hialign.book import write
+from hialign.records.status import judgments_file
+from hialign.report import exhibits
+from hialign.report.display import Table
+from hialign.study import paths
+from hialign.study.errors import HialignError
+from hialign.study.study import Study
 
 SHOWN = re.compile(r'book\.show\(study, "([a-z0-9-]+)"\)')
 

@@ -11,12 +11,12 @@ import pytest
 from conftest import vouch
 from explorer_page import assemble
 
-from hialign import explorer
-from hialign.errors import HialignError
-from hialign.files import write_jsonl
-from hialign.judge.rubric import DIMENSIONS
-from hialign.status import judgments_file
-from hialign.study import Cell, Study
+from hialign.book import responses as explorer
+from hialign.records.files import write_jsonl
+from hialign.records.status import judgments_file
+from hialign.study.errors import HialignError
+from hialign.study.rubric import DIMENSIONS
+from hialign.study.study import Cell, Study
 
 HOSTILE = [
     "<script>window.pwned = 1</script>",
@@ -44,7 +44,7 @@ def make_study(**settings: Any) -> Study:
 
 
 def write_cell(cell: Cell, rows: list[dict[str, Any]], judgments: list[dict[str, Any]]) -> None:
-    """`rows` with the fields that hialign.respond always writes, and the judge's file."""
+    """`rows` with the fields that hialign.evaluation.respond always writes, and the judge's file."""
     default = {"prompt": "?", "response": "!", "tokens": 1, "finish_reason": "stop"}
     write_jsonl(cell.folder / "responses.jsonl", [default | row for row in rows])
     vouch(cell, "respond")

@@ -22,10 +22,10 @@ from test_tables import (
     write_training,
 )
 
-from hialign import figures, plots, scores
-from hialign.files import read_jsonl
-from hialign.judge.rubric import load_rubric
-from hialign.study import Study
+from hialign.records.files import read_jsonl
+from hialign.report import figures, plots, scores
+from hialign.study.rubric import load_rubric
+from hialign.study.study import Study
 
 matplotlib.use("Agg")
 

@@ -9,15 +9,16 @@ import torch
 import torch.nn.functional as F
 from conftest import write_study
 
-from hialign import HialignError, load_model, load_study, paths
-from hialign.files import read_jsonl
-from hialign.measures import scores_of
-from hialign.modules import decoder_layers
-from hialign.probes.common import ProbePair, contrast_pairs_of
-from hialign.probes.gradients import gradients, inequality
-from hialign.probes.meter import Meter, norms_of
-from hialign.sections import ModelSettings
-from hialign.tokens import Tokens
+from hialign import HialignError, load_model, load_study
+from hialign.engine.measures import scores_of
+from hialign.engine.modules import decoder_layers
+from hialign.engine.tokens import Tokens
+from hialign.probes.gradients.meter import Meter, norms_of
+from hialign.probes.gradients.probe import gradients, inequality
+from hialign.probes.pairs import ProbePair, contrast_pairs_of
+from hialign.records.files import read_jsonl
+from hialign.study import paths
+from hialign.study.settings import ModelSettings
 
 PROBES: dict[str, Any] = {
     "pairs": 6,

@@ -12,17 +12,17 @@ import torch
 from conftest import made_pairs, messages, write_lines
 from peft import LoraConfig, get_peft_model
 
-from hialign.decoder import Decoder, pair_log_probs
-from hialign.errors import HialignError
-from hialign.logprobs import TokenPair
-from hialign.measures import scores_of
-from hialign.models import load_model
-from hialign.modules import target_modules
-from hialign.probes import gates, ila, interventions, overlap
+from hialign.engine.decoder import Decoder, pair_log_probs
+from hialign.engine.measures import scores_of
+from hialign.engine.models import load_model
+from hialign.engine.modules import target_modules
+from hialign.engine.tokens import TokenPair, tokenize_pair
+from hialign.probes.ila import gates, interventions, overlap
+from hialign.probes.ila import probe as ila_probe
 from hialign.probes.tuned import Tuned
-from hialign.settings import IlaSettings
-from hialign.study import Cell, load_study
-from hialign.tokens import tokenize_pair
+from hialign.study.errors import HialignError
+from hialign.study.probe_settings import IlaSettings
+from hialign.study.study import Cell, load_study
 
 MODEL = "random:llama:4"
 PLANTED = [4, 5, 8, 9]  # among the eight value and output projections of six layers
@@ -303,11 +303,11 @@ def test_stability_is_spearmans_and_jaccard_over_seeds() -> None:
 def test_whether_training_has_settled() -> None:
     falling = [10 - 0.1 * i for i in range(30)]
     flat = [2 + 0.1 * (-1) ** i for i in range(30)]
-    assert ila.settled(falling)["settled"] is False
-    assert ila.settled(falling)["slope"] == pytest.approx(-0.1)
-    assert ila.settled([*falling[:20], *flat[:10]])["settled"] is True
-    assert ila.settled([1.0] * 30)["settled"] is True
-    assert ila.settled([1.0] * 6)["settled"] is None
+    assert ila_probe.settled(falling)["settled"] is False
+    assert ila_probe.settled(falling)["slope"] == pytest.approx(-0.1)
+    assert ila_probe.settled([*falling[:20], *flat[:10]])["settled"] is True
+    assert ila_probe.settled([1.0] * 30)["settled"] is True
+    assert ila_probe.settled([1.0] * 6)["settled"] is None
 
 
 # --- data sets and the record --------------------------------------------------------------------
@@ -315,10 +315,10 @@ def test_whether_training_has_settled() -> None:
 
 def test_data_sets_by_name(tiny_study: Callable[..., Path], tmp_path: Path) -> None:
     cell = load_study(tiny_study()).cell(None, "full")
-    assert len(ila.rows_of("study", cell)) == 16
-    grammar = ila.rows_of("grammar", cell)
+    assert len(ila_probe.rows_of("study", cell)) == 16
+    grammar = ila_probe.rows_of("grammar", cell)
     assert {row["objective"] for row in grammar} == {"grammar"}
-    assert len(ila.rows_of("builtin", cell)) == 3 * len(grammar)
+    assert len(ila_probe.rows_of("builtin", cell)) == 3 * len(grammar)
     llmbar = tmp_path / "llmbar"
     rows = [
         {"input": f"q{i}", "output_1": f"a{i}", "output_2": f"b{i}", "label": 1 + i % 2}
@@ -327,14 +327,14 @@ def test_data_sets_by_name(tiny_study: Callable[..., Path], tmp_path: Path) -> N
     for subset in ("natural", "adversarial-manual"):
         llmbar.mkdir(exist_ok=True)
         (llmbar / f"{subset}.json").write_text(json.dumps(rows))
-    found = ila.rows_of(str(llmbar), cell)
+    found = ila_probe.rows_of(str(llmbar), cell)
     assert len(found) == len({row["id"] for row in found}) == 8
     for row in found:
         number = int(row["prompt"][0]["content"][1:])
         assert row["chosen"][0]["content"][0] == "ab"[number % 2]
         assert row["rejected"][0]["content"][0] == "ba"[number % 2]
     with pytest.raises(HialignError, match="no such file"):
-        ila.rows_of("./nowhere", cell)
+        ila_probe.rows_of("./nowhere", cell)
 
 
 @pytest.mark.parametrize(
@@ -368,8 +368,8 @@ def cell_of(
 
 def test_the_record(tiny_study: Callable[..., Path], tmp_path: Path, outputs: Path) -> None:
     cell = cell_of(tiny_study, tmp_path)
-    record = ila.ila(cell)
-    assert record == ila.ila(cell)  # from disk
+    record = ila_probe.ila(cell)
+    assert record == ila_probe.ila(cell)  # from disk
     json.dumps(record, allow_nan=False)
     text = json.dumps(record)
     assert "of course" not in text
@@ -442,7 +442,7 @@ def test_only_the_chosen_matrices_are_tuned(
     variant = {"name": "x", "matrices": [1, 6, 7, 14], "rank": 2}
     choice = interventions.choice_of(subject, variant)
     assert choice.layers == (0, 1, 3)
-    rows = Dataset.from_list(ila.rows_of("study", cell)[:4])
+    rows = Dataset.from_list(ila_probe.rows_of("study", cell)[:4])
     training = subject.training(1)
     with tuned_blocks(subject.model, subject.tokenizer, rows, {"x": choice}, training, {}) as one:
         names = {n for n, _ in one.model.named_parameters() if "lora_A" in n}
@@ -458,7 +458,7 @@ def test_a_model_that_learns_nothing_has_no_ranking(
 ) -> None:
     monkeypatch.setattr(torch.optim.AdamW, "step", lambda *_, **__: None)  # B stays at zero
     cell = cell_of(tiny_study, tmp_path, seeds=[1])
-    record = ila.ila(cell)
+    record = ila_probe.ila(cell)
     json.dumps(record, allow_nan=False)
     assert "changes no matrix" in record["nothing"]
     assert record["layer_scores"] is None
@@ -476,7 +476,7 @@ def test_pairs_that_are_too_long_are_left_out(
 ) -> None:
     cell = cell_of(tiny_study, tmp_path, training={"max_length": 40})
     with pytest.raises(HialignError, match="at most 40 tokens"):
-        ila.ila(cell)
+        ila_probe.ila(cell)
 
 
 def test_a_model_that_cannot_be_packed_is_refused_before_training(
@@ -486,10 +486,10 @@ def test_a_model_that_cannot_be_packed_is_refused_before_training(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     cell = cell_of(tiny_study, tmp_path)
-    monkeypatch.setattr(ila, "run", lambda *_: pytest.fail("it was trained"))
+    monkeypatch.setattr(ila_probe, "run", lambda *_: pytest.fail("it was trained"))
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(HialignError, match="in one pass: several processes"):
-        ila.ila(cell)
+        ila_probe.ila(cell)
 
 
 def test_a_killed_run_goes_on(
@@ -507,12 +507,12 @@ def test_a_killed_run_goes_on(
         done.append((loss, seed))
         return {"gates": [0.0] * 16, "nothing": "a stand-in"}
 
-    monkeypatch.setattr(ila, "run", run)
+    monkeypatch.setattr(ila_probe, "run", run)
     with pytest.raises(KeyboardInterrupt):
-        ila.ila(cell)
+        ila_probe.ila(cell)
     first, done = done, []
     with pytest.raises(KeyboardInterrupt):
-        ila.ila(cell)
+        ila_probe.ila(cell)
     assert [*first, *done][:5] == [
         *(("dpo", 1), ("dpo", 2), ("sft", 1), ("sft", 2)),
         ("dpo", 1),  # of the other data set

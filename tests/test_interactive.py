@@ -15,23 +15,18 @@ import torch
 import yaml
 from conftest import made_pairs, write_study
 
-from hialign import (
-    explorations,
-    load_model,
-    load_study,
-    parameters,
-    paths,
-    respond,
-    side_by_side,
-    strategies,
-    train_together,
-)
-from hialign.errors import HialignError
-from hialign.explorations import Explorer
-from hialign.files import read_json, write_json, write_record
-from hialign.kept_explorations import Answer, Candidate, Exploration, Parting
-from hialign.status import stage_manifest
-from hialign.study import Cell, Study
+from hialign import load_model, load_study, respond, train_together
+from hialign.evaluation import explorer as explorations
+from hialign.evaluation import strategies
+from hialign.evaluation.explorer import Explorer
+from hialign.records.explorations import Answer, Candidate, Exploration, Parting
+from hialign.records.files import read_json, write_json, write_record
+from hialign.records.status import stage_manifest
+from hialign.report import exploration
+from hialign.run import parameters
+from hialign.study import paths
+from hialign.study.errors import HialignError
+from hialign.study.study import Cell, Study
 
 QUESTION = made_pairs(1)[0]["prompt"]
 BLOCKS = ["base", "full", "mid"]
@@ -171,9 +166,9 @@ def test_one_forward_pass_a_strategy_scores_all_answers(trained: Study) -> None:
 
 def test_differences_sum_to_those_of_the_answers(trained: Study) -> None:
     made = Explorer(trained.cells()[0])._ask(QUESTION)
-    plain, relative = side_by_side.matrix(made), side_by_side.matrix(made, minus_base=True)
+    plain, relative = exploration.matrix(made), exploration.matrix(made, minus_base=True)
     for row, of in enumerate(BLOCKS):
-        frame = side_by_side.differences(made, of)
+        frame = exploration.differences(made, of)
         assert list(frame["token"]) == made.answers[of].pieces
         for block, name in (("full", "under Full-DPO"), ("mid", "under Mid-Align")):
             total = sum(made.log_probs[block][of]) - sum(made.log_probs["base"][of])
@@ -186,11 +181,11 @@ def test_differences_sum_to_those_of_the_answers(trained: Study) -> None:
 def test_the_plot_has_a_line_a_strategy_in_its_colour(trained: Study) -> None:
     from matplotlib.colors import to_hex
 
-    from hialign.plots import PALETTE
+    from hialign.report.plots import PALETTE
 
     made = Explorer(trained.cells()[0])._ask(QUESTION)
-    each, sums = side_by_side.plot(made, "mid", trained).axes
-    frame = side_by_side.differences(made, "mid")
+    each, sums = exploration.plot(made, "mid", trained).axes
+    frame = exploration.differences(made, "mid")
     for block, line, total in zip(("full", "mid"), each.lines, sums.lines, strict=False):
         assert to_hex(line.get_color()).upper() == PALETTE[block]
         assert list(line.get_ydata()) == list(frame[block])
@@ -216,11 +211,11 @@ def hostile() -> Exploration:
 @pytest.mark.parametrize(
     "shown",
     [
-        side_by_side.answers,
-        side_by_side.matrix,
-        side_by_side.partings,
-        lambda e: side_by_side.parting(e, "base", "layers:1"),
-        lambda e: side_by_side.tokens(e, "base"),
+        exploration.answers,
+        exploration.matrix,
+        exploration.partings,
+        lambda e: exploration.parting(e, "base", "layers:1"),
+        lambda e: exploration.tokens(e, "base"),
     ],
 )
 def test_what_models_wrote_is_escaped(shown: Callable[[Exploration], Any]) -> None:
@@ -249,7 +244,7 @@ def test_a_tokens_look_says_sign_and_size() -> None:
             "question": "What?",
         }
     )
-    text = side_by_side.tokens(made, "base")._repr_html_()
+    text = exploration.tokens(made, "base")._repr_html_()
     assert "rgba(213, 94, 0, 0.28)" in text, "half of the largest, less probable"
     assert "rgba(0, 114, 178, 0.55)" in text, "the largest, more probable"
     assert "dashed" in text
@@ -259,17 +254,17 @@ def test_a_tokens_look_says_sign_and_size() -> None:
 
 def test_stored_responses_are_shown_without_numbers(trained: Study) -> None:
     stored = next(iter(Explorer(trained.cells()[0]).stored().values()))
-    for view in (side_by_side.partings, side_by_side.matrix):
-        assert side_by_side.NO_NUMBERS in view(stored).attrs["caption"]
-    assert side_by_side.NO_NUMBERS in side_by_side.tokens(stored, "mid").data
-    assert side_by_side.NO_NUMBERS in side_by_side.parting(stored, "base", "mid").data
-    side_by_side.plot(stored, "mid", trained)
-    assert "Mid-Align" in side_by_side.answers(stored).data
+    for view in (exploration.partings, exploration.matrix):
+        assert exploration.NO_NUMBERS in view(stored).attrs["caption"]
+    assert exploration.NO_NUMBERS in exploration.tokens(stored, "mid").data
+    assert exploration.NO_NUMBERS in exploration.parting(stored, "base", "mid").data
+    exploration.plot(stored, "mid", trained)
+    assert "Mid-Align" in exploration.answers(stored).data
 
 
 def test_an_answer_that_is_not_there_is_refused() -> None:
     with pytest.raises(HialignError, match=r"no answer of 'late': there are those of base, layers"):
-        side_by_side.tokens(hostile(), "late")
+        exploration.tokens(hostile(), "late")
 
 
 @pytest.mark.parametrize(
@@ -277,7 +272,7 @@ def test_an_answer_that_is_not_there_is_refused() -> None:
     [(" to", "␣to"), ("\n", "↵"), ("", "(part of a character)"), (" a\t", "␣a⇥"), ("x y", "x y")],
 )
 def test_white_space_of_a_token_is_seen(token: str, shown: str) -> None:
-    assert side_by_side.visible(token) == shown
+    assert exploration.visible(token) == shown
 
 
 def test_pieces_join_to_the_whole_and_characters_are_not_torn(trained: Study) -> None:
@@ -304,7 +299,7 @@ def test_what_was_asked_is_kept_and_needs_no_model(copied: Study, no_model: None
     assert "no model was run" in again.note
     assert list(explorer.kept()) == [QUESTION]
     assert "no model is loaded" in explorations.ready(explorer, QUESTION).data
-    asked = side_by_side.asked(explorer)
+    asked = exploration.asked(explorer)
     assert asked["Kept"][0] == "answers and log-probabilities"
     assert len(asked) == len({QUESTION, *explorer.stored()})
     with pytest.raises(AssertionError, match="a model was loaded"):
@@ -380,7 +375,7 @@ def test_other_weights_and_other_formats_are_refused(copied: Study) -> None:
 
 
 def test_an_untrained_study_is_one_line_with_the_command(outputs: Path) -> None:
-    command = [sys.executable, "-m", "hialign.cli", "run", "explore", "-p", "study", "smoke"]
+    command = [sys.executable, "-m", "hialign.run.cli", "run", "explore", "-p", "study", "smoke"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 1
     assert len(done.stderr.strip().splitlines()) == 1
@@ -416,7 +411,7 @@ def test_the_notebook_runs_from_top_to_end_and_again_without_adapters(copied: St
     """By papermill, as it is; then as who has only the records sees it."""
     study = paths.outputs().parent / "explored.yml"
     study.write_text(yaml.safe_dump(copied.model_dump(mode="json")))
-    command = [sys.executable, "-m", "hialign.cli", "run", "explore"]
+    command = [sys.executable, "-m", "hialign.run.cli", "run", "explore"]
     command += ["-p", "study", str(study), "-p", "question", QUESTION]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
@@ -442,9 +437,9 @@ def test_the_notebook_on_the_embedded_model(
     """135M parameters with adapters that were not trained but drawn; numbers against PEFT's own."""
     from peft import LoraConfig, get_peft_model
 
-    from hialign.blocks import layers_of
-    from hialign.embedded import weights_sha256
-    from hialign.modules import target_modules
+    from hialign.engine.embedded import weights_sha256
+    from hialign.engine.modules import target_modules
+    from hialign.study.blocks import layers_of
 
     content = {"title": "Embedded", "models": ["embedded:smollm2-135m-instruct"], "judge": None}
     content |= {"blocks": BLOCKS, "responses": {"max_new_tokens": 12}}
@@ -467,7 +462,7 @@ def test_the_notebook_on_the_embedded_model(
             if "lora_B" in name:
                 torch.nn.init.normal_(values, std=0.02)
         tuned.save_pretrained(cell.folder / "adapter")
-    command = [sys.executable, "-m", "hialign.cli", "run", "explore", "-p", "study", str(file)]
+    command = [sys.executable, "-m", "hialign.run.cli", "run", "explore", "-p", "study", str(file)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=800)
     assert done.returncode == 0, done.stderr
     explorer = Explorer(study.cells()[0])
@@ -495,7 +490,7 @@ def test_the_default_question_of_the_template_is_published(
     published = paths.root() / "outputs" / "published"
     if not (published / "demo" / "study.yml").is_file():
         pytest.skip("the demo is not published here")
-    from hialign.templates import described
+    from hialign.run.templates import described
 
     defaults = {name: value for name, value, _ in described("explore")["parameters"]}
     monkeypatch.setenv("HIALIGN_OUTPUTS", str(published))

@@ -19,13 +19,13 @@ from hypothesis import strategies as st
 from pytest_httpserver import HTTPServer
 from werkzeug import Request, Response
 
-from hialign.errors import HialignError
-from hialign.files import read_jsonl
-from hialign.judge import judge
-from hialign.judge.api import OpenAIJudge
-from hialign.judge.parse import parse_scores
-from hialign.judge.rubric import DIMENSIONS, Rubric, load_rubric, messages, system_prompt
-from hialign.sections import JudgeSettings
+from hialign.judging.api import OpenAIJudge
+from hialign.judging.items import judge
+from hialign.judging.parse import parse_scores
+from hialign.records.files import read_jsonl
+from hialign.study.errors import HialignError
+from hialign.study.rubric import DIMENSIONS, Rubric, load_rubric, messages, system_prompt
+from hialign.study.settings import JudgeSettings
 
 KEY = "sk-secret-0123456789"
 Reply = Callable[[dict[str, Any]], "str | Response"]
@@ -65,7 +65,7 @@ def test_rubric_has_the_papers_dimensions_in_six_groups(rubric: Rubric) -> None:
 
 
 def test_sha256_follows_content_not_layout(tmp_path: Path, rubric: Rubric) -> None:
-    text = Path(__file__).parents[1] / "hialign/judge/rubric.yml"
+    text = Path(__file__).parents[1] / "hialign/study/rubric.yml"
     same, other = tmp_path / "same.yml", tmp_path / "other.yml"
     same.write_text("# a comment\n" + text.read_text())
     other.write_text(text.read_text().replace("new and original", "new"))
@@ -87,7 +87,7 @@ def test_sha256_follows_content_not_layout(tmp_path: Path, rubric: Rubric) -> No
 def test_a_wrong_rubric_is_refused_with_file_and_key(
     tmp_path: Path, change: tuple[str, str], told: str
 ) -> None:
-    source = Path(__file__).parents[1] / "hialign/judge/rubric.yml"
+    source = Path(__file__).parents[1] / "hialign/study/rubric.yml"
     path = tmp_path / "mine.yml"
     path.write_text(source.read_text().replace(*change, 1))
     with pytest.raises(HialignError, match=re.escape(told)) as error:
@@ -471,7 +471,7 @@ def test_a_web_page_is_no_answer(server: Server, path: Path) -> None:
 
 
 def test_no_server_stops_the_run(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys.modules["hialign.judge.api"], "TRANSPORT_RETRIES", 0)
+    monkeypatch.setattr(sys.modules["hialign.judging.api"], "TRANSPORT_RETRIES", 0)
     with pytest.raises(HialignError, match="cannot be reached"):
         judge(items(2), settings(base_url="http://127.0.0.1:9/v1"), path, progress=False)
 
@@ -554,7 +554,7 @@ def test_reuse_ends_where_anything_changes(server: Server, path: Path, tmp_path:
     changed = [*items(1), {"prompt_id": "p1", "prompt": "Question 1?", "response": "Other."}]
     run(server, path, 2)
     assert judge(changed, settings(server), path, progress=False)["reused"] == 1
-    source = Path(__file__).parents[1] / "hialign/judge/rubric.yml"
+    source = Path(__file__).parents[1] / "hialign/study/rubric.yml"
     mine = tmp_path / "mine.yml"
     mine.write_text(source.read_text().replace("new and original", "new"))
     assert run(server, path, 2, rubric=str(mine))["reused"] == 0

@@ -6,11 +6,11 @@ import pandas as pd
 import pytest
 from conftest import vouch
 
-from hialign.display import show
-from hialign.files import write_jsonl
-from hialign.judge import report
-from hialign.status import judgments_file
-from hialign.study import Study
+from hialign.records.files import write_jsonl
+from hialign.records.status import judgments_file
+from hialign.report import judge_tables
+from hialign.report.display import show
+from hialign.study.study import Study
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
 
 
 def test_usage_by_cell(study: Study) -> None:
-    base, mid = report.usage(study).to_dict("records")
+    base, mid = judge_tables.usage(study).to_dict("records")
     assert base["Strategy"] == "Base"
     assert pd.isna(base["Judged"])  # not run: missing, and no zero
     counts = ("Judged", "Failed", "Asked again", "Mended", "Shared", "Tokens in", "Tokens out")
@@ -41,16 +41,16 @@ def test_usage_by_cell(study: Study) -> None:
 
 
 def test_failures_are_listed_with_their_answers_escaped(study: Study) -> None:
-    [row] = report.failures(study).to_dict("records")
+    [row] = judge_tables.failures(study).to_dict("records")
     assert (row["Strategy"], row["Prompt"], row["Problem"]) == ("Mid-Align", "2", "no valid answer")
     assert row["Answer"].startswith("<script> xxx")
-    assert len(row["Answer"]) == report.LONGEST
-    assert "<script>" not in show(report.failures(study)).to_html()
+    assert len(row["Answer"]) == judge_tables.LONGEST
+    assert "<script>" not in show(judge_tables.failures(study)).to_html()
 
 
 def test_no_failures_and_no_judge(study: Study) -> None:
     judgments_file(study.cells()[1]).unlink()
-    assert report.failures(study)["Model"].tolist() == ["none"]
+    assert judge_tables.failures(study)["Model"].tolist() == ["none"]
     none = study.model_copy(update={"judge": None})
-    assert report.usage(none).empty
-    assert report.failures(none)["Model"].tolist() == ["none"]
+    assert judge_tables.usage(none).empty
+    assert judge_tables.failures(none)["Model"].tolist() == ["none"]

@@ -12,13 +12,13 @@ from judge_server import content_of, meant
 from pytest_httpserver import HTTPServer
 from werkzeug import Request, Response
 
-from hialign.errors import HialignError
-from hialign.files import read_jsonl, write_jsonl
-from hialign.judge.batch import judge_in_batches
-from hialign.judge.cells import judge
-from hialign.judge.cost import spent
-from hialign.status import judgments_file
-from hialign.study import Study
+from hialign.judging.batch import judge_in_batches
+from hialign.judging.cells import judge
+from hialign.judging.cost import spent
+from hialign.records.files import read_jsonl, write_jsonl
+from hialign.records.status import judgments_file
+from hialign.study.errors import HialignError
+from hialign.study.study import Study
 
 PRICES = {"input": 1.0, "output": 10.0}  # 1,000 + 600 tokens: 0.007 USD, 0.0035 in a batch
 
@@ -221,7 +221,7 @@ def test_resumes_from_any_state(
     provider: Provider, study: Study, monkeypatch: pytest.MonkeyPatch, at: str
 ) -> None:
     """Killed at `at`, started again: every judgment once, and no request twice."""
-    from hialign.judge import batch, ledger
+    from hialign.judging import batch, ledger
 
     provider.states = ["in_progress", "completed"]
     save, add, count = batch._Job.save, ledger.Ledger.add, {"save": 0, "add": 0}
@@ -319,7 +319,7 @@ def with_judge(study: Study, **changes: Any) -> Study:
 def test_many_requests_are_split(
     provider: Provider, study: Study, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from hialign.judge import batch
+    from hialign.judging import batch
 
     monkeypatch.setattr(batch, "MOST_REQUESTS", 3)
     assert batched(study)["judged"] == 8

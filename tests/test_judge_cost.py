@@ -5,15 +5,15 @@ from pathlib import Path
 import pytest
 from conftest import vouch
 
-from hialign import models
-from hialign.errors import HialignError
-from hialign.files import read_jsonl, write_jsonl
-from hialign.judge.cost import BYTES_PER_TOKEN, cost_of, estimate, spent
-from hialign.judge.ledger import key_of
-from hialign.judge.rubric import load_rubric, messages
-from hialign.sections import ModelSettings, Prices
-from hialign.status import judgments_file
-from hialign.study import Study, load_study
+from hialign.engine import models
+from hialign.judging.cost import BYTES_PER_TOKEN, cost_of, estimate, spent
+from hialign.judging.ledger import key_of
+from hialign.records.files import read_jsonl, write_jsonl
+from hialign.records.status import judgments_file
+from hialign.study.errors import HialignError
+from hialign.study.rubric import load_rubric, messages
+from hialign.study.settings import ModelSettings, Prices
+from hialign.study.study import Study, load_study
 
 PRICES = {"input": 1.2, "output": 6.0, "cached_input": 0.2}
 
@@ -108,8 +108,8 @@ def test_bytes_per_token_as_a_real_tokenizer_counts(embedded_model_dir: Path) ->
     """The prompts of the built-in set, which is English, with answers as long as real ones."""
     tokenizer = models.load_tokenizer(ModelSettings(source=str(embedded_model_dir)))
     study = load_study("demo")
-    from hialign.formats import transcript
-    from hialign.preferences import load_pairs
+    from hialign.preferences.formats import transcript
+    from hialign.preferences.pairs import load_pairs
 
     rubric, size, tokens = load_rubric(), 0, 0
     for pair in load_pairs(study.preferences).train:

@@ -15,13 +15,13 @@ import pytest
 from judge_server import INVALID, KINDS, ODD, TRANSPORT, Running, meant
 from pydantic import ValidationError
 
-from hialign.errors import HialignError
-from hialign.files import read_jsonl
-from hialign.judge import judge
-from hialign.judge.ledger import Ledger, lines
-from hialign.judge.limits import Budget, Pace
-from hialign.judge.rubric import DIMENSIONS
-from hialign.sections import JudgeSettings
+from hialign.judging.items import judge
+from hialign.judging.ledger import Ledger, lines
+from hialign.judging.limits import Budget, Pace
+from hialign.records.files import read_jsonl
+from hialign.study.errors import HialignError
+from hialign.study.rubric import DIMENSIONS
+from hialign.study.settings import JudgeSettings
 
 
 def items(n: int) -> list[dict[str, Any]]:
@@ -105,8 +105,8 @@ CLIENT = """
     from pathlib import Path
     sys.path.insert(0, {tests!r})
     from test_judge_faults import items
-    from hialign.judge import judge
-    from hialign.study import JudgeSettings
+    from hialign.judging.items import judge
+    from hialign.study.study import JudgeSettings
     s = JudgeSettings(model="judge", name="tester", base_url={url!r}, concurrency=8, attempts=8)
     judge(items({n}), s, Path({path!r}), progress=False)
 """

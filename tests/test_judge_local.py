@@ -16,15 +16,16 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from hialign import model_files, models
-from hialign.errors import HialignError
-from hialign.files import read_jsonl
-from hialign.judge import judge
-from hialign.judge.agreement import agreement_of, published
-from hialign.judge.injection import load_attacks, variants
-from hialign.judge.local import LocalJudge
-from hialign.judge.rubric import DIMENSIONS, Rubric, load_rubric
-from hialign.sections import JudgeSettings
+from hialign.engine import models
+from hialign.judging.items import judge
+from hialign.judging.local import LocalJudge
+from hialign.judging.validation.injection import load_attacks, variants
+from hialign.records.agreement import agreement_of, published
+from hialign.records.files import read_jsonl
+from hialign.study import model_files
+from hialign.study.errors import HialignError
+from hialign.study.rubric import DIMENSIONS, Rubric, load_rubric
+from hialign.study.settings import JudgeSettings
 
 CHAT = (
     "{% for m in messages %}<s>{{ m.role }}: {{ m.content }}</s>{% endfor %}"
@@ -134,7 +135,7 @@ def test_the_fixed_part_is_forwarded_once(rubric: Rubric) -> None:
 
 
 def test_more_dimensions_than_a_batch_holds(rubric: Rubric, monkeypatch: Any) -> None:
-    monkeypatch.setattr(sys.modules["hialign.judge.local"], "BATCH", 5)
+    monkeypatch.setattr(sys.modules["hialign.judging.local"], "BATCH", 5)
     local = LocalJudge(model(), tokenizer(), rubric, "tiny")
     expected = local.score(*TEXTS[0])["scores"]
     local._takes_any_mask = lambda: False  # type: ignore[method-assign]

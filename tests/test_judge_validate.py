@@ -19,21 +19,30 @@ from pytest_httpserver import HTTPServer
 from typer.testing import CliRunner
 from werkzeug import Request, Response
 
-from hialign import paths, show
-from hialign.cli import app
-from hialign.errors import HialignError
-from hialign.files import read_json, write_json, write_jsonl
-from hialign.judge import injection, report
-from hialign.judge.agreement import OTHERS, agreement_of, measured, publish, published, report_path
-from hialign.judge.length import by_length
-from hialign.judge.parse import parse_scores
-from hialign.judge.people import agreement, from_preferences, rows
-from hialign.judge.reliability import ALL, alpha, interval, reliability
-from hialign.judge.rubric import DIMENSIONS, Rubric, load_rubric, messages
-from hialign.judge.validate import Sizes, validate, validate_study
-from hialign.llmbar import load_llmbar
-from hialign.sections import JudgeSettings
-from hialign.study import Study, load_study
+from hialign.judging.parse import parse_scores
+from hialign.judging.validation import injection
+from hialign.judging.validation.length import by_length
+from hialign.judging.validation.people import agreement, from_preferences, rows
+from hialign.judging.validation.reliability import ALL, alpha, interval, reliability
+from hialign.judging.validation.validate import Sizes, validate, validate_study
+from hialign.preferences.llmbar import load_llmbar
+from hialign.records.agreement import (
+    OTHERS,
+    agreement_of,
+    measured,
+    publish,
+    published,
+    report_path,
+)
+from hialign.records.files import read_json, write_json, write_jsonl
+from hialign.report import judge_tables
+from hialign.run import show
+from hialign.run.cli import app
+from hialign.study import paths
+from hialign.study.errors import HialignError
+from hialign.study.rubric import DIMENSIONS, Rubric, load_rubric, messages
+from hialign.study.settings import JudgeSettings
+from hialign.study.study import Study, load_study
 
 SMALL = Sizes(llmbar=None, preferences=None, again=12, attacked=6, resamples=200)
 
@@ -489,7 +498,7 @@ def test_the_command_validates_a_studys_judge(
     assert found["preferences"]["rows"][0]["n"] == 3
     assert found["preferences"]["source"] == "pairs.jsonl"
     assert found["command"] == ("hialign judge tiny --validate --llmbar LLMBAR --limit 3")
-    assert list(report.preferences(study)["Pairs"]) == [3, 3]
+    assert list(judge_tables.preferences(study)["Pairs"]) == [3, 3]
     assert "Please" not in report_path(study).read_text()  # figures alone, no texts
 
 
@@ -530,8 +539,8 @@ def test_what_is_missing_is_said(
 def test_other_judgments_of_the_same_responses_are_compared(
     fake: Fake, outputs: Path, tiny_study: Callable[..., Path]
 ) -> None:
-    from hialign.judge.cells import judge as judge_cell
-    from hialign.judge.cells import same_responses
+    from hialign.judging.cells import judge as judge_cell
+    from hialign.judging.cells import same_responses
 
     fake.opinion = lambda response, body: 2 + len(response) % 3
     study = load_study(study_of(tiny_study, fake))
@@ -552,7 +561,7 @@ def test_other_judgments_of_the_same_responses_are_compared(
 def test_a_cells_scores_carry_the_judge_and_its_agreement(
     fake: Fake, outputs: Path, tiny_study: Callable[..., Path]
 ) -> None:
-    from hialign.judge.cells import judge as judge_cell
+    from hialign.judging.cells import judge as judge_cell
 
     named = judge_of(fake, name="<fake>").model_dump(exclude={"revision", "rubric"})
     study = load_study(tiny_study(judge=named))
@@ -584,7 +593,12 @@ def test_reports_are_kept_for_one_judge_and_rubric(tmp_path: Path) -> None:
     assert published(tmp_path / "none.json") == []
 
 
-TABLES = (report.preferences, report.reliability, report.length, report.injection)
+TABLES = (
+    judge_tables.preferences,
+    judge_tables.reliability,
+    judge_tables.length,
+    judge_tables.injection,
+)
 
 
 @pytest.mark.parametrize("table", TABLES, ids=lambda f: f.__name__)
@@ -596,16 +610,16 @@ def test_tables_of_a_judge_that_was_not_measured(
         assert shown.iloc[0, 0] == "not measured"
         assert shown.isna().sum(axis=1)[0] == len(shown.columns) - 1
         assert "nan" not in shown._repr_html_().lower()
-        made = report.made(load_study(study))
+        made = judge_tables.made(load_study(study))
         assert made["Measured on"][0] == "not measured"
         assert made["Command"][0].endswith(" --validate")
-        assert report.gains(load_study(study)) == "not measured"
+        assert judge_tables.gains(load_study(study)) == "not measured"
 
 
 def test_own_figures_go_before_shipped_ones_and_only_for_this_rubric(
     fake: Fake, outputs: Path, tiny_study: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from hialign.judge import agreement as known
+    from hialign.records import agreement as known
 
     study: Study = load_study(study_of(tiny_study, fake))
     sha = load_rubric().sha256
@@ -626,22 +640,22 @@ def test_tables_and_figure_of_a_report(
     study = load_study(study_of(tiny_study, fake))
     validate_study(study, str(benchmark), limit=4)
     found = measured(study) or {}
-    shown = report.injection(study)
+    shown = judge_tables.injection(study)
     row = shown[shown["Attack"] == "threat"].iloc[0]
     assert (row["Overall"], row["Minus control"], row["Raised"], row["Failed"]) == (0, 0, 0, 0)
     controls = shown[shown["Attack"].str.startswith("control-")]
     assert len(controls) == 6
     assert controls["Minus control"].isna().all()
     assert len(shown) == len(found["injection"]["rows"])
-    both = report.reliability(study)
+    both = judge_tables.reliability(study)
     assert list(both["Dimension"]) == [*DIMENSIONS, ALL]
-    lengths = report.length(study)
+    lengths = judge_tables.length(study)
     assert list(lengths["Responses of"]) == ["LLMBar"] * 5 + ["pairs.jsonl"] * 5
     assert list(lengths["Responses"].dropna()) == [32, 8]
-    figure = report.injection_figure(study)
+    figure = judge_tables.injection_figure(study)
     labels = [tick.get_text() for tick in figure.axes[0].get_yticklabels()]
     assert labels == [attack.id for attack in ATTACKS]
     assert "fake" in figure.get_suptitle()
-    taken = report.made(study).iloc[0]
+    taken = judge_tables.made(study).iloc[0]
     assert (taken["Command"], taken["Judgments"]) == (found["command"], found["costs"]["calls"])
-    assert report.gains(study).startswith("0 of 15 attacks raise")
+    assert judge_tables.gains(study).startswith("0 of 15 attacks raise")

@@ -9,10 +9,10 @@ from scipy import stats
 from statsmodels.stats.multitest import multipletests
 from test_tables import EFFECT, ends, make_study, row_of, scores_of, write_all, write_judgments
 
-from hialign import facts, findings, judged, paper
-from hialign.files import read_json
-from hialign.judge.rubric import DIMENSIONS
-from hialign.study import Study
+from hialign.records.files import read_json
+from hialign.report import facts, paper, score_tables, sentences
+from hialign.study.rubric import DIMENSIONS
+from hialign.study.study import Study
 
 TRAINED = [block for block in EFFECT if block != "base"]
 
@@ -34,7 +34,7 @@ def changes(study: Study, block: str, reference: str, dimension: str = "Overall"
 
 
 def test_comparisons_against_scipy_and_statsmodels(large: Study) -> None:
-    table = judged.comparisons(large)
+    table = score_tables.comparisons(large)
     assert len(table) == 7  # four against Base, three against Full-DPO
     pairs = [(b, "base") for b in TRAINED] + [(b, "full") for b in TRAINED if b != "full"]
     p = []
@@ -61,13 +61,13 @@ def test_comparisons_against_scipy_and_statsmodels(large: Study) -> None:
 def test_a_margin_that_nothing_can_miss_makes_all_not_inferior(outputs: Path) -> None:
     study = make_study(analysis={"margin": 3})
     write_all(study, prompts=20)
-    against_full = judged.comparisons(study).query("Against == 'Full-DPO'")
+    against_full = score_tables.comparisons(study).query("Against == 'Full-DPO'")
     assert set(against_full.Verdict) <= {"not inferior", "worse, within the margin"}
     assert set(against_full["p, inferior (Holm)"]) == {"< 0.001"}
 
 
 def test_rank_ranges_hold_the_rank_and_are_those_of_the_tests(large: Study) -> None:
-    table = judged.table2(large)
+    table = score_tables.table2(large)
     order = table["Mean Overall"].rank(ascending=False)
     for rank, text in zip(order, table["Rank range"], strict=True):
         first, last = (int(part) for part in (text.split("–") * 2)[:2])
@@ -76,7 +76,7 @@ def test_rank_ranges_hold_the_rank_and_are_those_of_the_tests(large: Study) -> N
 
 
 def test_dimensions_are_one_family_of_sixty(large: Study) -> None:
-    table = judged.dimensions(large)
+    table = score_tables.dimensions(large)
     assert len(table) == 60
     assert "Overall" not in set(table.Dimension)
     p = []
@@ -93,7 +93,7 @@ def test_dimensions_are_one_family_of_sixty(large: Study) -> None:
 
 
 def test_alignment_tax_is_the_smaller_of_gain_and_loss(large: Study) -> None:
-    table = judged.alignment_tax(large)
+    table = score_tables.alignment_tax(large)
     for block, row in zip(TRAINED, table.to_dict("records"), strict=True):
         gain = changes(large, block, "base", "GrammarFluency").mean()
         loss = -changes(large, block, "base", "CoherenceLogic").mean()
@@ -104,7 +104,7 @@ def test_alignment_tax_is_the_smaller_of_gain_and_loss(large: Study) -> None:
 
 
 def test_power_has_each_difference_of_the_paper(large: Study) -> None:
-    table = judged.power(large)
+    table = score_tables.power(large)
     assert len(table) == len(paper.differences()) == 9
     row = row_of(table, Strategy="Mid-Align", Against="Full-DPO", Model="all")
     std = changes(large, "mid", "full").groupby("prompt_id").mean().std()
@@ -133,7 +133,7 @@ def test_paper_differences_by_hand() -> None:
 def test_beside_paper_has_every_number_and_its_interval(outputs: Path) -> None:
     study = make_study([{"source": "Qwen/Qwen2.5-7B"}])
     write_all(study, prompts=60)
-    table = judged.beside_paper(study)
+    table = score_tables.beside_paper(study)
     assert len(table) == 5 + 5 + 10 + 9
     row = row_of(table, Number="mean, Mid-Align")
     ours = scores_of(study, "mid").score
@@ -161,14 +161,17 @@ def test_no_effect_gives_no_finding(outputs: Path) -> None:
     assert " above " not in text
     assert " below " not in text
     assert "No difference is found" in text
-    assert set(judged.comparisons(study).Verdict) == {"cannot tell", "not inferior"}  # and rightly
-    assert set(judged.comparisons(study)["p (Holm)"]) == {"1.000"}
-    assert set(judged.table2(study)["Rank range"]) == {"1–5"}
+    assert set(score_tables.comparisons(study).Verdict) == {
+        "cannot tell",
+        "not inferior",
+    }  # and rightly
+    assert set(score_tables.comparisons(study)["p (Holm)"]) == {"1.000"}
+    assert set(score_tables.table2(study)["Rank range"]) == {"1–5"}
 
 
 def test_sentences_say_what_the_tests_found(large: Study) -> None:
     told = facts.facts(large)
-    table = judged.comparisons(large)
+    table = score_tables.comparisons(large)
     for row in table.to_dict("records"):
         side = {"better": "above", "worse": "below"}.get(row["Verdict"])
         phrase = f"{row['Strategy']} ({row['Difference']:+.3f}".replace("-0", "−0")
@@ -181,15 +184,15 @@ def test_sentences_say_what_the_tests_found(large: Study) -> None:
 
 def test_sentences_of_a_study_without_scores(outputs: Path) -> None:
     study = make_study()
-    assert findings.overall_finding(study).startswith("Too few")
-    assert "not been measured" in findings.tax_finding(study)
+    assert sentences.overall_finding(study).startswith("Too few")
+    assert "not been measured" in sentences.tax_finding(study)
     nothing = facts.facts(make_study(judge=None))
     assert nothing["tax_finding"] == "not measured"
 
 
 def test_tables_are_reachable_where_the_papers_are() -> None:
-    assert judged.table2 is judged.table2
-    assert judged.table3 is judged.table3
+    assert score_tables.table2 is score_tables.table2
+    assert score_tables.table3 is score_tables.table3
 
 
 def test_what_the_paper_and_a_study_share() -> None:
@@ -205,7 +208,7 @@ def test_what_the_paper_and_a_study_share() -> None:
 
 
 def test_the_simulated_studies_are_told_as_they_were_recorded() -> None:
-    from hialign import paths
+    from hialign.study import paths
 
     content = read_json(paths.root() / "benchmarks" / "results" / "null_studies.json")
     null = content["scenarios"]["null, 100 prompts, 1 models"]

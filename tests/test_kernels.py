@@ -9,7 +9,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from hialign.kernels import Kernel
+from hialign.book.kernels import Kernel
 
 WHERE = (
     "from ipykernel.kernelapp import IPKernelApp; k = IPKernelApp.instance(); "
@@ -45,7 +45,7 @@ def test_the_books_pages_run_in_them(tmp_path: Path) -> None:
     """jupyter-cache has no setting for the kernel's class: what we replace there has to be used."""
     script = f"""
 import nbformat
-from hialign.kernels import build_book
+from hialign.book.kernels import build_book
 from jupyter_book.cli import main as cli
 from jupyter_cache.executors.utils import single_nb_execution
 

@@ -12,15 +12,16 @@ from conftest import made_pairs, messages, stock_trainer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hialign import HialignError, dropout, load_model
-from hialign.decoder import Decoder, Layout, pair_log_probs, unpackable
-from hialign.formats import to_pair
-from hialign.logprobs import log_probs, response_logits
-from hialign.model_files import RANDOM_FAMILIES
-from hialign.packing import pack
-from hialign.reference import Reference
-from hialign.sections import TrainingSettings
-from hialign.tokens import Tokens, token_pairs, tokenize_pair
+from hialign import HialignError, load_model
+from hialign.engine import dropout
+from hialign.engine.decoder import Decoder, Layout, pair_log_probs, unpackable
+from hialign.engine.logprobs import log_probs, response_logits
+from hialign.engine.packing import pack
+from hialign.engine.reference import Reference
+from hialign.engine.tokens import Tokens, token_pairs, tokenize_pair
+from hialign.preferences.formats import to_pair
+from hialign.study.model_files import RANDOM_FAMILIES
+from hialign.study.settings import TrainingSettings
 
 WEIGHTS = {"weights_sha256": "0" * 64}
 # Prompt, prompt and a bit of the response, nearly all and all of most pairs: in tokens (= bytes)

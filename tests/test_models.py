@@ -13,11 +13,13 @@ from typing import Any
 
 import pytest
 
-from hialign import HialignError, embedded, load_model, paths
-from hialign.embedded import embedded_folder, random_folder, weights_sha256
-from hialign.model_files import RANDOM_FAMILIES, model_files
-from hialign.models import PLAIN_CHAT_TEMPLATE, depth_of, identity, load_tokenizer, locate
-from hialign.sections import ModelSettings
+from hialign import HialignError, load_model
+from hialign.engine import embedded
+from hialign.engine.embedded import embedded_folder, random_folder, weights_sha256
+from hialign.engine.models import PLAIN_CHAT_TEMPLATE, depth_of, identity, load_tokenizer, locate
+from hialign.study import paths
+from hialign.study.model_files import RANDOM_FAMILIES, model_files
+from hialign.study.settings import ModelSettings
 
 CONVERSATION = [
     {"role": "user", "content": "What is rain?"},
@@ -85,7 +87,7 @@ def test_an_unknown_random_model_is_refused(name: str) -> None:
 
 
 def test_many_at_once_get_the_same_whole_model(empty_cache: Path) -> None:
-    code = "from hialign.models import random_folder as f; print(f('llama:3'))"
+    code = "from hialign.engine.models import random_folder as f; print(f('llama:3'))"
     run = [sys.executable, "-c", code]
 
     def ask(_: int) -> str:
@@ -461,7 +463,7 @@ def test_a_hub_that_answers_is_asked(
     """Whatever it answers to the first question: the hub's client knows what to make of it."""
     from huggingface_hub import constants
 
-    from hialign.model_checks import loading
+    from hialign.engine.model_checks import loading
 
     httpserver.expect_request("/").respond_with_data("", status=status)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
@@ -480,8 +482,8 @@ def test_a_hub_that_refuses_the_connection(tmp_path: Path) -> None:
     cache is loaded all the same."""
     code = (
         "from hialign import load_model, HialignError\n"
-        "from hialign.models import depth_of, identity\n"
-        "from hialign.study import ModelSettings\n"
+        "from hialign.engine.models import depth_of, identity\n"
+        "from hialign.study.study import ModelSettings\n"
         "for name in ('no-such-model', 'cached'):\n"
         "    settings = ModelSettings(source=f'hialign-tests/{name}')\n"
         "    try:\n"
@@ -629,8 +631,8 @@ def test_the_files_of_what_is_not_there_are_not_made(empty_cache: Path, source: 
 def test_the_files_of_a_made_model_are_found_without_torch(empty_cache: Path) -> None:
     folder = random_folder("llama:3")
     code = (
-        "import sys; from hialign.models import model_files; "
-        "from hialign.study import ModelSettings; "
+        "import sys; from hialign.study.model_files import model_files; "
+        "from hialign.study.settings import ModelSettings; "
         "print(*(f.name for f in model_files(ModelSettings(source='random:llama:3')))); "
         "assert not {'torch', 'transformers', 'safetensors', 'huggingface_hub'} & set(sys.modules)"
     )
@@ -680,7 +682,7 @@ def test_two_processes_convert_the_embedded_model_once(
 ) -> None:
     """The first use of it on a machine, by two at once: both get the same whole folder."""
     code = (
-        "from hialign.models import embedded_folder as f\n"
+        "from hialign.engine.models import embedded_folder as f\n"
         "from transformers import AutoModelForCausalLM as M\n"
         "folder = f('smollm2-135m-instruct')\n"
         "M.from_pretrained(folder, use_safetensors=True); print(folder)"

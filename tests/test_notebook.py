@@ -10,13 +10,14 @@ from typing import Any
 import nbformat
 import pytest
 
-from hialign import notebook, parameters, paths, workflow
-from hialign.errors import HialignError
-from hialign.study import STAGES
+from hialign.run import notebook, parameters, workflow
+from hialign.study import paths
+from hialign.study.errors import HialignError
+from hialign.study.study import STAGES
 
 
 def run_cli(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "hialign.cli", *arguments]
+    command = [sys.executable, "-m", "hialign.run.cli", *arguments]
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=600)
 
 

@@ -8,11 +8,12 @@ import pytest
 from conftest import made_pairs, messages, stock_trainer
 from test_dpo import BASE, BLOCKS, adapter_in, relative, stay_together
 
-from hialign import dpo, layers_of, load_model
-from hialign.models import identity
-from hialign.modules import target_modules
-from hialign.sections import ModelSettings, TrainingSettings
-from hialign.trainer import LOGGED
+from hialign import layers_of, load_model
+from hialign.engine import dpo
+from hialign.engine.models import identity
+from hialign.engine.modules import target_modules
+from hialign.engine.trainer import LOGGED
+from hialign.study.settings import ModelSettings, TrainingSettings
 
 FAMILIES = ("llama", "qwen2", "qwen3", "mistral", "gemma3_text", "phi3", "olmo2")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from hialign import paths
+from hialign.study import paths
 
 ROOT = paths.root()
 pytestmark = pytest.mark.skipif(
@@ -64,7 +64,7 @@ def test_extras_that_the_readme_names_exist() -> None:
 
 
 def test_the_readme_names_real_files_and_commands() -> None:
-    from hialign.cli import app
+    from hialign.run.cli import app
 
     text = (ROOT / "README.md").read_text()
     for folder in re.findall(r"^\| `([a-z]+)/`", text, re.MULTILINE):

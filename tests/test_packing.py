@@ -4,9 +4,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hialign.logprobs import TokenPair
-from hialign.packing import pack, plan
-from hialign.tokens import Tokens
+from hialign.engine.packing import pack, plan
+from hialign.engine.tokens import TokenPair, Tokens
 
 
 @st.composite
@@ -31,7 +30,7 @@ def test_each_scored_position_predicts_its_own_sequences_token(
     """What a position has seen, by the attention rule, is exactly its sequence up to there."""
     import torch
 
-    from hialign.decoder import Layout
+    from hialign.engine.decoder import Layout
 
     packed = pack(given_pairs)
     layout = Layout(packed, torch.device("cpu"))
@@ -81,7 +80,7 @@ def test_attention_by_pair_is_attention_under_the_rule(
     import torch
     import torch.nn.functional as F
 
-    from hialign.decoder import Layout
+    from hialign.engine.decoder import Layout
 
     layout = Layout(pack(given_pairs), torch.device("cpu"))
     n = len(layout.pack)

@@ -8,10 +8,12 @@ import nbformat
 import pytest
 from simulated import simulate
 
-from hialign import execution, markup, page_sources, pages, paths
-from hialign.files import read_json, write_json, write_jsonl
-from hialign.status import failed_notebook, judgments_file
-from hialign.study import Study
+from hialign.book import markup, pages, sources
+from hialign.records.files import read_json, write_json, write_jsonl
+from hialign.records.status import failed_notebook, judgments_file
+from hialign.report import run_tables
+from hialign.study import paths
+from hialign.study.study import Study
 
 EVIL = "<script>x</script> {glue}`a` $x$ `b` **c** [d](javascript:1) <!-- e --> ```{raw} html\n# f"
 
@@ -57,7 +59,7 @@ def test_a_raw_part_cannot_be_closed_from_inside() -> None:
 
 def test_each_exhibit_gets_its_source_and_nothing_else_changes(study: Study) -> None:
     page = (paths.book_source() / "methodology.md").read_text()
-    found = page_sources.with_sources(page, study)
+    found = sources.with_sources(page, study)
     assert found.count('<details class="source">') == page.count("book.show(") > 0
     without = re.sub(
         r"\n```\{raw\} html\n<details class=\"source\">.*?```\n\n", "", found, flags=re.S
@@ -108,9 +110,9 @@ def test_a_failed_stage_is_shown_as_failed(study: Study, tmp_path: Path) -> None
     assert "&lt;script&gt;x&lt;/script&gt;" in text
     assert "<script>" not in text
     assert "What was trained" not in text
-    table = execution.failures(study)
+    table = run_tables.failures(study)
     assert table.Error[0].startswith("train: HialignError: <script>")
-    totals = execution.totals(study).set_index("Stage")
+    totals = run_tables.totals(study).set_index("Stage")
     assert totals.Failed["train"] == 1
     assert totals.Done["train"] == 1
 
@@ -121,23 +123,23 @@ def test_hours_and_cost_add_up(outputs: Path) -> None:
     study = study.model_copy(update={"judge": type(study.judge)(**judge)})  # type: ignore[misc]
     simulate(study, prompts=4, steps=10)
     # Base's manifest has 60 s, Mid's 60 s and 0 shared; three more stages of 900 s each, twice
-    assert execution.hours(study) == pytest.approx((2 * 60 + 6 * 900) / 3600)
-    assert execution.probes(study).columns.tolist() == ["Model", "Probe"]
+    assert run_tables.hours(study) == pytest.approx((2 * 60 + 6 * 900) / 3600)
+    assert run_tables.probes(study).columns.tolist() == ["Model", "Probe"]
     probed = Study(**study.model_dump() | {"probes": {"weights": {"tuned": "mid"}}})
     file = paths.probe_record("costs", probed.models[0].name, "sweep")
     write_json(file, {"seconds": 7200, "peak_memory_bytes": 2**30})
-    table = execution.probes(probed).set_index("Probe")
+    table = run_tables.probes(probed).set_index("Probe")
     assert table.loc["sweep", ["Minutes", "Peak memory (GiB)", "Status"]].tolist() == [
         *(pytest.approx(float("nan"), nan_ok=True),) * 2,
         "stale",
     ]
     assert table.Status["weights"] == "missing"
-    assert execution.hours(probed) == pytest.approx((2 * 60 + 6 * 900) / 3600)
-    assert execution.cost(study) == pytest.approx(8 * 0.006)
+    assert run_tables.hours(probed) == pytest.approx((2 * 60 + 6 * 900) / 3600)
+    assert run_tables.cost(study) == pytest.approx(8 * 0.006)
     file = judgments_file(study.cells()[0])
     rows = [json.loads(line) | {"shared": True} for line in file.read_text().splitlines()]
     write_jsonl(file, rows)  # paid for by another cell
-    assert execution.cost(study) == pytest.approx(4 * 0.006)
+    assert run_tables.cost(study) == pytest.approx(4 * 0.006)
 
 
 def test_an_executed_notebook_keeps_no_scripts_and_the_last_state_of_a_bar() -> None:

@@ -46,7 +46,7 @@ def test_table_4_is_an_even_split(paper: dict[str, Any]) -> None:
 
 
 def test_table_4_agrees_with_our_partition(paper: dict[str, Any]) -> None:
-    from hialign.blocks import split_layers
+    from hialign.study.blocks import split_layers
 
     for row in paper["table_4"]["rows"]:
         blocks = split_layers(row["layers"])
@@ -65,7 +65,7 @@ def test_table_3_is_ranked(paper: dict[str, Any]) -> None:
 
 
 def test_strategies_are_named_alike(paper: dict[str, Any]) -> None:
-    from hialign.blocks import STRATEGIES
+    from hialign.study.blocks import STRATEGIES
 
     for table in ("table_1", "table_2", "table_3"):
         for row in paper[table]["rows"]:
@@ -85,7 +85,7 @@ def test_counts(paper: dict[str, Any]) -> None:
 
 
 def test_table_5_is_the_default_of_a_study(paper: dict[str, Any]) -> None:
-    from hialign.sections import TrainingSettings
+    from hialign.study.settings import TrainingSettings
 
     defaults = TrainingSettings().model_dump()
     for row in paper["table_5"]["rows"]:
@@ -99,7 +99,7 @@ def test_table_5_is_the_default_of_a_study(paper: dict[str, Any]) -> None:
 
 
 def test_table_6_is_the_rubric(paper: dict[str, Any]) -> None:
-    from hialign.judge.rubric import load_rubric
+    from hialign.study.rubric import load_rubric
 
     rubric = load_rubric()
     assert list(rubric.dimensions) == paper["table_6"]["dimensions"]

@@ -15,16 +15,18 @@ import pytest
 import torch
 from conftest import made_pairs, messages, write_study
 
-from hialign import load_model, load_study, paths
-from hialign.decoder import Decoder
-from hialign.errors import HialignError
-from hialign.models import identity, locate
-from hialign.probes import localized, low_rank, patched_runs, patching, regression
-from hialign.probes.patched_rows import rows
-from hialign.probes.patched_runs import DIRECTIONS, KINDS, Runs, Side, run_row
-from hialign.sections import ModelSettings
-from hialign.study import Cell
-from hialign.tokens import Tokens, tokenize_pair
+from hialign import load_model, load_study
+from hialign.engine.decoder import Decoder
+from hialign.engine.models import identity, locate
+from hialign.engine.tokens import Tokens, tokenize_pair
+from hialign.probes.patching import low_rank, recovery, regression, runs
+from hialign.probes.patching import probe as patching_probe
+from hialign.probes.patching.rows import rows
+from hialign.probes.patching.runs import DIRECTIONS, KINDS, Runs, Side, run_row
+from hialign.study import paths
+from hialign.study.errors import HialignError
+from hialign.study.settings import ModelSettings
+from hialign.study.study import Cell
 
 DEPTH = 6
 PLANTED = 3
@@ -177,7 +179,7 @@ def test_sublayers_that_do_not_add_up_are_refused(family: str) -> None:
     model, _ = load_model(f"random:{family}")
     row = next(rows(some_pairs(2), torch.device("cpu"), 200))
     with Decoder(model) as decoder, torch.inference_mode():
-        why = patched_runs.why_not_apart(Side(decoder).states(row.layout), family)
+        why = runs.why_not_apart(Side(decoder).states(row.layout), family)
     assert "do not add up" in why
     assert family in why
 
@@ -278,7 +280,7 @@ def test_a_recovery_is_a_weighted_mean_with_the_bootstraps_interval() -> None:
     draw = np.random.default_rng(3)
     donor, patched = draw.normal(2, 1, 60), draw.normal(1, 0.5, 60)
     receiver = np.zeros(60)
-    found = localized.recovery(patched, receiver, donor, list(range(60)), 4_000, 42)
+    found = recovery.recovery(patched, receiver, donor, list(range(60)), 4_000, 42)
     assert np.any(donor < 0)
     weighted = np.average(patched / donor, weights=np.abs(donor))
     assert found["estimate"] == pytest.approx(weighted)
@@ -292,18 +294,18 @@ def test_a_recovery_is_a_weighted_mean_with_the_bootstraps_interval() -> None:
     ).confidence_interval
     assert (found["low"], found["high"]) == pytest.approx((ends.low, ends.high), abs=0.02)
     # copies of a prompt's pairs are no new information
-    twice = localized.recovery(
+    twice = recovery.recovery(
         *(np.tile(x, 2) for x in (patched, receiver, donor)), [*range(60), *range(60)], 4_000, 42
     )
     assert (twice["low"], twice["high"]) == pytest.approx((found["low"], found["high"]))
     for size, nothing in ((1e-6, True), (1.0, False)):  # up here, down there: no mean, but a size
         values = draw.normal(0, size, 60)
-        apart = localized.difference(receiver, values, list(range(60)), 1_000, 42)
+        apart = recovery.difference(receiver, values, list(range(60)), 1_000, 42)
         assert apart["low"] < 0 < apart["high"]
         assert apart["size"] == pytest.approx(np.abs(values).mean())
-        why = localized.nothing_to_recover(apart, torch.float32)
+        why = recovery.nothing_to_recover(apart, torch.float32)
         assert bool(why) == nothing
-    assert localized.nothing_to_recover(apart | {"size": 0.05}, torch.bfloat16)
+    assert recovery.nothing_to_recover(apart | {"size": 0.05}, torch.bfloat16)
 
 
 # --- the record ----------------------------------------------------------------------------------
@@ -334,7 +336,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("planted")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HIALIGN_OUTPUTS", str(folder / "outputs"))
-        return patching.patching(cell_of(folder, saved(folder / "tuned", [PLANTED])))
+        return patching_probe.patching(cell_of(folder, saved(folder / "tuned", [PLANTED])))
 
 
 def test_the_planted_layer_is_found(found: dict[str, Any]) -> None:
@@ -395,7 +397,7 @@ def test_the_same_call_gives_the_same_and_a_killed_run_goes_on(
 ) -> None:
     cell = cell_of(tmp_path, saved(tmp_path / "tuned", [PLANTED]))
     path = paths.probe_record(cell.study.name, cell.model.name, "patching")
-    monkeypatch.setattr(patching, "ROW", 300)
+    monkeypatch.setattr(patching_probe, "ROW", 300)
     calls = []
 
     def dies(sides: Any, row: Any, kinds: Any, window: int) -> Any:
@@ -404,30 +406,30 @@ def test_the_same_call_gives_the_same_and_a_killed_run_goes_on(
             raise KeyboardInterrupt
         return run_row(sides, row, kinds, window)
 
-    monkeypatch.setattr(patching, "run_row", dies)
+    monkeypatch.setattr(patching_probe, "run_row", dies)
     with pytest.raises(KeyboardInterrupt):
-        patching.patching(cell)
-    again = patching.patching(cell)
+        patching_probe.patching(cell)
+    again = patching_probe.patching(cell)
     assert [calls.count(call) for call in calls[:3]] == [1, 1, 2]
     # a record that is lost before it was read again is made of its parts, and they go then
     path.unlink()
     made = len(calls)
-    assert patching.patching(cell) == again
+    assert patching_probe.patching(cell) == again
     assert len(calls) == made
-    assert patching.patching(cell) == again
+    assert patching_probe.patching(cell) == again
     assert not list(path.parent.glob(".patching-*"))
     assert benchmark().largest(found["unpatched"], again["unpatched"]) < 1e-3  # in other rows
     assert found["layer_scores"] == pytest.approx(again["layer_scores"], abs=1e-3)
     path.unlink()
-    third = patching.patching(cell)
+    third = patching_probe.patching(cell)
     for name in ("recovery", "margins", "lasso", "rank"):
         assert third[name] == again[name]
-    monkeypatch.setattr(patching, "both", None)  # nothing is run again
-    assert patching.patching(cell) == third
+    monkeypatch.setattr(patching_probe, "both", None)  # nothing is run again
+    assert patching_probe.patching(cell) == third
 
 
 def test_two_equal_models_yield_nothing(outputs: Path, tmp_path: Path) -> None:
-    found = patching.patching(cell_of(tmp_path, f"random:llama:{DEPTH}"))
+    found = patching_probe.patching(cell_of(tmp_path, f"random:llama:{DEPTH}"))
     json.dumps(found, allow_nan=False)
     assert "no difference to recover" in found["nothing"]
     assert found["layer_scores"] is None
@@ -464,7 +466,7 @@ def test_the_planted_layer_of_an_adapter_is_found_in_attention(
 ) -> None:
     cell = cell_of(tmp_path, "layers:2")
     plant_adapter(cell, "layers:2", 2)
-    found = patching.patching(cell)
+    found = patching_probe.patching(cell)
     assert found["tuned"] == {"name": "layers:2", "kind": "adapter", "outside": []}
     assert found["nothing"] is None
     assert int(np.argmax(found["layer_scores"])) == 2
@@ -492,21 +494,21 @@ def test_what_cannot_be_patched_is_refused(
     outputs: Path, tmp_path: Path, tuned: str, why: str
 ) -> None:
     with pytest.raises(HialignError, match=why):
-        patching.patching(cell_of(tmp_path, tuned))
+        patching_probe.patching(cell_of(tmp_path, tuned))
 
 
 def test_an_adapter_of_another_base_is_refused(outputs: Path, tmp_path: Path) -> None:
     cell = cell_of(tmp_path, "layers:2")
     plant_adapter(cell, "layers:2", 2, weights_sha256="another")
     with pytest.raises(HialignError, match="trained on other weights"):
-        patching.patching(cell)
+        patching_probe.patching(cell)
 
 
 def test_an_adapter_of_other_settings_is_refused(outputs: Path, tmp_path: Path) -> None:
     cell = cell_of(tmp_path, "layers:2")
     plant_adapter(cell, "layers:2", 2, fingerprint="another")
     with pytest.raises(HialignError, match="was made with other settings"):
-        patching.patching(cell)
+        patching_probe.patching(cell)
 
 
 def test_another_tokenizer_is_refused(outputs: Path, tmp_path: Path) -> None:
@@ -519,7 +521,7 @@ def test_another_tokenizer_is_refused(outputs: Path, tmp_path: Path) -> None:
     words["a"], words["b"] = words["b"], words["a"]
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
     with pytest.raises(HialignError, match="gives the pairs other tokens"):
-        patching.patching(cell_of(tmp_path, str(folder)))
+        patching_probe.patching(cell_of(tmp_path, str(folder)))
 
 
 @pytest.mark.parametrize(
@@ -534,12 +536,12 @@ def test_settings_out_of_bounds_are_refused(
     outputs: Path, tmp_path: Path, settings: dict[str, Any], why: str
 ) -> None:
     with pytest.raises(HialignError, match=why):
-        patching.patching(cell_of(tmp_path, f"random:llama:{DEPTH}", patching=settings))
+        patching_probe.patching(cell_of(tmp_path, f"random:llama:{DEPTH}", patching=settings))
 
 
 def test_too_few_pairs_are_flagged(outputs: Path, tmp_path: Path) -> None:
     tuned = saved(tmp_path / "tuned", [PLANTED])
-    found = patching.patching(cell_of(tmp_path, tuned, pairs=3, patching={"patched": 3}))
+    found = patching_probe.patching(cell_of(tmp_path, tuned, pairs=3, patching={"patched": 3}))
     assert "too few pairs for the regression" in found["lasso"]["reason"]
     assert found["rank"]["layers"] == []
     assert found["rank"]["reason"]

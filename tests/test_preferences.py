@@ -12,10 +12,11 @@ from conftest import made_pairs, write_lines
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hialign import HialignError, load_pairs, paths
-from hialign.formats import UnusablePair, parse_transcript, prompt_id, to_pair
-from hialign.preferences import Pairs
-from hialign.sections import PreferenceSettings
+from hialign import HialignError, load_pairs
+from hialign.preferences.formats import UnusablePair, parse_transcript, prompt_id, to_pair
+from hialign.preferences.pairs import Pairs
+from hialign.study import paths
+from hialign.study.settings import PreferenceSettings
 
 HELLO = [{"role": "user", "content": "Hello."}]
 GOOD = [{"role": "assistant", "content": "Good day."}]

@@ -11,14 +11,17 @@ import pytest
 from conftest import stock_trainer
 from scipy import stats
 
-from hialign import HialignError, load_model, load_study, paths
-from hialign.blocks import OBJECTIVES
-from hialign.formats import prompt_id
-from hialign.modules import target_modules
-from hialign.preferences import load_pairs
-from hialign.probes import common, estimates, matrix
-from hialign.study import Cell
-from hialign.tokens import tokenize_pair
+from hialign import HialignError, load_model, load_study
+from hialign.engine.modules import target_modules
+from hialign.engine.tokens import tokenize_pair
+from hialign.preferences.formats import prompt_id
+from hialign.preferences.pairs import load_pairs
+from hialign.probes import matrix
+from hialign.probes import pairs as probe_pairs
+from hialign.statistics import margins as margin_statistics
+from hialign.study import paths
+from hialign.study.blocks import OBJECTIVES
+from hialign.study.study import Cell
 
 SETTINGS = {"learning_rate": 0.01, "lora_rank": 4, "lora_dropout": 0.0, "max_length": 320}
 MATRIX = {"train": 2, "contrast_prompts": 2, "seeds": [7]}
@@ -200,7 +203,7 @@ def made(gain: Callable[[str, str, str], float], noise: float = 0.5, scale: Any 
     """Margins as if by training (24 prompts x 3 objectives, 3 seeds): `gain(set, block, tested)`."""
     rng = np.random.default_rng(0)
     pairs = [
-        common.ProbePair(f"{p}-{o}", o, f"prompt{p}", ((), ()))  # type: ignore[arg-type]
+        probe_pairs.ProbePair(f"{p}-{o}", o, f"prompt{p}", ((), ()))  # type: ignore[arg-type]
         for p in range(24)
         for o in OBJECTIVES
     ]
@@ -276,14 +279,14 @@ def test_a_block_that_moves_more_does_not_win_by_that() -> None:
 
 
 def test_one_seed_has_no_spread_and_one_prompt_no_test() -> None:
-    found = estimates.of_margins([[1.0, -1.0, 0.0]], ["a", "b", "c"], 200)
+    found = margin_statistics.of_margins([[1.0, -1.0, 0.0]], ["a", "b", "c"], 200)
     assert found["margin_seed_std"] is None
     assert found["accuracy"] == pytest.approx(0.5)
-    alone = estimates.paired([1.0, 2.0], [0.0, 0.0], ["a", "a"], 200)
+    alone = margin_statistics.paired([1.0, 2.0], [0.0, 0.0], ["a", "a"], 200)
     assert alone["difference"] == 1.5
     assert alone["difference_low"] is alone["p"] is None
     assert alone["reason"] == "one prompt alone"
     rows = [alone]
-    estimates.judge_family(rows)
+    margin_statistics.judge_family(rows)
     assert rows[0]["verdict"] == "cannot tell"
-    assert estimates.short([math.pi * 1e-5, -12345678.0]) == [3.14159e-05, -12345700.0]
+    assert margin_statistics.short([math.pi * 1e-5, -12345678.0]) == [3.14159e-05, -12345700.0]

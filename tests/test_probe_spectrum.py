@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from hialign import load_model
-from hialign.models import load_tokenizer
-from hialign.probes import spectrum
-from hialign.sections import ModelSettings
+from hialign.engine import spectrum
+from hialign.engine.models import load_tokenizer
+from hialign.study.settings import ModelSettings
 
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj"]
 LLAMA = ModelSettings(source="random:llama:6")

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from test_probe_matrix import planted
 from test_respond_evaluate import one_line
 
-from hialign import HialignError, evaluate, load_study, paths, respond, split_layers, train
+from hialign import HialignError, evaluate, load_study, respond, split_layers, train
 from hialign.probes import sweep
-from hialign.study import Cell
+from hialign.study import paths
+from hialign.study.study import Cell
 
 SETTINGS = {"learning_rate": 0.01, "lora_rank": 6, "lora_dropout": 0.0}
 PLANTED = SETTINGS | {"target_modules": ["q_proj", "k_proj"]}

@@ -9,9 +9,9 @@ from conftest import write_study
 from peft import PeftModel
 
 from hialign import HialignError, load_model, load_study, train
-from hialign.measures import scores_of
+from hialign.engine.measures import scores_of
 from hialign.probes.weights import norm_of, weights
-from hialign.study import Cell
+from hialign.study.study import Cell
 
 
 @pytest.fixture

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from hialign import HialignError, processes
+from hialign import HialignError
+from hialign.records import processes
 
 WAIT = 20.0  # seconds in which a process has to be seen to start or to end
 
@@ -32,7 +33,7 @@ def ended(pid: int) -> bool:
 SUPERVISOR = """
 import os, sys
 from pathlib import Path
-from hialign.processes import supervised
+from hialign.records.processes import supervised
 try:
     command = [sys.executable, "-u", "-c", {child!r}]
     print("code", supervised(command, os.environ, Path({scratch!r})), flush=True)
@@ -113,7 +114,7 @@ def test_a_job_ends_with_the_process_that_it_watches() -> None:
     names = os.environ | {
         processes.WATCHED: processes.watched().replace(str(os.getpid()), str(watched.pid))
     }
-    code = "from hialign.processes import end_with_watched as e; e(0.05); print('on', flush=True); import time; time.sleep(600)"
+    code = "from hialign.records.processes import end_with_watched as e; e(0.05); print('on', flush=True); import time; time.sleep(600)"
     job = python(code, env=names)
     assert job.stdout is not None
     assert job.stdout.readline() == "on\n"
@@ -133,7 +134,7 @@ def test_a_job_does_not_end_with_a_process_of_another_machine(
 HOLDER = """
 import sys, time
 from pathlib import Path
-from hialign.processes import locked
+from hialign.records.processes import locked
 with locked(Path(sys.argv[1]), "train: a model"):
     print("held", flush=True)
     time.sleep(600)

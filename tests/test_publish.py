@@ -10,11 +10,14 @@ import pytest
 import yaml
 from conftest import CANARY
 
-from hialign import book, load_study, paths, publish, site
-from hialign.errors import HialignError
-from hialign.files import read_json, write_json, write_jsonl
-from hialign.status import judgments_file, stage_manifest
-from hialign.study import PROBES, Study
+from hialign import load_study
+from hialign.book import build as book
+from hialign.book import publish, site
+from hialign.records.files import read_json, write_json, write_jsonl
+from hialign.records.status import judgments_file, stage_manifest
+from hialign.study import paths
+from hialign.study.errors import HialignError
+from hialign.study.study import PROBES, Study
 
 CELL_FILES = ("manifest.json", "manifest-respond.json", "evaluation.json")
 
@@ -87,8 +90,8 @@ def test_records_are_copied_and_nothing_else(finished: Study) -> None:
 
 
 def test_what_is_kept_of_other_adapters_is_not_published(finished: Study) -> None:
-    from hialign.explorations import Explorer
-    from hialign.kept_explorations import Answer, Exploration
+    from hialign.evaluation.explorer import Explorer
+    from hialign.records.explorations import Answer, Exploration
 
     explorer = Explorer(finished.cells()[0])
     same = {"decoding": explorer.decoding, "weights": {}, "answers": {}}
@@ -171,7 +174,7 @@ def test_responses_to_prompts_from_elsewhere_need_a_word(finished: Study) -> Non
 def test_the_command_says_where_and_how_much(finished: Study, tmp_path: Path) -> None:
     file = tmp_path / "made.yml"
     file.write_text(yaml.safe_dump(finished.model_dump(mode="json")))
-    command = [sys.executable, "-m", "hialign.cli", "publish", str(file)]
+    command = [sys.executable, "-m", "hialign.run.cli", "publish", str(file)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip().startswith(str(paths.published() / "made"))

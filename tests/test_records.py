@@ -14,11 +14,13 @@ from conftest import vouch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hialign import HialignError, environment, load_study, records
-from hialign.files import read_json, read_jsonl, whole_file, write_json, write_jsonl
-from hialign.judge.rubric import load_rubric
-from hialign.status import cell_status, failed_notebook, stage_manifest
-from hialign.study import STAGES, Cell, Study
+from hialign import HialignError, load_study, records
+from hialign.engine import environment
+from hialign.records import frames
+from hialign.records.files import read_json, read_jsonl, whole_file, write_json, write_jsonl
+from hialign.records.status import cell_status, failed_notebook, stage_manifest
+from hialign.study.rubric import load_rubric
+from hialign.study.study import STAGES, Cell, Study
 
 
 def hidden(folder: Path) -> list[str]:
@@ -175,10 +177,10 @@ def test_memory_is_in_bytes() -> None:
 # --- readers -------------------------------------------------------------------------------------
 
 COLUMNS = {
-    records.manifests: records.MANIFEST_COLUMNS,
-    records.training: records.STEP_COLUMNS,
-    records.evaluations: records.EVALUATION_COLUMNS,
-    records.divergences: records.DIVERGENCE_COLUMNS,
+    records.manifests: frames.MANIFEST_COLUMNS,
+    records.training: frames.STEP_COLUMNS,
+    records.evaluations: frames.EVALUATION_COLUMNS,
+    records.divergences: frames.DIVERGENCE_COLUMNS,
     records.responses: ["prompt_id", "prompt", "response", "tokens", "finish_reason"],
     records.judgments: ["judge", "prompt_id", "dimension", "score"],
 }
@@ -218,7 +220,7 @@ def test_a_study_without_a_judge_has_no_judgments(tiny_study: Callable[..., Path
     assert len(records.judgments(load_study(tiny_study(judge=None)))) == 0
 
 
-STEP = dict.fromkeys(records.STEP_COLUMNS, 0.5)
+STEP = dict.fromkeys(frames.STEP_COLUMNS, 0.5)
 
 
 def done(cell: Cell, stage: str, **content: Any) -> None:
@@ -335,4 +337,4 @@ def test_half_a_character_is_no_end_of_the_responses(tiny_study: Any, outputs: P
     write_jsonl(cell.folder / "responses.jsonl", [row | {"finish_reason": "stop"}])
     vouch(cell, "respond")
     assert records.responses(study)["response"].tolist() == ["half \ud83d"]
-    assert records.responses_of(cell)[0]["response"] == "half \ud83d"
+    assert frames.responses_of(cell)[0]["response"] == "half \ud83d"

@@ -11,13 +11,13 @@ import pytest
 from conftest import made_pairs, write_lines, write_study
 
 from hialign import HialignError, evaluate, load_model, load_study, respond, train
-from hialign.evaluate import _summary
-from hialign.files import read_json, read_jsonl, read_record, stamp, write_record
-from hialign.formats import transcript
-from hialign.preferences import load_pairs
-from hialign.status import cell_status, stage_manifest
-from hialign.study import Cell, Study
-from hialign.training import load_cell
+from hialign.engine.cells import load_cell
+from hialign.evaluation.evaluate import _summary
+from hialign.preferences.formats import transcript
+from hialign.preferences.pairs import load_pairs
+from hialign.records.files import read_json, read_jsonl, read_record, stamp, write_record
+from hialign.records.status import cell_status, stage_manifest
+from hialign.study.study import Cell, Study
 
 OBJECTIVES = ("grammar", "coherence", "factuality")
 
@@ -232,7 +232,7 @@ def test_sampling_uses_the_studys_settings_alone(
     """The model's own file says top_k 2, transformers' default is 50: a study knows no top_k."""
     cell = other("responses", temperature=100.0, prompts=1, max_new_tokens=1, batch_size=400)
     prompt = ran.pairs.prompts(1)
-    monkeypatch.setattr("hialign.preferences.Pairs.prompts", lambda *_: prompt * 400)
+    monkeypatch.setattr("hialign.preferences.pairs.Pairs.prompts", lambda *_: prompt * 400)
     respond(cell)
     found = answers(cell)
     assert len(found) == 400

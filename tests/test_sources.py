@@ -12,10 +12,11 @@ import pytest
 from conftest import made_pairs, write_lines
 from test_preferences import hh_rows, refused
 
-from hialign import HialignError, load_pairs, paths
-from hialign.pair_files import HH_TRANCHES, data_files
-from hialign.sections import PreferenceSettings
-from hialign.sources import check_source
+from hialign import HialignError, load_pairs
+from hialign.preferences.sources import check_source
+from hialign.study import paths
+from hialign.study.pair_files import HH_TRANCHES, data_files
+from hialign.study.settings import PreferenceSettings
 
 MESSAGES = [
     {
@@ -266,7 +267,7 @@ def test_the_files_of_a_source(tmp_path: Path) -> None:
     assert data_files(settings(tmp_path)) == [test, train]
     assert data_files(settings(tmp_path, subsets=["helpful-base"])) == [train]
     assert data_files(settings(train)) == [train]
-    assert data_files(settings("builtin")) == [paths.data() / "builtin.jsonl"]
+    assert data_files(settings("builtin")) == [paths.package() / "preferences" / "builtin.jsonl"]
     for nothing in ("Anthropic/hh-rlhf", tmp_path / "none.jsonl", "./none", tmp_path.parent / "no"):
         assert data_files(settings(nothing)) == []
 
@@ -274,7 +275,7 @@ def test_the_files_of_a_source(tmp_path: Path) -> None:
 def test_the_loader_reads_these_files_and_no_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from hialign import sources
+    from hialign.preferences import sources
 
     write_lines(tmp_path / "train.jsonl", hh_rows(8))
     write_lines(tmp_path / "more" / "test.jsonl", hh_rows(4, "B"))
@@ -292,12 +293,10 @@ def test_the_loader_reads_these_files_and_no_others(
 
 
 def test_asking_for_files_imports_nothing_heavy() -> None:
-    """Of its own: the package itself loads pandas for the records."""
     code = (
-        "import sys, types; sys.modules['hialign'] = hialign = types.ModuleType('hialign')\n"
-        f"hialign.__path__ = [{str(paths.package())!r}]\n"
-        "from hialign.sources import check_source, data_files\n"
-        "from hialign.study import PreferenceSettings\n"
+        "import sys\n"
+        "from hialign.preferences.sources import check_source, data_files\n"
+        "from hialign.study.settings import PreferenceSettings\n"
         "here = PreferenceSettings(source='builtin'); check_source(here); print(data_files(here))\n"
         "heavy = {'torch', 'datasets', 'numpy', 'pandas', 'pyarrow', 'huggingface_hub'}\n"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)"

@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 from statsmodels.stats.proportion import proportion_confint
 
-from hialign.statistics import (
+from hialign.statistics.intervals import (
     interval_of_difference,
     interval_text,
     mean_interval,

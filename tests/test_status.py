@@ -1,6 +1,6 @@
 """What a record says is what was run: every change is seen, and redone as in an empty folder.
 
-The stages run in this process, in the order in which `hialign.workflow` finds them; Snakemake takes
+The stages run in this process, in the order in which `hialign.run.workflow` finds them; Snakemake takes
 its decisions from the same states (tests/test_workflow.py).
 """
 
@@ -19,24 +19,13 @@ from conftest import write_lines, write_study
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hialign import (
-    HialignError,
-    chat,
-    evaluate,
-    files,
-    judge,
-    load_cell,
-    paths,
-    records,
-    respond,
-    train_together,
-    verify,
-)
-from hialign.embedded import random_folder
-from hialign.explorations import Explorer
+from hialign import HialignError, chat, evaluate, judge, load_cell, records, respond, train_together
+from hialign.book.publish import publish
+from hialign.engine.embedded import random_folder
+from hialign.evaluation.explorer import Explorer
 from hialign.probes.weights import weights
-from hialign.publish import publish
-from hialign.status import (
+from hialign.records import files, frames, verify
+from hialign.records.status import (
     DONE,
     cell_status,
     differences,
@@ -46,7 +35,8 @@ from hialign.status import (
     stage_manifest,
     state,
 )
-from hialign.study import Cell, Study, load_study
+from hialign.study import paths
+from hialign.study.study import Cell, Study, load_study
 
 # What two runs of the same settings need not share
 TIMES = (
@@ -501,6 +491,6 @@ def test_a_cell_is_asked_as_its_responses_were_made(copy: Path) -> None:
     run(study)
     cell = mid(study)
     loaded = load_cell(cell)
-    for row in records.responses_of(cell):
+    for row in frames.responses_of(cell):
         assert chat(cell, row["prompt"], loaded) == row["response"]
     assert chat(cell, [{"role": "user", "content": "Hello?"}]) == chat(cell, "Hello?", loaded)

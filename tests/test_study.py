@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 import yaml
 
-from hialign import HialignError, load_study, paths
-from hialign.sections import ModelSettings, PreferenceSettings, TrainingSettings, model_from
-from hialign.study import STAGES, Study, study_names
+from hialign import HialignError, load_study
+from hialign.study import paths
+from hialign.study.settings import ModelSettings, PreferenceSettings, TrainingSettings, model_from
+from hialign.study.study import STAGES, Study, study_names
 
 # Table 5, as printed in the paper. Precision is `auto`: bfloat16 on a GPU, as there.
 TABLE_5: dict[str, Any] = {
@@ -456,7 +457,7 @@ def test_text_is_read_and_printed_where_the_locale_is_ascii(
     ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     for name in ("smoke", str(path)):
         done = subprocess.run(
-            [sys.executable, "-m", "hialign.cli", "status", name],
+            [sys.executable, "-m", "hialign.run.cli", "status", name],
             capture_output=True,
             env=os.environ | ascii_only,
         )
@@ -538,7 +539,7 @@ def test_settings_are_plain_values(tiny_study: Callable[..., Path]) -> None:
 
 def test_importing_hialign_imports_no_torch() -> None:
     code = (
-        "import sys, hialign, hialign.study, hialign.blocks, hialign.records; "
+        "import sys, hialign, hialign.study.study, hialign.study.blocks, hialign.records.frames; "
         "print([m for m in ('torch', 'transformers', 'trl', 'peft', 'datasets') if m in sys.modules])"
     )
     run = [sys.executable, "-c", code]

@@ -10,13 +10,12 @@ import pandas as pd
 import pytest
 from conftest import vouch
 
-from hialign import display, judged, tables
-from hialign.blocks import layers_of
-from hialign.files import read_json, read_jsonl, write_json, write_jsonl
-from hialign.judge import report
-from hialign.judge.rubric import DIMENSIONS
-from hialign.status import stage_manifest
-from hialign.study import Cell, Study
+from hialign.records.files import read_json, read_jsonl, write_json, write_jsonl
+from hialign.records.status import stage_manifest
+from hialign.report import display, judge_tables, score_tables, tables
+from hialign.study.blocks import layers_of
+from hialign.study.rubric import DIMENSIONS
+from hialign.study.study import Cell, Study
 
 OBJECTIVES = ("all", "grammar", "coherence", "factuality")
 EFFECT = {"base": 0.0, "full": 0.3, "local": 0.2, "mid": 0.25, "global": 0.05}
@@ -30,7 +29,7 @@ def make_study(models: Iterable[Any] = ("small",), **settings: Any) -> Study:
 
 
 def write_training(cell: Cell, steps: int = 9, depth: int = 30, **changes: Any) -> None:
-    """`manifest.json` and `training.jsonl`, as hialign.dpo leaves them."""
+    """`manifest.json` and `training.jsonl`, as hialign.engine.dpo leaves them."""
     base = cell.block == "base"
     rng = np.random.default_rng([len(cell.model.name), len(cell.block)])
     drop = 0.35 + EFFECT.get(cell.block, 0.1)
@@ -76,7 +75,7 @@ def write_training(cell: Cell, steps: int = 9, depth: int = 30, **changes: Any) 
 
 
 def write_evaluation(cell: Cell, n: int = 72) -> None:
-    """`evaluation.json`, as hialign.evaluate leaves it."""
+    """`evaluation.json`, as hialign.evaluation.evaluate leaves it."""
     base, effect = cell.block == "base", EFFECT.get(cell.block, 0.1)
     shift = 0.01 * len(cell.model.name)
 
@@ -196,7 +195,7 @@ def test_table1() -> None:
 def test_table2_against_pandas_and_scipy(scored: Study) -> None:
     from scipy.stats import bootstrap
 
-    table = judged.table2(scored)
+    table = score_tables.table2(scored)
     assert list(table.Strategy) == ["Base", "Full-DPO", "Mid-Align"]
     base = scores_of(scored, "base")
     for block, strategy in (("base", "Base"), ("full", "Full-DPO"), ("mid", "Mid-Align")):
@@ -223,10 +222,10 @@ def test_table3_ranks_and_finds_the_papers_models(outputs: Path) -> None:
     study = make_study(models)
     for cell in study.cells():
         write_judgments(cell, prompts=6)
-    table = judged.table3(study)
+    table = score_tables.table3(study)
     assert list(table.Rank) == list(range(1, 11))
     assert table["Mean Overall"].is_monotonic_decreasing
-    everything = judged.table3(study, top=15)
+    everything = score_tables.table3(study, top=15)
     assert len(everything) == 15
     for row in everything.to_dict("records"):
         block = next(b for b in EFFECT if study.cell(None, b).strategy == row["Strategy"])
@@ -354,7 +353,7 @@ def measurement(**changes: Any) -> dict[str, Any]:
 
 
 def published(monkeypatch: pytest.MonkeyPatch, *measured: dict[str, Any]) -> None:
-    from hialign.judge import agreement
+    from hialign.records import agreement
 
     monkeypatch.setattr(agreement, "published", lambda path=None: list(measured))
 
@@ -362,11 +361,11 @@ def published(monkeypatch: pytest.MonkeyPatch, *measured: dict[str, Any]) -> Non
 def test_judge_agreement(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from statsmodels.stats.proportion import proportion_confint
 
-    from hialign.judge.rubric import load_rubric
+    from hialign.study.rubric import load_rubric
 
     study = make_study()
     published(monkeypatch, measurement(rubric_sha256=load_rubric().sha256))
-    table = report.judge_agreement(study)
+    table = judge_tables.judge_agreement(study)
     assert list(table["Pairs"]) == [100, 100, 40, 60]
     assert table["95% interval"][0] == "0.100 to 0.900"
     natural = proportion_confint(54, 100, method="wilson")
@@ -386,12 +385,12 @@ def test_judge_agreement_is_of_the_weights_that_judged(
     file = stage_manifest(study.cell(None, "mid"), "judge")
     for weights, known in (("other", False), ("right", True)):
         write_json(file, {"rubric_sha256": rubric, "weights_sha256": weights})
-        assert ("text" in report.judge_agreement(study).attrs) == known
+        assert ("text" in judge_tables.judge_agreement(study).attrs) == known
 
 
 @pytest.mark.parametrize("judge", [None, {"backend": "local", "model": "embedded:unmeasured"}])
 def test_an_unmeasured_judge_is_said_to_be_so(outputs: Path, judge: Any) -> None:
-    table = report.judge_agreement(make_study(judge=judge))
+    table = judge_tables.judge_agreement(make_study(judge=judge))
     assert list(table["LLMBar subset"]) == ["not measured"]
     assert table.isna().sum(axis=1)[0] == len(table.columns) - 1
     assert "text" not in table.attrs
@@ -400,10 +399,10 @@ def test_an_unmeasured_judge_is_said_to_be_so(outputs: Path, judge: Any) -> None
 # --- display -----------------------------------------------------------------------------------------
 
 OF_A_STUDY: list[Callable[[Study], pd.DataFrame]] = [
-    *(judged.table2, judged.table3, tables.table4, tables.table5, tables.accuracy),
-    *(tables.objectives, tables.divergence, tables.cells, report.judge_agreement),
-    *(judged.comparisons, judged.dimensions, judged.alignment_tax),
-    *(judged.power, judged.beside_paper),
+    *(score_tables.table2, score_tables.table3, tables.table4, tables.table5, tables.accuracy),
+    *(tables.objectives, tables.divergence, tables.cells, judge_tables.judge_agreement),
+    *(score_tables.comparisons, score_tables.dimensions, score_tables.alignment_tax),
+    *(score_tables.power, score_tables.beside_paper),
 ]
 
 

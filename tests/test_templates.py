@@ -12,7 +12,9 @@ import nbformat
 import pytest
 import yaml
 
-from hialign import paths, repository, templates
+from hialign.book import repository
+from hialign.run import templates
+from hialign.study import paths
 
 ROOT = paths.root()
 ADDRESS = "https://github.com/some-one/hialign"
@@ -77,7 +79,7 @@ def test_a_badge_opens_the_template_in_colab(addressed: None) -> None:
 
 
 def test_a_run_page_has_the_badge_under_its_title(addressed: None) -> None:
-    from hialign.pages import as_page
+    from hialign.book.pages import as_page
 
     made = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# Train\n\nText.")])
     page = as_page(made, "Train: M, mid", repository.badge("train"))
@@ -149,7 +151,7 @@ def run_cell(
     else:
         monkeypatch.delenv("COLAB_RELEASE_TAG", raising=False)
     namespace: dict[str, Any] = {}
-    source = (paths.data() / "setup_cell.py").read_text()
+    source = (paths.package() / "run" / "setup_cell.py").read_text()
     exec(source.replace("\n_set_up()\n", f"\n_set_up({package!r})\n"), namespace)
     return calls, constraints, namespace
 
@@ -207,7 +209,7 @@ def test_it_installs_nothing_into_a_readers_own_environment(
 def test_a_clone_beside_the_notebook_is_no_installation(tmp_path: Path) -> None:
     """Its folder, `hialign`, can be imported like a package without being one."""
     (tmp_path / "hialign" / "hialign").mkdir(parents=True)
-    (tmp_path / "cell.py").write_text((paths.data() / "setup_cell.py").read_text())
+    (tmp_path / "cell.py").write_text((paths.package() / "run" / "setup_cell.py").read_text())
     isolated = [sys.executable, "-S", "cell.py"]  # none of what is installed, but this folder
     done = subprocess.run(isolated, cwd=tmp_path, capture_output=True, text=True, env={})
     assert "RuntimeError: hialign is not installed here" in done.stderr

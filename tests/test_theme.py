@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from hialign import theme
+from hialign.book import theme
 
 
 def test_icons_in_use_stay_by_any_of_their_names(tmp_path: Path) -> None:

@@ -12,16 +12,28 @@ import pytest
 import yaml
 from conftest import CANARY
 
-from hialign import book, parameters, paths, records
-from hialign.errors import HialignError
-from hialign.status import cell_status, probe_status
-from hialign.study import PROBES, load_study
+from hialign import records
+from hialign.book import build as book
+from hialign.records.status import cell_status, probe_status
+from hialign.run import parameters
+from hialign.study import paths
+from hialign.study.errors import HialignError
+from hialign.study.study import PROBES, load_study
 
 pytestmark = pytest.mark.slow
 
 
 def reproduce(study: str, *options: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "hialign.cli", "reproduce", study, "--cores", "2", *options]
+    command = [
+        sys.executable,
+        "-m",
+        "hialign.run.cli",
+        "reproduce",
+        study,
+        "--cores",
+        "2",
+        *options,
+    ]
     return subprocess.run(command, capture_output=True, text=True, timeout=900)
 
 
@@ -110,7 +122,7 @@ def test_a_judge_behind_an_api_from_estimate_to_book(
 
     def run(*arguments: str, code: int = 0) -> str:
         nonlocal printed
-        command = [sys.executable, "-m", "hialign.cli", *arguments]
+        command = [sys.executable, "-m", "hialign.run.cli", *arguments]
         done = subprocess.run(command, capture_output=True, text=True, timeout=600)
         printed += done.stdout + done.stderr
         assert done.returncode == code, done.stdout + done.stderr

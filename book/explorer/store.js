@@ -3,8 +3,8 @@
 "use strict";
 (() => {
   const KEPT = 80; // files of texts in memory, about 200 kB each
-  const FLAGS = { answered: 1, cut: 2, promptCut: 4, judged: 8, valid: 16 }; // hialign.explorer
-  const SCALE = 10000; // hialign.explorer
+  const FLAGS = { answered: 1, cut: 2, promptCut: 4, judged: 8, valid: 16 }; // hialign.book.responses
+  const SCALE = 10000; // hialign.book.responses
   const waiting = new Map(); // name of a file -> what takes its content
 
   /** Called by the files themselves. */

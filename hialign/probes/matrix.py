@@ -13,17 +13,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hialign import measures
-from hialign.blocks import EXPECTED, OBJECTIVES
-from hialign.errors import HialignError
-from hialign.formats import prompt_id
-from hialign.models import depth_of, identity, load_model
-from hialign.preferences import load_pairs
-from hialign.probes import common, record
-from hialign.probes.estimates import judge_family, of_margins, paired, short
+from hialign.engine import measures
+from hialign.engine.models import depth_of, identity, load_model
+from hialign.preferences.formats import prompt_id
+from hialign.preferences.pairs import load_pairs
+from hialign.probes import pairs as probe_pairs
+from hialign.probes import record
 from hialign.probes.tuned import tuned_blocks
-from hialign.settings import MatrixSettings
-from hialign.study import Cell
+from hialign.statistics.margins import judge_family, of_margins, paired, short
+from hialign.study.blocks import EXPECTED, OBJECTIVES
+from hialign.study.errors import HialignError
+from hialign.study.probe_settings import MatrixSettings
+from hialign.study.study import Cell
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -74,8 +75,8 @@ def matrix(cell: Cell) -> dict[str, Any]:
 
     def compute(parts: record.Parts) -> dict[str, Any]:
         model, tokenizer = load_model(cell.model)
-        pairs = common.contrast_pairs_of(cell, tokenizer, settings.contrast_prompts)
-        common.packable(model, pairs)
+        pairs = probe_pairs.contrast_pairs_of(cell, tokenizer, settings.contrast_prompts)
+        probe_pairs.packable(model, pairs)
 
         def trained(name: str, seed: int) -> dict[str, list[float]]:
             with tuned_blocks(
@@ -128,7 +129,7 @@ def training_sets(pairs: "Dataset", size: int, seed: int) -> "dict[str, Dataset]
 
 def summary(
     margins: Mapping[str, Mapping[str, Sequence[Sequence[float]]]],
-    pairs: Sequence[common.ProbePair],
+    pairs: Sequence[probe_pairs.ProbePair],
     resamples: int,
 ) -> dict[str, Any]:
     """`cells`, `sizes` and `hypothesis` of the record, from seeds x pairs margins."""

@@ -7,13 +7,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from hialign import environment, files, paths, status
-from hialign.embedded import weights_sha256
-from hialign.errors import HialignError
-from hialign.models import identity
-from hialign.probe_files import forget
-from hialign.settings import ProbeSettings
-from hialign.study import Cell
+from hialign.engine import environment
+from hialign.engine.embedded import weights_sha256
+from hialign.engine.models import identity
+from hialign.records import files, status
+from hialign.records.probe_files import forget
+from hialign.study import paths
+from hialign.study.errors import HialignError
+from hialign.study.probe_settings import ProbeSettings
+from hialign.study.study import Cell
 
 
 def probe_settings(cell: Cell) -> ProbeSettings:

@@ -3,26 +3,27 @@
 The thirds are three of many blocks of their size. If alignment has a place, the curve over all
 windows shows it, and the middle third has to stand out from its neighbours, from layers drawn at
 random, and from as many parameters spread over all layers. Everything is trained in passes that
-share the layers below (`hialign.dpo`), each block as if it were alone.
+share the layers below (`hialign.engine.dpo`), each block as if it were alone.
 """
 
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from hialign import blocks
-from hialign.blocks import Choice
-from hialign.errors import HialignError
-from hialign.models import depth_of, identity, load_model
-from hialign.modules import target_modules
-from hialign.preferences import load_pairs
-from hialign.probes import common, record
-from hialign.probes.estimates import judge_family, of_margins, paired, short
+from hialign.engine.models import depth_of, identity, load_model
+from hialign.engine.modules import target_modules
+from hialign.engine.trainer import is_of
+from hialign.preferences.pairs import load_pairs
+from hialign.probes import pairs as probe_pairs
+from hialign.probes import record
 from hialign.probes.tuned import tuned_blocks
-from hialign.sections import TrainingSettings
-from hialign.settings import SweepSettings
-from hialign.study import Cell
-from hialign.trainer import is_of
+from hialign.statistics.margins import judge_family, of_margins, paired, short
+from hialign.study import blocks
+from hialign.study.blocks import Choice
+from hialign.study.errors import HialignError
+from hialign.study.probe_settings import SweepSettings
+from hialign.study.settings import TrainingSettings
+from hialign.study.study import Cell
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -74,8 +75,8 @@ def sweep(cell: Cell) -> dict[str, Any]:
 
     def compute(parts: record.Parts) -> dict[str, Any]:
         model, tokenizer = load_model(cell.model)
-        pairs, _ = common.held_out(cell, tokenizer, own.pairs)
-        common.packable(model, pairs)
+        pairs, _ = probe_pairs.held_out(cell, tokenizer, own.pairs)
+        probe_pairs.packable(model, pairs)
 
         def trained(names: Sequence[str], what: str) -> dict[str, Any]:
             chosen = {name: choices[name] for name in names}

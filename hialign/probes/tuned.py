@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from hialign import dpo
-from hialign.blocks import Choice
-from hialign.decoder import Decoder
-from hialign.probes.common import ROW, ProbePair, rows_of
-from hialign.progress import Progress
-from hialign.sections import TrainingSettings
+from hialign.engine import dpo
+from hialign.engine.decoder import Decoder
+from hialign.engine.progress import Progress
+from hialign.probes.pairs import ROW, ProbePair, rows_of
+from hialign.study.blocks import Choice
+from hialign.study.settings import TrainingSettings
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -88,7 +88,7 @@ def tuned_blocks(
     weights: dict[str, str],
     callbacks: "Sequence[TrainerCallback]" = (),
 ) -> Iterator[Tuned]:
-    """Train the blocks in one pass (DPO, `hialign.dpo`) and lend the model with their adapters.
+    """Train the blocks in one pass (DPO, `hialign.engine.dpo`) and lend the model with their adapters.
 
     It is packed and followed by no tracker, whatever the study says of its own trainings;
     `callbacks` are transformers' own.

@@ -8,12 +8,12 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hialign.files import read_json
-from hialign.models import depth_of, identity
-from hialign.probes import spectrum
+from hialign.engine import spectrum
+from hialign.engine.models import depth_of, identity
 from hialign.probes.record import Parts, adapter_of, measured, probe_settings
-from hialign.settings import WeightsSettings
-from hialign.study import Cell
+from hialign.records.files import read_json
+from hialign.study.probe_settings import WeightsSettings
+from hialign.study.study import Cell
 
 if TYPE_CHECKING:
     import torch

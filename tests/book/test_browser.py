@@ -11,7 +11,7 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
-from hialign.study import load_study
+from hialign.study.study import load_study
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 

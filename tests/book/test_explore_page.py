@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from conftest import vouch
 
-from hialign import explorer
-from hialign.files import write_jsonl
-from hialign.judge.rubric import DIMENSIONS
-from hialign.settings import has_control
-from hialign.status import judgments_file
-from hialign.study import Study
+from hialign.book import responses as explorer
+from hialign.records.files import write_jsonl
+from hialign.records.status import judgments_file
+from hialign.study.probe_settings import has_control
+from hialign.study.rubric import DIMENSIONS
+from hialign.study.study import Study
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 from explorer_page import assemble

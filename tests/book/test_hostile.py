@@ -7,11 +7,12 @@ import nbformat
 import pytest
 from simulated import simulate
 
-from hialign import book, claim_pages
-from hialign.files import read_json, read_jsonl, write_json, write_jsonl
-from hialign.settings import has_control
-from hialign.status import failed_notebook, judgments_file
-from hialign.study import Study
+from hialign.book import build as book
+from hialign.book import claim_pages
+from hialign.records.files import read_json, read_jsonl, write_json, write_jsonl
+from hialign.records.status import failed_notebook, judgments_file
+from hialign.study.probe_settings import has_control
+from hialign.study.study import Study
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 

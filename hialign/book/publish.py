@@ -1,0 +1,168 @@
+"""What a book needs of a finished study, as it can be shown to everybody: no weights, no secrets.
+
+`hialign publish STUDY` copies records, executed notebooks and explorations to outputs/published/,
+which is the one part of outputs/ that git keeps; `hialign site` builds the books of all that is
+there, on a machine that has neither adapters nor a GPU.
+"""
+
+import os
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import yaml
+
+from hialign.records.explorations import Explorations
+from hialign.records.files import replace_folder
+from hialign.records.status import probe_status, state, status
+from hialign.study import paths
+from hialign.study.errors import HialignError
+from hialign.study.study import Study, probes_of
+
+# Files by their pattern in a study's folder; `{cell}` is a cell's folder. All else stays behind:
+# adapters, checkpoints, built pages, locks, judgments under earlier settings.
+COPIED = (
+    "{cell}/*.json",
+    "{cell}/training.jsonl",
+    "{cell}/responses.jsonl",
+    "{cell}/judgments-*.jsonl",
+    "judge-validation-*.json",
+    "notebooks/*.ipynb",
+    "*/probes/*.json",
+)
+LEFT = re.compile(r"^\.|\.earlier\.|\.partial|\.failed\.|^explore-")
+WRITTEN_BY_MODELS = re.compile(r"^(responses|judgments-.*)\.jsonl$|/explorations/")
+HOLDS_TEXTS = re.compile(r"^(responses|judgments-.*)\.jsonl$|^(respond|judge)-.*\.ipynb$")
+SECRET_NAME = re.compile(r"KEY|TOKEN|SECRET|PASSWORD", re.IGNORECASE)
+SHORTEST_SECRET = 8  # characters: a shorter value of such a variable is found everywhere
+SECRETS = (
+    r"\bsk-[A-Za-z0-9_-]{16,}",
+    r"\bhf_[A-Za-z0-9]{20,}",
+    r"\bgh[opsu]_[A-Za-z0-9]{30,}|\bgithub_pat_\w{30,}",
+    r"\bAKIA[A-Z0-9]{16}\b",
+    r"-----BEGIN [A-Z ]*PRIVATE KEY-----",
+)
+HOMES = r"(?:/home/|/Users/|[A-Za-z]:\\+Users\\+)[\w.-]+|(?<![\w.])/root/"
+
+
+class Published(NamedTuple):
+    """What was published: where, how many files and bytes."""
+
+    folder: Path
+    files: int
+    bytes: int
+
+
+def publish(study: Study, partial: bool = False, with_responses: bool | None = None) -> Published:
+    """Copy what the book needs of a study to `outputs/published/<study>/`, whole or not at all.
+
+    `with_responses`: whether with the texts that models wrote, and what judges said of them; None:
+    only if the prompts are our own. Raises HialignError where a cell is not done (unless `partial`),
+    where nobody has said whether responses to prompts from elsewhere are to be published, and where
+    a file has a secret or a path of this machine in it.
+    """
+    if study.preferences.source != "builtin" and with_responses is None:
+        raise HialignError(
+            f"study {study.name} has responses to prompts of {study.preferences.source}, which may "
+            "be sensitive or not ours to publish: --with-responses publishes them, "
+            "--without-responses the numbers alone"
+        )
+    if (open_cells := _unfinished(study)) and not partial:
+        raise HialignError(
+            f"study {study.name} is not finished: {open_cells[0]} (of {len(open_cells)}); "
+            f"`hialign reproduce {study.name}` finishes it, --partial publishes it as it is"
+        )
+    place = paths.published() / paths.slug(study.name)
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        staged = Path(tempfile.mkdtemp(prefix=f".{place.name}.", dir=place.parent))
+    except OSError as error:
+        raise HialignError(f"cannot write {place.parent}: {error.strerror}") from None
+    try:
+        for source in files_of(study, with_responses is not False):
+            target = staged / source.relative_to(paths.study_dir(study.name))
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, target)
+        resolved = study.model_dump(mode="json")
+        text = yaml.safe_dump(resolved, sort_keys=False)
+        (staged / "study.yml").write_text(text, encoding="utf-8")
+        check(staged)
+        staged.chmod(0o755)  # a temporary folder is its owner's alone
+        replace_folder(staged, place)
+    except OSError as error:
+        raise HialignError(f"cannot write {place}: {error.strerror or error}") from None
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+    sizes = [p.stat().st_size for p in place.rglob("*") if p.is_file()]
+    return Published(place, len(sizes), sum(sizes))
+
+
+def files_of(study: Study, with_responses: bool = True) -> Iterator[Path]:
+    """The files of a study that are published."""
+    folder = paths.study_dir(study.name)
+    cells = [cell.folder.relative_to(folder) for cell in study.cells()]
+    for pattern in COPIED:
+        for cell in cells if "{cell}" in pattern else cells[:1]:
+            found = folder.glob(pattern.format(cell=cell))
+            kept = [p for p in sorted(found) if p.is_file() and not LEFT.search(p.name)]
+            yield from (p for p in kept if with_responses or not HOLDS_TEXTS.search(p.name))
+    for model in study.models if with_responses else []:
+        if any(state(c).trusted for c in study.cells() if c.model == model):
+            yield from Explorations(study.cell(model.name, "base")).files()
+
+
+def check(folder: Path, environment: Mapping[str, str] = os.environ) -> None:
+    """Refuse a folder in which a file holds a secret or a path of this machine, by the file's name.
+
+    Secrets are the values of variables that are called so, and what looks like a provider's key.
+    Places in general (`/home/…`) are not looked for in what models wrote, who may well name one.
+    """
+    values = {
+        value: name
+        for name, value in environment.items()
+        if SECRET_NAME.search(name) and len(value) >= SHORTEST_SECRET
+    }
+    for file in sorted(p for p in folder.rglob("*") if p.is_file()):
+        name = file.relative_to(folder)
+        text = file.read_text(encoding="utf-8")
+        for value, variable in values.items():
+            if value in text:
+                raise HialignError(
+                    f"{name} has the value of {variable} in it: nothing is published"
+                )
+        if any(re.search(pattern, text) for pattern in SECRETS):
+            raise HialignError(f"{name} has what looks like a key in it: nothing is published")
+        places = [re.escape(place) + r"(?![\w-])" for place in _places()]
+        if not WRITTEN_BY_MODELS.search(f"/{name}") and not WRITTEN_BY_MODELS.search(file.name):
+            places.append(HOMES)
+        if found := re.search("|".join(places), text):
+            raise HialignError(
+                f"{name} has a path of this machine in it ({found[0]}): nothing is published; "
+                "name models and data by hub id, or by a path relative to the repository"
+            )
+
+
+def _places() -> list[str]:
+    """Folders of this machine, as they would stand in a file; not those that every machine has."""
+    found = {Path.home(), paths.root(), paths.outputs(), paths.cache(), Path(sys.prefix)}
+    found |= {Path.cwd(), paths.shared_data().resolve()}
+    deep = [place for place in found if len(place.parts) > 2 or place == Path.home()]
+    return sorted((str(place) for place in deep if len(place.parts) > 1), key=len, reverse=True)
+
+
+def _unfinished(study: Study) -> list[str]:
+    return [
+        f"{stage} of {cell.model.label}, {cell.block} is {state}"
+        for cell in study.cells()
+        for stage, state in status(cell).items()
+        if state != "done"
+    ] + [
+        f"the {probe} probe of {model.label} is {state}"
+        for model in study.models
+        for probe in probes_of(study)
+        if (state := probe_status(study, model, probe)) != "done"
+    ]

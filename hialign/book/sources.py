@@ -1,0 +1,100 @@
+"""What a reader finds below an exhibit: its data, what drew it, the runs behind it."""
+
+import re
+from html import escape
+from pathlib import Path
+
+from hialign.book.markup import raw
+from hialign.records import provenance
+from hialign.report import exhibits
+from hialign.study import paths
+from hialign.study.settings import ModelSettings
+from hialign.study.study import Cell, Study
+
+SHOWN = re.compile(r'^```\{code-cell\}[^`]*?book\.show\(study, "([a-z0-9-]+)"\)\n```\n', re.M)
+
+
+def with_sources(text: str, study: Study) -> str:
+    """A page's text with a line under each exhibit: its data, what drew it, the runs behind it."""
+    return SHOWN.sub(lambda m: m[0] + "\n" + raw(_source(study, m[1])) + "\n", text)
+
+
+def _source(study: Study, name: str) -> str:
+    exhibit, known = exhibits.EXHIBITS[name], exhibits.about(study, name)
+    kinds = (["csv", "json"] if exhibit.has_data else []) + (
+        ["svg", "png"] if exhibit.is_figure else []
+    )
+    files = " ".join(f'<a href="data/{name}.{k}" download>{k.upper()}</a>' for k in kinds)
+    module = Path(known["file"]).stem
+    lines = f"lines {known['line']} to {known['last_line']}"
+    function = (
+        f'<a href="source/{module}.html#line-{known["line"]}"><code>{known["function"]}</code></a>'
+    )
+    commit = f"commit {escape(str(known['commit'] or 'unknown'))}"
+    runs = ", ".join(_run_link(study, run) for run in known["runs"]) or "none"
+    command = escape(known["command"])
+    rows = {"Data": files} if files else {}
+    rows |= {"Drawn by": f"{function}, {lines} at {commit}"}
+    rows |= {"From": runs} if exhibit.stages or exhibit.probes else {}
+    rows |= {"Make it again": f"<code>{command}</code>"}
+    inner = "".join(f"<dt>{k}</dt><dd>{v}</dd>" for k, v in rows.items())
+    title = escape(exhibit.title)
+    return (
+        f'<details class="source"><summary>Data and source of <span>{title}</span></summary>'
+        f"<dl>{inner}</dl></details>"
+    )
+
+
+def _run_link(study: Study, run: dict[str, str]) -> str:
+    if not run["block"]:
+        model = study.model(run["model"])
+        words = escape(f"{run['stage'].replace('-', ' ')} {model.label}")
+        return f'<a href="data/runs/{probe_file(model, run["stage"])}" download>{words}</a>'
+    cell = study.cell(run["model"], run["block"])
+    words = escape(f"{run['stage']} {cell.model.label} {cell.strategy}")
+    return f'<a href="{page_name(cell)}.html">{words}</a>'
+
+
+def probe_file(model: ModelSettings, stage: str) -> str:
+    return f"{paths.slug(model.name)}-{stage}.json"
+
+
+def page_name(cell: Cell) -> str:
+    return f"runs/{paths.slug(cell.model.name)}-{paths.slug(cell.block)}"
+
+
+def write_sources(folder: Path) -> None:
+    """The modules that draw exhibits, as pages with an anchor a line: `judged.html#line-41`."""
+    from pygments import highlight
+    from pygments.formatters import HtmlFormatter
+    from pygments.lexers import PythonLexer
+
+    folder.mkdir(parents=True, exist_ok=True)
+    look = HtmlFormatter(linenos="inline", lineanchors="line")
+    files = {exhibits.source_file(exhibit.draw) for exhibit in exhibits.EXHIBITS.values()}
+    for file in sorted(files):
+        code = highlight((paths.package().parent / file).read_text("utf-8"), PythonLexer(), look)
+        title = escape(f"{file} at commit {provenance.commit() or 'unknown'}")
+        page = SOURCE.format(title=title, code=code)
+        (folder / f"{Path(file).stem}.html").write_text(page, encoding="utf-8")
+
+
+SOURCE = """<!DOCTYPE html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
+<title>{title}</title>
+<style>
+:root {{ background: Canvas; color: CanvasText; color-scheme: light dark; }}
+a {{ color: inherit; }}
+body {{ font: 16px sans-serif; margin: 1rem; overflow-wrap: anywhere; }}
+pre {{ font-size: 0.85rem; line-height: 1.4; overflow-x: auto; }}
+:target {{ outline: 2px solid; }}
+</style>
+<main>
+<h1>{title}</h1>
+<p><a href="../index.html">Back to the book</a></p>
+{code}
+</main>
+</html>
+"""

@@ -1,0 +1,240 @@
+"""Cells in training: what is refused beforehand, and what a run leaves in its folder."""
+
+import hashlib
+import shutil
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hialign.engine import dpo, environment
+from hialign.engine.measures import choice
+from hialign.engine.models import depth_of, identity, load_model
+from hialign.engine.reference import Reference
+from hialign.engine.tokens import token_pairs
+from hialign.engine.trainer import is_of
+from hialign.preferences.pairs import load_pairs
+from hialign.records import files, status
+from hialign.study import blocks, paths
+from hialign.study.errors import HialignError
+from hialign.study.settings import TrainingSettings
+from hialign.study.study import Cell
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def train(cell: Cell) -> dict[str, Any]:
+    """Tune the cell's block and leave `adapter/`, `training.jsonl` and `manifest.json` in its folder.
+
+    Base is not tuned: its cell gets a manifest alone, and the reference's log-probabilities are
+    computed for the others. A run that was killed resumes from its last checkpoint. Returns the
+    manifest; raises HialignError before any training for settings that cannot work.
+    """
+    return train_together([cell])[0]
+
+
+def train_together(cells: Sequence[Cell]) -> list[dict[str, Any]]:
+    """`train` for cells of one study and model in one pass over one base model: the same adapters
+    as one by one, for a fraction of the time. The manifests, in the order of the cells."""
+    cell = cells[0]
+    settings = cell.study.training
+    _check_choices(settings)
+    depth = depth_of(cell.model)
+    choices = {c.block: choice(c, depth) for c in cells}  # refuses before loading
+    depends = {c.block: status.depends(c, "train") for c in cells}
+    pairs = load_pairs(cell.study.preferences)
+    model, tokenizer = load_model(cell.model)
+    weights = identity(cell.model)
+    _check_space(cell.folder)
+    common: dict[str, Any] = {
+        "study": cell.study.name,
+        "model": cell.model.name,
+        "source": cell.model.source,
+        **weights,
+        "depth": depth,
+        "preferences": {**pairs.report, "fingerprint": pairs.fingerprint},
+        "pairs": len(pairs.train),
+        "precision": str(model.dtype).removeprefix("torch."),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        **environment.environment(),
+    }
+    tuned = {block: chosen for block, chosen in choices.items() if chosen.layers}
+    passes = [tuned] if tuned else []
+    if len(tuned) > 1 and (why := dpo.why_stock(model, tokenizer, pairs.train, settings)):
+        print(f"The blocks are trained one after the other by stock TRL: {why}")
+        passes = [{block: chosen} for block, chosen in tuned.items()]
+    manifests: dict[str, dict[str, Any]] = {}
+    for c in cells:
+        if not choices[c.block].layers:
+            started = time.perf_counter()
+            if not tuned:  # for the cells that are trained by themselves
+                limits = settings.max_length, settings.truncation
+                tokens = token_pairs(tokenizer, pairs.train, *limits).tokens
+                dpo.fill_reference(Reference(model, weights, tokens), model, tokenizer)
+            manifest = _of_cell(common | depends[c.block], c, [])
+            manifest |= {"status": "untrained", "steps": 0, "tokens": 0, "trainable_parameters": 0}
+            manifest |= {"seconds": time.perf_counter() - started, "shared_seconds": 0.0}
+            manifest |= {"peak_memory_bytes": environment.peak_memory_bytes()}
+            manifests[c.block] = _publish(c, manifest, None, [])
+    for number, together in enumerate(passes):
+        if number:
+            model, tokenizer = load_model(cell.model)  # the one before has its adapter in it
+        members = [c for c in cells if c.block in together]
+        about = {c.block: common | depends[c.block] for c in members}
+        manifests |= _train_pass(members, model, tokenizer, pairs.train, together, about)
+    return [manifests[c.block] for c in cells]
+
+
+def _train_pass(
+    cells: Sequence[Cell],
+    model: Any,
+    tokenizer: "PreTrainedTokenizerBase",
+    pairs: Any,
+    choices: dict[str, blocks.Choice],
+    about: dict[str, dict[str, Any]],
+) -> dict[str, dict[str, Any]]:
+    """Train some cells in one pass and publish each; their manifests."""
+    import torch
+
+    settings, weights = cells[0].study.training, identity(cells[0].model)
+    checkpoints = _checkpoints(cells, choices)
+    trainer = dpo.train_blocks(
+        model, tokenizer, pairs, choices, settings, weights, work=checkpoints
+    )
+    adapted = trainer.accelerator.unwrap_model(trainer.model)
+    manifests = {}
+    with tempfile.TemporaryDirectory(prefix="hialign-") as scratch:
+        for cell, strategy in zip(cells, trainer.strategies, strict=True):
+            steps = dpo.steps_of(trainer, strategy)
+            manifest = _of_cell(about[cell.block], cell, strategy.layers) | {
+                "status": "trained",
+                "pairs": len(trainer.reference.values),
+                "pairs_too_long": len(pairs) - len(trainer.reference.values),
+                "pairs_truncated": trainer.truncated,
+                "steps": len(steps),
+                "tokens": steps[-1]["tokens"],
+                "seconds": sum(s["seconds"] for s in steps),
+                "shared_seconds": sum(s["shared_seconds"] for s in steps),
+                "trained_with": [c.block for c in cells if c is not cell],
+                "engine": "stock TRL" if trainer.is_stock else "packed",
+                "trainable_parameters": sum(
+                    p.numel() for n, p in adapted.named_parameters() if is_of(n, strategy.adapter)
+                ),
+                "peak_memory_bytes": environment.peak_memory_bytes(),
+                "confinement": trainer.confinement[cell.block],
+                "final_loss": steps[-1]["loss"],
+            }
+            adapted.peft_config[strategy.adapter].base_model_name_or_path = cell.model.source
+            # PEFT would ask the hub whether the vocabulary was changed; attention is all we adapt
+            folder = Path(scratch) / strategy.adapter
+            adapted.save_pretrained(
+                folder,
+                selected_adapters=[strategy.adapter],
+                safe_serialization=True,
+                save_embedding_layers=False,
+            )
+            below = folder / strategy.adapter  # where PEFT puts all but the first
+            if below.is_dir():
+                for file in below.iterdir():
+                    file.rename(folder / file.name)
+                below.rmdir()
+            manifests[cell.block] = _publish(cell, manifest, folder, steps)
+    shutil.rmtree(checkpoints, ignore_errors=True)
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return manifests
+
+
+def _of_cell(common: dict[str, Any], cell: Cell, layers: list[int]) -> dict[str, Any]:
+    settings = cell.study.training
+    tuned = {"seed": settings.seed, "effective_batch": settings.effective_batch}
+    return common | {
+        "block": cell.block,
+        "strategy": cell.strategy,
+        "layers": layers,
+        **(tuned if layers else {}),
+        "chosen_by": status.chosen_by(cell),
+    }
+
+
+def _checkpoints(cells: Sequence[Cell], choices: dict[str, blocks.Choice]) -> Path:
+    """Where checkpoints of exactly this pass lie; those of other settings, or of layers that another
+    record chose, are thrown away."""
+    study, model = cells[0].study, cells[0].model
+    place = paths.study_dir(study.name) / ".checkpoints" / f"{paths.slug(model.name)}"
+    blocks_ = "+".join(paths.slug(c.block) for c in cells)
+    if len(blocks_) > 120:  # no file system takes a name of over 255 bytes
+        blocks_ = hashlib.sha256(blocks_.encode()).hexdigest()[:16]
+    known = repr([(c.fingerprint("train"), choices[c.block]) for c in cells])
+    here = place / f"{blocks_}-{hashlib.sha256(known.encode()).hexdigest()[:16]}"
+    for other in place.glob("*"):
+        if other != here and other.name.rpartition("-")[0] == blocks_:
+            shutil.rmtree(other, ignore_errors=True)
+    return here
+
+
+def _check_choices(settings: TrainingSettings) -> None:
+    """Refuse names that transformers does not know, before anything is loaded."""
+    from transformers.trainer_utils import SchedulerType
+    from transformers.training_args import OptimizerNames
+
+    known = {"optimizer": OptimizerNames, "scheduler": SchedulerType}
+    for key, kinds in known.items():
+        names = [kind.value for kind in kinds]
+        if getattr(settings, key) not in names:
+            raise HialignError(
+                f"training.{key} {getattr(settings, key)!r} is not one of {', '.join(names)}"
+            )
+
+
+def _check_space(folder: Path, needed: int = 1 << 28) -> None:
+    """Refuse before training if the disk could not hold an adapter and a checkpoint (256 MiB)."""
+    existing = next(p for p in (folder, *folder.parents) if p.exists())
+    free = shutil.disk_usage(existing).free
+    if free < needed:
+        raise HialignError(
+            f"only {free >> 20} MiB are free under {existing}, {needed >> 20} are needed: "
+            "free some space, or point HIALIGN_OUTPUTS at another disk"
+        )
+
+
+def _publish(
+    cell: Cell, manifest: dict[str, Any], adapter: Path | None, steps: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """Put a finished run into its folder; the manifest as it was written. The old one goes first,
+    the new one comes last."""
+    folder = cell.folder
+    (folder / "manifest.json").unlink(missing_ok=True)
+    written = {}
+    if adapter is not None:
+        staged = folder / ".adapter"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(staged, ignore_errors=True)
+            shutil.copytree(adapter, staged)
+            files.replace_folder(staged, folder / "adapter")
+        except OSError as error:
+            reason = error.strerror or error
+            raise HialignError(f"cannot write {folder / 'adapter'}: {reason}") from None
+        finally:
+            shutil.rmtree(staged, ignore_errors=True)
+        files.write_jsonl(folder / "training.jsonl", steps)
+        written = {name: folder / name for name in (*status.ADAPTER, "training.jsonl")}
+    return files.write_record(folder / "manifest.json", manifest | {"files": files.stamps(written)})
+
+
+def load_cell(cell: Cell) -> "tuple[Any, PreTrainedTokenizerBase]":
+    """The cell's model with its adapter active (Base: the model alone), and its tokenizer.
+
+    Raises HialignError if the cell was not trained, or was trained with other settings than the
+    study has now, or if its adapter is not the one that training left.
+    """
+    status.required(cell, "train")
+    model, tokenizer = load_model(cell.model)
+    if cell.block == "base":
+        return model, tokenizer
+    from peft import PeftModel
+
+    return PeftModel.from_pretrained(model, cell.folder / "adapter").eval(), tokenizer

@@ -1,0 +1,203 @@
+"""Judge-free evaluation: does a cell prefer the better response, and how far has it moved?
+
+Ours, the paper has none. Three questions for each cell, Base included:
+- likelihood accuracy: how often is log p(chosen) > log p(rejected)?
+- implicit reward (from Eq. 1): beta (log p - log p_base); its margin between chosen and rejected
+  tells what training did, its accuracy how often the margin is positive. For Base both are zero by
+  construction, so it has no reward accuracy;
+- KL divergence from base along the cell's own responses, in nats a token, exact at each position.
+"""
+
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from hialign.engine import environment
+from hialign.engine.chat_template import chat_ids
+from hialign.engine.logprobs import response_logits
+from hialign.engine.models import identity
+from hialign.engine.progress import Progress
+from hialign.engine.reference import Reference
+from hialign.engine.tokens import Tokens, tokenize_pair
+from hialign.preferences.formats import Pair
+from hialign.preferences.pairs import contrasts_of, load_pairs
+from hialign.records import files, status
+from hialign.statistics.intervals import mean_interval, pooled_interval
+from hialign.statistics.margins import accuracy_interval, hit, with_interval
+from hialign.study.errors import HialignError
+from hialign.study.study import Cell
+
+if TYPE_CHECKING:
+    import torch
+
+
+def evaluate(cell: Cell) -> dict[str, Any]:
+    """Measure the cell on held-out and contrast pairs and leave `evaluation.json` in its folder.
+
+    Needs the cell's adapter and responses. Under `objectives`, `all` are the study's held-out pairs
+    and `grammar`, `coherence`, `factuality` the built-in contrasts of held-out prompts; under
+    `divergence` stand KL from base and response length. Every figure has a 95% interval.
+    """
+    from hialign.engine.cells import load_cell
+
+    settings = cell.study.evaluation
+    depends = status.depends(cell, "evaluate")
+    status.required(cell, "respond")
+    responses = files.read_jsonl(cell.folder / "responses.jsonl")
+    groups = _groups(cell)
+    model, tokenizer = load_cell(cell)
+    started = time.perf_counter()
+    pad = tokenizer.pad_token_id or 0
+    unique = {p["id"]: p for pairs in groups.values() for p in pairs}
+    limits = (cell.study.training.max_length, cell.study.training.truncation)
+    tokens = {key: tokenize_pair(tokenizer, p, *limits) for key, p in unique.items()}
+    # As in training: where the prompt fills `max_length` there is no response to score
+    tokens = {k: both for k, both in tokens.items() if all(len(t.ids) > t.start for t in both)}
+    groups = {name: [p for p in pairs if p["id"] in tokens] for name, pairs in groups.items()}
+    if not groups["all"]:
+        raise HialignError(
+            f"training.max_length {limits[0]}: the prompts of all held-out pairs of "
+            f"{cell.study.name} are longer, so there is nothing to evaluate; raise it"
+        )
+    from hialign.engine.decoder import pair_log_probs
+
+    reference = Reference(model, identity(cell.model), list(tokens.values()))
+    with _adapters_off(model):
+        base = reference.fill(lambda pairs: pair_log_probs(model, pairs, pad, "reference"))
+    own = base
+    if cell.block != "base":
+        own = pair_log_probs(model, list(tokens.values()), pad, "evaluate")
+    scored = [
+        {
+            "id": key,
+            "objective": unique[key]["objective"],
+            "groups": [
+                name for name, pairs in groups.items() if any(p["id"] == key for p in pairs)
+            ],
+            "prompt": str(unique[key]["prompt"]),
+            **dict(zip(("chosen", "rejected"), mine, strict=True)),
+            **dict(zip(("chosen_base", "rejected_base"), theirs, strict=True)),
+        }
+        for key, mine, theirs in zip(tokens, own, base, strict=True)
+    ]
+    by_id = {row["id"]: row for row in scored}
+    beta = cell.study.training.beta
+    content = {
+        "stage": "evaluate",
+        **depends,
+        "beta": beta,
+        "pairs_too_long": len(unique) - len(tokens),
+        "objectives": {
+            name: _summary([by_id[p["id"]] for p in pairs], beta, cell, settings.resamples)
+            for name, pairs in groups.items()
+        },
+        "divergence": _divergence(cell, model, tokenizer, responses),
+        "pairs": [{k: v for k, v in row.items() if k != "prompt"} for row in scored],
+    }
+    content |= {
+        "seconds": time.perf_counter() - started,
+        "peak_memory_bytes": environment.peak_memory_bytes(),
+        **environment.environment(),
+    }
+    return files.write_record(status.stage_manifest(cell, "evaluate"), content)
+
+
+def _groups(cell: Cell) -> dict[str, list[Pair]]:
+    """The pairs of each objective; `all` are the study's own held-out ones."""
+    settings = cell.study.evaluation
+    own = [dict(p) for p in load_pairs(cell.study.preferences).evaluation]
+    groups = {"all": own[: settings.pairs]}
+    if settings.contrast_prompts:
+        groups |= contrasts_of(settings.contrast_prompts)
+    return groups
+
+
+def _summary(
+    rows: Sequence[dict[str, Any]], beta: float, cell: Cell, resamples: int
+) -> dict[str, Any]:
+    """Accuracies and margin over `rows`, with intervals; ties count one half."""
+    prompts = [r["prompt"] for r in rows]
+    preferred = [hit(r["chosen"] - r["rejected"]) for r in rows]
+    margins = [
+        beta * (r["chosen"] - r["chosen_base"] - r["rejected"] + r["rejected_base"]) for r in rows
+    ]
+    margin = pooled_interval(margins, prompts, resamples)
+    summary: dict[str, Any] = {
+        "n": len(rows),
+        "prompts": len(set(prompts)),
+        **with_interval(
+            "likelihood_accuracy", preferred, accuracy_interval(preferred, prompts, resamples)
+        ),
+        **with_interval("reward_margin", margins, margin),
+    }
+    if cell.block == "base":
+        none = dict.fromkeys(("reward_accuracy", "reward_accuracy_low", "reward_accuracy_high"))
+        return summary | none
+    rewarded = [hit(m) for m in margins]
+    return summary | with_interval(
+        "reward_accuracy", rewarded, accuracy_interval(rewarded, prompts, resamples)
+    )
+
+
+def _divergence(
+    cell: Cell, model: "torch.nn.Module", tokenizer: Any, responses: Sequence[dict[str, Any]]
+) -> dict[str, Any]:
+    """KL(cell || base) per token, averaged over each response and then over responses; and length.
+
+    At each position of the cell's own response the divergence of the two next-token distributions
+    is summed over the whole vocabulary. Empty responses have no position and are left out.
+    """
+    import torch
+
+    settings = cell.study.evaluation
+    lengths = [float(r["tokens"]) for r in responses]
+    resamples = settings.resamples
+    found = {
+        "n": len(responses),
+        **with_interval("response_tokens", lengths, mean_interval(lengths, None, resamples)),
+    }
+    if cell.block == "base":
+        return found | {"kl": 0.0, "kl_low": 0.0, "kl_high": 0.0, "kl_n": len(responses)}
+    prompts = load_pairs(cell.study.preferences).prompts(cell.study.responses.prompts)
+    messages = {p["prompt_id"]: p["prompt"] for p in prompts}
+    sequences = []
+    for row in responses:
+        if row["prompt_id"] not in messages:
+            raise HialignError(
+                f"the responses of {cell.model.name} {cell.block} are to other prompts than study "
+                f"{cell.study.name} has now: run `{status.command_of(cell, 'respond')}` again"
+            )
+        ids = tokenizer(row["response"], add_special_tokens=False)["input_ids"]
+        prompt = chat_ids(
+            *(tokenizer, messages[row["prompt_id"]], f"prompt {row['prompt_id']}"),
+            add_generation_prompt=True,
+        )[-cell.study.responses.max_prompt_tokens :]
+        if ids:
+            sequences.append(Tokens((*prompt, *ids), len(prompt)))
+    sequences.sort(key=lambda t: len(t.ids))
+    pad = tokenizer.pad_token_id or 0
+    values: list[float] = []
+    with torch.inference_mode(), Progress(total=len(sequences), desc="divergence") as bar:
+        for start in range(0, len(sequences), settings.batch_size):
+            batch = sequences[start : start + settings.batch_size]
+            tuned = response_logits(model, batch, pad)
+            with _adapters_off(model):
+                base = response_logits(model, batch, pad)
+            for (p_logits, _), (q_logits, _) in zip(tuned, base, strict=True):
+                log_p, log_q = p_logits.log_softmax(-1), q_logits.log_softmax(-1)
+                values.append(float((log_p.exp() * (log_p - log_q)).sum(-1).mean()))
+            bar.update(len(batch))
+    if not values:
+        return found | {"kl": None, "kl_low": None, "kl_high": None, "kl_n": 0}
+    return (
+        found
+        | with_interval("kl", values, mean_interval(values, None, resamples))
+        | {"kl_n": len(values)}
+    )
+
+
+def _adapters_off(model: Any) -> Any:
+    """The base model inside a tuned one; nothing to do for Base itself."""
+    from contextlib import nullcontext
+
+    return model.disable_adapter() if hasattr(model, "disable_adapter") else nullcontext()

@@ -1,0 +1,156 @@
+"""What a cell answers to the held-out prompts (section 4.1)."""
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from hialign.engine import environment
+from hialign.engine.chat_template import chat_text
+from hialign.engine.progress import Progress
+from hialign.preferences.formats import Message, transcript
+from hialign.preferences.pairs import load_pairs
+from hialign.records import files, status
+from hialign.study.settings import ResponseSettings
+from hialign.study.study import Cell
+
+
+def respond(cell: Cell) -> dict[str, Any]:
+    """Answer the study's held-out prompts and leave `responses.jsonl` in the cell's folder.
+
+    Each row has `prompt_id, prompt, response, tokens, finish_reason` (`stop`, or `length` where
+    `max_new_tokens` cut it). The same prompts in the same batches for every strategy. Returns the
+    stage's manifest, which is written last.
+    """
+    import torch
+
+    from hialign.engine.cells import load_cell
+
+    settings = cell.study.responses
+    depends = status.depends(cell, "respond")
+    prompts = load_pairs(cell.study.preferences).prompts(settings.prompts)
+    model, tokenizer = load_cell(cell)
+    started = time.perf_counter()
+    torch.manual_seed(settings.seed)
+    rows = answers(model, tokenizer, prompts, settings)
+    seconds = time.perf_counter() - started
+    place = status.stage_manifest(cell, "respond")
+    place.unlink(missing_ok=True)
+    files.write_jsonl(cell.folder / "responses.jsonl", rows)
+    manifest = {
+        "stage": "respond",
+        **depends,
+        "files": files.stamps({"responses.jsonl": cell.folder / "responses.jsonl"}),
+        "prompts": len(rows),
+        "tokens": sum(r["tokens"] for r in rows),
+        "cut": sum(r["finish_reason"] == "length" for r in rows),
+        "empty": sum(not r["response"].strip() for r in rows),
+        "seconds": seconds,
+        "peak_memory_bytes": environment.peak_memory_bytes(),
+        **environment.environment(),
+    }
+    return files.write_record(place, manifest)
+
+
+def chat(cell: Cell, question: str | list[Message], loaded: Any = None) -> str:
+    """What a cell's tuned model answers to a question, or to a conversation that ends with one.
+
+    It decodes as the study's responses were decoded (`responses`). For several questions, load the
+    model once: `chat(cell, question, loaded=load_cell(cell))`.
+    """
+    import torch
+
+    from hialign.engine.cells import load_cell
+
+    model, tokenizer = loaded or load_cell(cell)
+    messages = [{"role": "user", "content": question}] if isinstance(question, str) else question
+    torch.manual_seed(cell.study.responses.seed)
+    prompt = {"prompt_id": "question", "prompt": messages}
+    (row,) = answers(model, tokenizer, [prompt], cell.study.responses, progress=False)
+    return str(row["response"])
+
+
+def answers(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Mapping[str, Any]],
+    settings: ResponseSettings,
+    progress: bool = True,
+) -> list[dict[str, Any]]:
+    """A row of `responses.jsonl` for each prompt, in order; batches are made by length."""
+    import torch
+
+    ends = plain_decoding(model, tokenizer)
+    tokenizer.padding_side = "left"  # generation goes on at the right
+    tokenizer.truncation_side = "left"  # of a long conversation the end is kept
+    rendered = [
+        chat_text(tokenizer, p["prompt"], f"prompt {p['prompt_id']}", add_generation_prompt=True)
+        for p in prompts
+    ]
+    lengths = [len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in rendered]
+    order = sorted(range(len(prompts)), key=lambda i: (lengths[i], i))
+    sampling = {"temperature": settings.temperature, "top_p": settings.top_p, "do_sample": True}
+    rows: list[dict[str, Any]] = [{} for _ in prompts]
+    bar = Progress(total=len(prompts), desc="respond", disable=not progress)
+    with torch.inference_mode(), bar:
+        for at in range(0, len(order), settings.batch_size):
+            chosen = order[at : at + settings.batch_size]
+            inputs = tokenizer(
+                [rendered[i] for i in chosen],
+                add_special_tokens=False,  # the template has them
+                padding=True,
+                truncation=True,
+                max_length=settings.max_prompt_tokens,
+                return_tensors="pt",
+            ).to(model.device)
+            generated = model.generate(
+                **inputs,
+                max_new_tokens=settings.max_new_tokens,
+                **(sampling if settings.temperature > 0 else {"do_sample": False}),
+            )[:, inputs["input_ids"].shape[1] :]
+            for i, ids in zip(chosen, generated.tolist(), strict=True):
+                rows[i] = _row(prompts[i], ids, ends, tokenizer)
+                rows[i]["prompt_truncated"] = lengths[i] > settings.max_prompt_tokens
+            bar.update(len(chosen))
+    return rows
+
+
+def plain_decoding(model: Any, tokenizer: Any) -> list[int]:
+    """Take away a model's own decoding settings; the tokens that end its responses.
+
+    Qwen2.5's repetition penalty or Qwen3's top_k must have no say in what strategies answer.
+    """
+    from transformers import GenerationConfig
+
+    ends = _ends(model.generation_config.eos_token_id, tokenizer.eos_token_id)
+    model.generation_config = GenerationConfig(
+        eos_token_id=ends, pad_token_id=tokenizer.pad_token_id, top_k=0
+    )
+    return ends
+
+
+def _ends(*tokens: int | list[int] | None) -> list[int]:
+    """The tokens that end a response: those of the model's configuration and the tokenizer's."""
+    found: set[int] = set()
+    for token in tokens:
+        found |= {token} if isinstance(token, int) else set(token or ())
+    return sorted(found)
+
+
+def _row(
+    prompt: Mapping[str, Any], ids: list[int], ends: list[int], tokenizer: Any
+) -> dict[str, Any]:
+    """A response up to its end-of-turn token, and whether it reached one."""
+    kept, reason = answer_of(ids, ends)
+    return {
+        "prompt_id": prompt["prompt_id"],
+        "prompt": transcript(prompt["prompt"]),
+        "response": tokenizer.decode(kept, skip_special_tokens=True).strip(),
+        "tokens": len(kept),
+        "finish_reason": reason,
+    }
+
+
+def answer_of(ids: list[int], ends: list[int]) -> tuple[list[int], str]:
+    """The tokens before the first that ends a response, and `stop`; all and `length` without one."""
+    stop = next((i for i, token in enumerate(ids) if token in ends), None)
+    return (ids, "length") if stop is None else (ids[:stop], "stop")

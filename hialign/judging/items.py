@@ -1,0 +1,170 @@
+"""A judge scores every response on the sixteen dimensions of Table 6 (section 4.1, Appendix D)."""
+
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hialign.engine import models
+from hialign.engine.progress import Progress
+from hialign.judging.cost import cost_of
+from hialign.judging.ledger import Ledger, Record, identity_of, key_of, source_of
+from hialign.study.errors import HialignError
+from hialign.study.rubric import Rubric, load_rubric
+from hialign.study.settings import JudgeSettings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def judge(
+    items: Iterable[Mapping[str, Any]],
+    settings: JudgeSettings,
+    path: Path,
+    *,
+    model: "PreTrainedModel | None" = None,
+    tokenizer: "PreTrainedTokenizerBase | None" = None,
+    retry_failed: bool = True,
+    spent: float = 0.0,
+    also: Iterable[Path] = (),
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Judge `items` ({"prompt_id", "prompt", "response"}) and write a line each, in order, to `path`.
+
+    Each judgment is on disk before the next is counted (see `ledger`), so that a run that was
+    stopped or killed goes on where it was; what is there for the same judge, rubric, settings,
+    prompt and response, in `path` or the files `also`, is not asked for again. A response that got
+    no valid answer has empty scores and an "error": a missing value, asked for again the next time,
+    unless `retry_failed` is False.
+
+    `spent` (USD) counts towards `max_cost`. A local judge is loaded from the settings unless `model`
+    and `tokenizer` are given. Returns n = done + failed + reused; of this run alone, its seconds,
+    usage (tokens) and cost (USD, None without prices); and total_usage and total_cost of the file.
+    """
+    start = time.monotonic()
+    rows = _checked(items)
+    rubric = load_rubric(settings.rubric)
+    common = {"judge": settings.name, "rubric_sha256": rubric.sha256}
+    identity = identity_of(settings, model)
+    if settings.backend == "local":
+        common |= {"model": settings.model} | identity
+    keys = {row["prompt_id"]: key_of(settings, rubric.sha256, row, identity) for row in rows}
+    fresh: dict[Any, Record] = {}
+    with Ledger(path) as ledger:
+        known = ledger.start(keys, also)
+        failed_before = {i for i, r in known.items() if not r.get("scores")}
+        todo = [
+            row
+            for row in rows
+            if row["prompt_id"] not in known or (retry_failed and row["prompt_id"] in failed_before)
+        ]
+        if todo:
+            backend = _backend(settings, rubric, model, tokenizer, spent)
+            with Progress(
+                total=len(todo),
+                desc=f"judge {settings.name}",
+                unit="response",
+                mininterval=5,  # seconds: logs of batch jobs keep every line
+                disable=not progress,
+            ) as bar:
+                so_far = {"cost": spent, "failed": 0}
+
+                def keep(item: Mapping[str, Any], result: dict[str, Any]) -> None:
+                    name = item["prompt_id"]
+                    before = known.get(name, {}) if name in failed_before else {}
+                    record = {"prompt_id": name, **result, **common, "key": keys[name]}
+                    record = paid(record, settings, before)
+                    ledger.add(record)
+                    fresh[name] = record
+                    so_far["failed"] += not record["scores"]
+                    so_far["cost"] += record.get("cost", 0.0) - before.get("cost", 0.0)
+                    bar.set_postfix_str(_told(so_far, settings), refresh=False)
+                    bar.update()
+
+                backend.judge(todo, keep)
+        everything = known | fresh
+        ledger.finish(everything[row["prompt_id"]] for row in rows)
+    failed = sum(not record["scores"] for record in everything.values())
+    done = sum(bool(record["scores"]) for record in fresh.values())
+    counts: dict[str, Any] = {"n": len(rows), "done": done, "failed": failed}
+    counts["reused"] = len(rows) - done - failed
+    counts["seconds"] = round(time.monotonic() - start, 3)
+    # A record of a response that had failed before carries what that had cost.
+    earlier = [known[name] for name in fresh if name in failed_before]
+    counts["usage"] = _usage(fresh.values(), earlier)
+    counts["cost"] = _cost(fresh.values(), earlier, settings)
+    counts["total_usage"] = _usage(everything.values())
+    return counts | {"total_cost": _cost(everything.values(), (), settings)}
+
+
+def paid(
+    record: Record, settings: JudgeSettings, before: Mapping[str, Any], batch: bool = False
+) -> Record:
+    """`record` with its cost, and with what a failed one `before` it had used and cost."""
+    cost = cost_of(record["usage"], settings.prices, batch)
+    usage = _usage([record, before])
+    if cost is not None or before.get("cost") is not None:
+        record = record | {"cost": round((cost or 0.0) + (before.get("cost") or 0.0), 8)}
+    return record | {"usage": usage}
+
+
+def _usage(
+    rows: Iterable[Mapping[str, Any]], less: Iterable[Mapping[str, Any]] = ()
+) -> dict[str, int]:
+    total: dict[str, int] = {}
+    for sign, group in ((1, rows), (-1, less)):
+        for record in group:
+            for name, count in record.get("usage", {}).items():
+                total[name] = total.get(name, 0) + sign * count
+    return total
+
+
+def _cost(rows: Iterable[Record], less: Iterable[Record], settings: JudgeSettings) -> float | None:
+    """USD; None if neither the records nor the settings know of prices."""
+    costs = [record.get("cost") for record in rows]
+    if settings.prices is None and not any(costs):
+        return None
+    return round(sum(c or 0.0 for c in costs) - sum(r.get("cost") or 0.0 for r in less), 6)
+
+
+def _told(so_far: Mapping[str, float], settings: JudgeSettings) -> str:
+    """What a progress bar says besides its rate and the time left."""
+    parts = [f"{so_far['failed']:.0f} failed"] if so_far["failed"] else []
+    if settings.prices:
+        of = f" of {settings.max_cost:g}" if settings.max_cost else ""
+        parts.append(f"{so_far['cost']:.2f}{of} USD")
+    return ", ".join(parts)
+
+
+def _backend(
+    settings: JudgeSettings, rubric: Rubric, model: Any, tokenizer: Any, spent: float
+) -> Any:
+    if settings.backend == "openai":
+        from hialign.judging.api import OpenAIJudge
+
+        return OpenAIJudge(settings, rubric, spent)
+    from hialign.judging.local import LocalJudge
+
+    if model is None:
+        model, tokenizer = models.load_model(source_of(settings))
+    elif tokenizer is None:
+        raise HialignError("judge() was given a model without its tokenizer: give both or neither")
+    return LocalJudge(model, tokenizer, rubric, settings.name)
+
+
+def _checked(items: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The items, or HialignError: texts are needed, and identifiers that name one item each."""
+    rows = list(items)
+    seen = set()
+    for number, row in enumerate(rows, 1):
+        for name in ("prompt_id", "prompt", "response"):
+            if name not in row:
+                raise HialignError(f"item {number} to judge has no {name!r}")
+            if not isinstance(row[name], str) and (name, type(row[name])) != ("prompt_id", int):
+                raise HialignError(
+                    f"{name} of item {number} to judge is no text: {row[name]!r:.40}"
+                )
+        if row["prompt_id"] in seen:
+            raise HialignError(f"two items to judge have the prompt_id {row['prompt_id']!r}")
+        seen.add(row["prompt_id"])
+    return rows

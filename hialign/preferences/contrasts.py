@@ -1,0 +1,181 @@
+"""Preference pairs that differ in ONE objective, made from a single good response.
+
+Hypothesis 2 of the paper (section 3) says that each objective's gradient concentrates in one
+block: grammar in Local, coherence in Mid, factuality in Global. Ordinary preference pairs mix the
+objectives, so they cannot test it. Here the rejected response is the chosen one, damaged so:
+
+- grammar: wrong agreement, tense, articles, word order, case; same facts, same sentences in order;
+- coherence: sentences moved, connectives broken, a foreign sentence; each sentence stays good;
+- factuality: wrong numbers, names, opposites, negations; fluent, same sentences in order.
+
+It keeps the chosen one's length within 10% and follows from the arguments alone. What may
+be done to a text stands in `contrast_rules.py`.
+"""
+
+import hashlib
+import random
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from hialign.preferences.contrast_rules import (
+    CONNECTIVES,
+    FACTS,
+    GRAMMAR,
+    keeps_article,
+    wrong_names,
+)
+from hialign.preferences.edits import (
+    FINISHED,
+    LENGTH_TOLERANCE,
+    Edit,
+    apply_edits,
+    choose_edits,
+    count_words,
+    find_edits,
+    sentence_spans,
+    split_sentences,
+)
+from hialign.study.blocks import OBJECTIVES
+from hialign.study.errors import HialignError
+
+
+class ContrastRefused(HialignError):
+    """No contrast of this objective can be made from this response; the message says why."""
+
+
+def _grammar(text: str, rng: random.Random) -> str:
+    """About one mistake a sentence (or sixteen words), at most two in one."""
+    count = max(2, len(sentence_spans(text)), count_words(text) // 16)
+    edits = find_edits(GRAMMAR, text, rng)
+    return apply_edits(
+        choose_edits(edits, text, rng, count, 2, "extra article,preposition,comparison"), text
+    )
+
+
+def _coherence(text: str, rng: random.Random, foreign: Sequence[str]) -> str:
+    """Connectives broken, one sentence replaced by a foreign one, sentences in another order."""
+    spans = sentence_spans(text)
+    n = len(spans)
+    if n < 2:
+        raise ContrastRefused("coherence: fewer than two sentences cannot be put in another order")
+    sentences = [text[start:end] for start, end in spans]
+    gaps = [text[spans[i][1] : spans[i + 1][0]] for i in range(n - 1)]
+    if any(not FINISHED.search(s) for s in sentences) and any("\n" not in gap for gap in gaps):
+        raise ContrastRefused("coherence: an unfinished sentence cannot be moved in a paragraph")
+
+    broken = [apply_edits(find_edits(CONNECTIVES, s, rng), s) for s in sentences]
+    spare = int(LENGTH_TOLERANCE * count_words(text)) - abs(
+        count_words(" ".join(broken)) - count_words(text)
+    )
+    fits = [
+        (i, other)
+        for i in range(1, n)  # the first sentence names the subject
+        for other in foreign
+        if abs(count_words(other) - count_words(broken[i])) <= min(3, spare)
+        and FINISHED.search(other)
+        and other not in sentences
+    ]
+    if fits and n >= 3:
+        i, other = rng.choice(fits)
+        broken[i] = other
+
+    def kept(order: list[int]) -> tuple[bool, int, int]:
+        """What `order` leaves as it was: the first sentence, neighbours, places."""
+        neighbours = sum(order[k + 1] == order[k] + 1 for k in range(n - 1))
+        return order[0] == 0, neighbours, sum(i == k for k, i in enumerate(order))
+
+    order = min([[*range(1, n), 0], *(rng.sample(range(n), n) for _ in range(30))], key=kept)
+    moved = "".join(broken[i] + gap for i, gap in zip(order, [*gaps, ""], strict=True))
+    return text[: spans[0][0]] + moved + text[spans[-1][1] :]
+
+
+def _factuality(text: str, rng: random.Random, errors: Sequence[Mapping[str, str]]) -> str:
+    """The hand-written errors, or else about two automatic ones in three sentences."""
+    edits = []
+    for error in errors:
+        found = re.finditer(rf"(?<!\w){re.escape(error['from'])}(?!\w)", text)
+        edits.append(Edit("by hand", tuple((m.start(), m.end(), error["to"]) for m in found)))
+        if not edits[-1].spans:
+            raise ContrastRefused(f"factuality: the response does not say {error['from']!r}")
+    if errors:
+        chosen = choose_edits(edits, text, rng, len(edits), len(edits))
+        if len(chosen) < min(2, len(edits)):
+            raise ContrastRefused("factuality: the given errors overlap or change the length")
+        return apply_edits(chosen, text)
+    edits = find_edits(FACTS, text, rng) + wrong_names(text, rng)
+    edits = [edit for edit in edits if keeps_article(text, edit)]
+    # one to a sentence, since two wrong opposites can make it right again
+    count = max(2, round(2 / 3 * len(sentence_spans(text))))
+    return apply_edits(choose_edits(edits, text, rng, count, 1, "negation"), text)
+
+
+# --- pairs ---
+
+
+def contrast(
+    response: str,
+    objective: str,
+    *,
+    seed: int,
+    errors: Sequence[Mapping[str, str]] = (),
+    foreign: Sequence[str] = (),
+) -> str:
+    """`response` made worse in `objective` alone.
+
+    `errors`: hand-written factual errors, {"from": text in the response, "to": wrong text}; used
+    (all, or at least two where the length allows no more) instead of automatic ones.
+    `foreign`: sentences of other responses, one of which may take a sentence's place (coherence).
+    Raises ContrastRefused when there is nothing to damage or the length would change by over 10%.
+    """
+    if objective not in OBJECTIVES:
+        raise HialignError(f"objective {objective!r} is not one of {', '.join(OBJECTIVES)}")
+    key = f"{seed}\0{objective}\0{response}".encode(errors="surrogatepass")
+    rng = random.Random(int.from_bytes(hashlib.sha256(key).digest()[:8], "big"))
+    if objective == "grammar":
+        rejected = _grammar(response, rng)
+    elif objective == "coherence":
+        rejected = _coherence(response, rng, foreign)
+    else:
+        rejected = _factuality(response, rng, errors)
+
+    before, after = count_words(response), count_words(rejected)
+    if rejected.split() == response.split():
+        raise ContrastRefused(f"{objective}: nothing in the response can be damaged")
+    if abs(after - before) > LENGTH_TOLERANCE * before:
+        raise ContrastRefused(f"{objective}: {after} words instead of {before}, over 10% off")
+    if len(sentence_spans(rejected)) != len(sentence_spans(response)):
+        raise ContrastRefused(f"{objective}: the number of sentences would change")
+    return rejected
+
+
+def contrast_pairs(
+    rows: Iterable[Mapping[str, Any]], objectives: Sequence[str] = OBJECTIVES, seed: int = 42
+) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
+    """Pairs and refusals for `rows` (id, topic, split, prompt, response, errors) x `objectives`.
+
+    A pair: id, objective, topic, prompt, chosen, rejected. A refusal: id, objective, reason.
+    Foreign sentences come from the two rows before and after in the SAME split, so that no
+    sentence leaks from training into evaluation.
+    """
+    by_split: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
+    pairs, refusals = [], []
+    for row in rows:
+        by_split[row["split"]].append(row)
+    for group in by_split.values():
+        for i, row in enumerate(group):
+            near = {(i + step) % len(group) for step in (-2, -1, 1, 2)} - {i}
+            foreign = [s for j in sorted(near) for s in split_sentences(group[j]["response"])]
+            texts = {"topic": row["topic"], "prompt": row["prompt"], "chosen": row["response"]}
+            errors = row.get("errors", ())
+            for objective in objectives:
+                key = {"id": f"{row['id']}-{objective}", "objective": objective}
+                try:
+                    rejected = contrast(
+                        row["response"], objective, seed=seed, errors=errors, foreign=foreign
+                    )
+                    pairs.append({**key, **texts, "rejected": rejected})
+                except ContrastRefused as refused:
+                    refusals.append({**key, "reason": str(refused)})
+    return pairs, refusals

@@ -1,0 +1,294 @@
+"""Preference pairs for a study: from its source or from the built-in set, split by prompt.
+
+`sources` finds and reads files and hub sets, and `formats` makes a pair of a row. Pairs that cannot
+be used (no common prompt, an empty or an identical response) are counted and reported.
+"""
+
+import difflib
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from hialign.preferences.contrasts import contrast_pairs
+from hialign.preferences.formats import NO_PROMPT, Pair, UnusablePair, prompt_id, to_pair
+from hialign.preferences.reading import Located
+from hialign.preferences.sources import read_splits
+from hialign.study.blocks import OBJECTIVES
+from hialign.study.errors import HialignError
+from hialign.study.pair_files import HH_RLHF, data_files
+from hialign.study.settings import PreferenceSettings
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+from typing import TYPE_CHECKING
+
+TOLERATED = 0.1  # of a source's pairs that may be unusable before it is refused as a whole
+
+
+@dataclass
+class Pairs:
+    """Preference pairs, split so that training and evaluation share no prompt."""
+
+    train: "Dataset"
+    evaluation: "Dataset"
+    report: dict[str, Any] = field(default_factory=dict)  # sizes, what was refused and where
+    fingerprint: str = ""  # sha256 of all pairs in order
+
+    def prompts(self, limit: int | None = None) -> list[dict[str, Any]]:
+        """The distinct held-out prompts, in order: `{"prompt_id", "prompt": messages}`."""
+        seen = {prompt_id(p): p for p in self.evaluation["prompt"]}
+        rows = [{"prompt_id": key, "prompt": prompt} for key, prompt in seen.items()]
+        if limit is not None and limit < len(rows):
+            rows = rows[:limit]
+        return rows
+
+
+def load_pairs(source: "str | Path | PreferenceSettings" = HH_RLHF, **settings: Any) -> Pairs:
+    """Preference pairs from `source`, split by seed without sharing a prompt.
+
+    `source` is one of these:
+
+    - `builtin`;
+    - a file: JSON lines, a JSON array, CSV (all gzipped or not) or parquet;
+    - a folder with `train.*` or `test.*` in such a format, or with tranches as in hh-rlhf
+      (`<tranche>/<split>.jsonl.gz`);
+    - a set on the hub, such as `Anthropic/hh-rlhf`.
+
+    A relative path starts at the repository. `to_pair` says what a row may look like. Keyword
+    arguments are those of `PreferenceSettings` (train, evaluation, seed, subsets, …).
+    Raises HialignError with file and line for what cannot be read, for a setting that does not
+    exist or is out of bounds, and if fewer pairs are usable than asked for.
+    """
+    chosen = _settings(source, settings)
+    report: dict[str, Any] = {"source": chosen.source}
+    if chosen.source == "builtin":
+        train, held_out = _builtin(chosen, report)
+    else:
+        splits = read_splits(chosen)
+        usable = {name: _usable(name, rows, report) for name, rows in splits.items()}
+        train, held_out = _split(usable, chosen)
+    train, held_out = train[: chosen.train], held_out[: chosen.evaluation]
+    shared = {prompt_id(p["prompt"]) for p in train} & {prompt_id(p["prompt"]) for p in held_out}
+    assert not shared, "training and evaluation share a prompt"
+    report |= {"train": len(train), "evaluation": len(held_out)}
+    digest = hashlib.sha256(json.dumps([train, held_out], sort_keys=True).encode()).hexdigest()
+    from datasets import Dataset
+
+    return Pairs(Dataset.from_list(train), Dataset.from_list(held_out), report, digest)
+
+
+def _settings(
+    source: "str | Path | PreferenceSettings", changes: dict[str, Any]
+) -> PreferenceSettings:
+    """The settings of `source` with `changes`, all of them checked."""
+    names = list(PreferenceSettings.model_fields)
+    for name in changes:
+        if name not in names:
+            near = difflib.get_close_matches(name, names, 1, cutoff=0)[0]
+            raise HialignError(
+                f"load_pairs has no setting {name!r}, did you mean {near!r}? "
+                f"There are {', '.join(names)}"
+            )
+    if isinstance(source, PreferenceSettings):
+        values = source.model_dump() | changes
+    else:
+        values = {"source": os.fspath(source) if isinstance(source, Path) else source} | changes
+    try:
+        return PreferenceSettings(**values)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        key = ".".join(str(part) for part in problem["loc"])
+        raise HialignError(
+            f"preferences.{key}: {problem['msg']} (it is {problem['input']!r})"
+        ) from None
+
+
+def _usable(split: str, rows: Iterable[Located], report: dict[str, Any]) -> list[Pair]:
+    """The pairs that can be used; the others are counted by kind, with where they stand."""
+    pairs: list[Pair] = []
+    refused: list[tuple[str, str]] = []
+    advice = ""
+    for where, row in rows:
+        try:
+            prompt, chosen, rejected = to_pair(row)
+        except UnusablePair as error:
+            refused.append((str(error), where))
+            others = [key for key in row if key not in ("chosen", "rejected", "objective", "id")]
+            if not advice and row.get("prompt") is None and others:
+                advice = (
+                    f": rename the key that holds the prompt to `prompt` ({', '.join(others)}?)"
+                )
+            continue
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            reason = f"no {error}" if isinstance(error, KeyError) else error
+            raise HialignError(
+                f"{where}: neither strings nor messages with role and content ({reason}): write "
+                'prompt, chosen and rejected as texts, or each as [{"role": "user", "content": "…"}]'
+            ) from None
+        pairs.append(
+            {
+                "id": f"{prompt_id(prompt)}-{len(pairs)}",
+                "objective": str(row.get("objective") or "preference"),
+                "prompt": prompt,
+                "chosen": chosen,
+                "rejected": rejected,
+            }
+        )
+    total = len(pairs) + len(refused)
+    if len(refused) > TOLERATED * total or not pairs:
+        kind, where = refused[0] if refused else ("no pairs at all", report["source"])
+        raise HialignError(
+            f"{where}: {kind}; {len(refused)} of {total} pairs of {report['source']} cannot be used"
+            f"{advice if kind == NO_PROMPT else ''}"
+        )
+    report.setdefault("read", {})[split] = total
+    report.setdefault("refused", {})[split] = dict(Counter(kind for kind, _ in refused))
+    report.setdefault("refused_at", {})[split] = [f"{where}: {kind}" for kind, where in refused]
+    return pairs
+
+
+# --- splitting ---------------------------------------------------------------------------------
+
+
+def _split(
+    usable: dict[str, list[Pair]], settings: PreferenceSettings
+) -> tuple[list[Pair], list[Pair]]:
+    """Shuffled training and held-out pairs that share no prompt.
+
+    A source with both splits keeps them (training drops prompts that are held out); a source with
+    one is divided by prompt.
+    """
+    import numpy as np
+
+    rng = np.random.default_rng(settings.seed)
+
+    def shuffled(pairs: list[Pair]) -> list[Pair]:
+        return [pairs[i] for i in rng.permutation(len(pairs))]
+
+    if len(usable) == 2:
+        held_out = shuffled(usable["test"])
+        taken = {prompt_id(p["prompt"]) for p in held_out[: settings.evaluation]}
+        train = [p for p in shuffled(usable["train"]) if prompt_id(p["prompt"]) not in taken]
+        _check(held_out, "evaluation", settings, "usable ones in its test split")
+        left_out = len(usable["train"]) - len(train)
+        _check(
+            train,
+            "train",
+            settings,
+            "usable ones in its train split"
+            + (f" that are not among the {left_out} whose prompt is held out" if left_out else ""),
+        )
+        return train, held_out
+    (pairs,) = usable.values()
+    by_prompt: dict[str, list[Pair]] = {}
+    for pair in shuffled(pairs):
+        by_prompt.setdefault(prompt_id(pair["prompt"]), []).append(pair)
+    wanted = settings.evaluation if settings.evaluation is not None else len(pairs) // 10
+    train = []
+    held_out = []
+    for group in by_prompt.values():
+        (held_out if len(held_out) < wanted else train).extend(group)
+    _check_one_split(train, held_out, len(by_prompt), settings)
+    return train, held_out
+
+
+def _check(pairs: list[Pair], name: str, settings: PreferenceSettings, kind: str) -> None:
+    """Refuse a split that has fewer `pairs` than `preferences.<name>` asks for, or none."""
+    wanted = getattr(settings, name)
+    if pairs and len(pairs) >= (wanted or 1):
+        return
+    asks = f"asks for {wanted} pairs" if wanted else "(null) takes all pairs"
+    advice = f"set preferences.{name} to at most {len(pairs)}, or to null for all of them"
+    if not pairs:
+        advice = "set preferences.evaluation lower, or give a source whose splits share no prompts"
+    raise HialignError(
+        f"preferences.{name} {asks}, but {settings.source} has {len(pairs)} {kind}: {advice}"
+    )
+
+
+def _check_one_split(
+    train: list[Pair], held_out: list[Pair], prompts: int, settings: PreferenceSettings
+) -> None:
+    """Refuse a source with one split that is too small for what is asked of it."""
+    usable = len(train) + len(held_out)
+    wanted = (settings.train or 1) + (settings.evaluation or usable // 10)
+    if len(train) >= (settings.train or 1) and len(held_out) >= (settings.evaluation or 1):
+        return
+    asks = (
+        f"preferences.train asks for {settings.train or 'all'} pairs and preferences.evaluation for "
+        f"{settings.evaluation or 'a tenth'}"
+    )
+    if settings.train and settings.evaluation:
+        asks += f", {wanted} together"
+    if prompts < 2:
+        advice = ", all of one prompt, which cannot be in both: give a source with more prompts"
+    elif not held_out:
+        advice = ", a tenth of which is none: set preferences.evaluation to a number"
+    elif usable < wanted:
+        most = settings.train or usable
+        train_at_most = most if most < usable else usable - max(1, usable // 10)
+        advice = (
+            f": set both to at most {usable} together, such as train: {train_at_most} and "
+            f"evaluation: {usable - train_at_most}"
+        )
+    else:
+        advice = (
+            f" with {prompts} prompts, and pairs of one prompt stay together, so that {len(train)} "
+            "are left for training: ask for fewer in preferences.train or preferences.evaluation"
+        )
+    raise HialignError(
+        f"{asks}, but {settings.source} has {usable} usable pairs in its only split{advice}"
+    )
+
+
+def _builtin(settings: PreferenceSettings, report: dict[str, Any]) -> tuple[list[Pair], list[Pair]]:
+    """The built-in set: each good response against its contrasts in one objective.
+
+    Training pairs come in rounds, so that any number of them is spread over prompts first, and over
+    the objectives evenly; evaluation has every contrast of the 24 held-out prompts.
+    """
+    import numpy as np
+
+    (path,) = data_files(settings)
+    with path.open(encoding="utf-8") as stream:
+        rows = [json.loads(line) for line in stream]
+    made, refused = contrast_pairs(rows)
+    report["refused"] = dict(Counter(f"{r['objective']}: {r['reason']}" for r in refused))
+    by_id = {p["id"]: _as_messages(p) for p in made}
+    names = [row["id"] for row in rows if row["split"] == "train"]
+    order = [names[i] for i in np.random.default_rng(settings.seed).permutation(len(names))]
+    rounds = range(len(OBJECTIVES))
+    train = [f"{name}-{OBJECTIVES[(i + r) % 3]}" for r in rounds for i, name in enumerate(order)]
+    held = [f"{row['id']}-{o}" for row in rows if row["split"] == "evaluation" for o in OBJECTIVES]
+    pairs = [by_id[k] for k in train if k in by_id], [by_id[k] for k in held if k in by_id]
+    for name, split in zip(("train", "evaluation"), pairs, strict=True):
+        _check(split, name, settings, "usable ones for it")
+    return pairs
+
+
+def _as_messages(pair: dict[str, Any]) -> Pair:
+    return {
+        "id": pair["id"],
+        "objective": pair["objective"],
+        "prompt": [{"role": "user", "content": pair["prompt"]}],
+        "chosen": [{"role": "assistant", "content": pair["chosen"]}],
+        "rejected": [{"role": "assistant", "content": pair["rejected"]}],
+    }
+
+
+def contrasts_of(prompts: int) -> dict[str, list[Pair]]:
+    """For each objective the built-in contrasts of the first `prompts` held-out prompts."""
+    contrasts = [dict(p) for p in load_pairs("builtin", train=None, evaluation=None).evaluation]
+    names = list(dict.fromkeys(str(p["prompt"]) for p in contrasts))
+    chosen = set(names[:prompts])
+    return {
+        name: [p for p in contrasts if p["objective"] == name and str(p["prompt"]) in chosen]
+        for name in OBJECTIVES
+    }

@@ -1,0 +1,301 @@
+"""Gradients: which layers does an objective's loss want to move (Hypothesis 2, section 3.1)?
+
+The paper's inequality is about E ||d l(x) / d Theta_k||, the norm of one pair's gradient in the
+parameters of a block, averaged over pairs. So each pair has a backward pass of its own, through all
+layers at once, and the norms of all parameters are taken as their gradients come by: none is kept.
+
+Any loss has a trend with depth. What an objective adds to it shows when objectives are compared
+within a prompt, whose three contrasts share prompt and good response.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hialign.engine.models import identity, load_model
+from hialign.engine.modules import decoder_layers, target_modules
+from hialign.engine.tokens import token_pairs
+from hialign.preferences.pairs import load_pairs
+from hialign.probes.gradients.meter import Meter, norms_of, of_modules
+from hialign.probes.pairs import ProbePair, contrast_pairs_of, held_out, packable
+from hialign.probes.record import Parts, measured, probe_settings
+from hialign.probes.tuned import tuned_blocks
+from hialign.statistics.intervals import mean_interval, pooled_interval
+from hialign.statistics.margins import short, with_interval
+from hialign.study.blocks import EXPECTED, OBJECTIVES, Choice, split_layers
+from hialign.study.probe_settings import GradientSettings
+from hialign.study.study import Cell
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+PREFERENCE = "preference"  # the study's own pairs
+DRAWS = 500  # bootstrap samples of each module, and of each layer along training: there are many
+
+
+def gradients(cell: Cell) -> dict[str, Any]:
+    """Measure the gradient of the DPO loss in every layer of the cell's model, at initialization and
+    along the training of `full`, and leave `probes/gradients.json`.
+
+    Fields: `depth`; `parameters`, of a layer, by module; `pairs`, for each source (`preference` and
+    the objectives) a row a pair with `id`, `prompt` and `norms`, a number a layer (nats per root
+    mean square unit of weight: the Euclidean norm over all its parameters, over the root of their
+    number); `layers`, `blocks` and `modules` (of a layer), means with 95% intervals over prompts, per
+    parameter (`rms`) and, but for modules, in `total`; `inequality`, a row an objective and other
+    block (see `inequality`); `along`, `rms` with its interval, a row a step, source and layer;
+    `layer_scores`, the rms over the study's target modules, mean over the preference pairs.
+    """
+    settings = probe_settings(cell)
+    chosen = settings.gradients or GradientSettings()
+    model, tokenizer = load_model(cell.model)
+    own, fingerprint = held_out(cell, tokenizer)
+    sources = {PREFERENCE: own}
+    contrasts = contrast_pairs_of(cell, tokenizer, chosen.contrast_prompts)
+    for objective in OBJECTIVES:
+        sources[objective] = [p for p in contrasts if p.objective == objective]
+    packable(model, contrasts[:2])
+    weights = identity(cell.model)
+    builtin = load_pairs("builtin", train=None, evaluation=None).fingerprint
+    came_from = {"model": weights, "preferences": fingerprint, "contrasts": builtin}
+
+    def compute(parts: Parts) -> dict[str, Any]:
+        meter = Meter(model)
+        beta, draws = cell.study.training.beta, settings.resamples
+        found = {
+            name: parts.part(name, lambda n=name: meter.measure(sources[n], beta, what=n))  # type: ignore[misc]
+            for name in sources
+        }
+        steps = [step for step in chosen.at_steps if step <= _steps(cell, tokenizer)]
+        few = {name: pairs[: chosen.along_pairs] for name, pairs in sources.items()}
+        references = {
+            name: [pair["margin"] for pair in found[name][: chosen.along_pairs]] for name in few
+        }
+        along = (
+            parts.part(
+                "along", lambda: _along(cell, model, tokenizer, weights, few, references, steps)
+            )
+            if steps
+            else []
+        )
+        norms = {n: norms_of(pairs, meter.sizes) for n, pairs in found.items()}
+        kin = {name: [pair.prompt for pair in pairs] for name, pairs in sources.items()}
+        targets = target_modules(model, range(meter.depth), cell.study.training.target_modules)
+        inside = {name.split(f"{meter.prefix}.", 1)[1].partition(".")[2] for name in targets}
+        return {
+            "depth": meter.depth,
+            "parameters": meter.sizes,
+            "pairs": {
+                name: [
+                    {"id": p.id, "prompt": p.prompt, "norms": short(row)}
+                    for p, row in zip(sources[name], norms[name].tolist(), strict=True)
+                ]
+                for name in sources
+            },
+            "modules": _modules(found, kin, meter.sizes, DRAWS),
+            "layers": _layers(norms, kin, meter.sizes, draws),
+            "blocks": _blocks(found, kin, meter.sizes, draws),
+            "inequality": inequality(
+                {name: norms[name] for name in OBJECTIVES}, kin, chosen.permutations, settings.seed
+            ),
+            "along": _first(found, few, meter.sizes) + along,
+            "layer_scores": np.mean(
+                [of_modules(pair["squares"], meter.sizes, inside) for pair in found[PREFERENCE]],
+                axis=0,
+            ).tolist(),
+        }
+
+    return measured(cell, "gradients", came_from, compute)
+
+
+# --- along training ------------------------------------------------------------------------------
+
+
+def _steps(cell: Cell, tokenizer: "PreTrainedTokenizerBase") -> int:
+    """Optimizer steps of the study's training, which drops pairs whose prompts are too long."""
+    training = cell.study.training
+    every = load_pairs(cell.study.preferences).train
+    pairs = len(token_pairs(tokenizer, every, training.max_length, training.truncation).tokens)
+    return math.ceil(math.ceil(pairs / training.effective_batch) * training.epochs)
+
+
+def _along(
+    cell: Cell,
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    weights: dict[str, str],
+    pairs: Mapping[str, Sequence[ProbePair]],
+    references: Mapping[str, Sequence[float]],
+    steps: Sequence[int],
+) -> list[dict[str, Any]]:
+    """Train `full` as the study does, as far as the last of `steps`, and measure after each: a row a
+    step, source and layer."""
+    from transformers import TrainerCallback
+
+    rows: list[dict[str, Any]] = []
+    beta = cell.study.training.beta
+
+    class Along(TrainerCallback):  # type: ignore[misc]
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step in steps:
+                meter = Meter(model)
+                for name, some in pairs.items():
+                    found = meter.measure(some, beta, references[name])
+                    rows.extend(_rows(state.global_step, name, some, found, meter.sizes))
+            control.should_training_stop |= state.global_step >= max(steps)
+
+    everything = {"full": Choice(tuple(range(decoder_layers(model)[1])))}
+    train = load_pairs(cell.study.preferences).train
+    with tuned_blocks(
+        model, tokenizer, train, everything, cell.study.training, weights, callbacks=[Along()]
+    ):
+        return rows
+
+
+def _first(
+    found: Mapping[str, Sequence[dict[str, Any]]],
+    few: Mapping[str, Sequence[ProbePair]],
+    sizes: list[dict[str, int]],
+) -> list[dict[str, Any]]:
+    """The rows of step 0, of the pairs that are measured along training."""
+    return [
+        row
+        for name, some in few.items()
+        for row in _rows(0, name, some, found[name][: len(some)], sizes)
+    ]
+
+
+def _rows(
+    step: int,
+    source: str,
+    pairs: Sequence[ProbePair],
+    found: Sequence[dict[str, Any]],
+    sizes: list[dict[str, int]],
+) -> list[dict[str, Any]]:
+    norms, kin = norms_of(found, sizes), [pair.prompt for pair in pairs]
+    rows = []
+    for layer, values in enumerate(norms.T.tolist()):
+        row: dict[str, Any] = {"step": step, "source": source, "layer": layer, "n": len(values)}
+        rows.append(row | with_interval("rms", values, pooled_interval(values, kin, DRAWS)))
+    return rows
+
+
+# --- what it says --------------------------------------------------------------------------------
+
+
+def inequality(
+    norms: Mapping[str, np.ndarray],
+    kin: Mapping[str, Sequence[str]],
+    permutations: int,
+    seed: int,
+) -> list[dict[str, Any]]:
+    """The paper's inequality as numbers: a row an objective and block that is not its own.
+
+    `norms` is by objective (pairs, depth), `kin` by objective the pairs' prompts. `ratio` is the
+    geometric mean over prompts of the norm per parameter in the objective's block over that in the
+    other. `detrended` compares with the other objectives of the same prompt: exp of the mean over
+    prompts of D(objective) less the mean D of all objectives, D being the log ratio of the two
+    blocks' norms; above 1, the objective is more in its block than the objectives are in general. Intervals are over prompts. `p_above`
+    and `p_below`, one-sided: how often objectives that are permuted within each prompt give as much
+    (as little). Only prompts that have all objectives count.
+    """
+    objectives = list(norms)
+    depth = next(iter(norms.values())).shape[1]
+    split = split_layers(depth)
+    shared = [p for p in dict.fromkeys(kin[objectives[0]]) if all(p in kin[o] for o in objectives)]
+    levels = {  # objective, block -> a number a shared prompt: the log of the block's rms norm
+        (o, b): np.array(
+            [np.log(np.sqrt((norms[o][kin[o].index(p)][list(layers)] ** 2).mean())) for p in shared]
+        )
+        for o in objectives
+        for b, layers in split.items()
+    }
+    rng = np.random.default_rng(seed)
+    # for each permutation and prompt, which objective's value stands in whose place
+    orders = rng.permuted(
+        np.tile(np.arange(len(objectives)), (permutations, len(shared), 1)), axis=2
+    )
+    rows = []
+    for place, objective in enumerate(objectives):
+        block = EXPECTED[objective]
+        for other in (b for b in split if b != block):
+            all_d = np.stack([levels[o, block] - levels[o, other] for o in objectives], axis=1)
+            residual = all_d - all_d.mean(axis=1, keepdims=True)  # (prompts, objectives)
+            observed = residual[:, place].mean()
+            drawn = residual[np.arange(len(shared)), orders[:, :, place]].mean(axis=1)
+            raw = all_d[:, place]
+            low, high = mean_interval(list(residual[:, place]), None, permutations)
+            raw_low, raw_high = mean_interval(list(raw), None, permutations)
+            rows.append(
+                {
+                    "objective": objective,
+                    "block": block,
+                    "other": other,
+                    "n": len(shared),
+                    "ratio": float(np.exp(raw.mean())),
+                    "ratio_low": float(np.exp(raw_low)),
+                    "ratio_high": float(np.exp(raw_high)),
+                    "detrended": float(np.exp(observed)),
+                    "detrended_low": float(np.exp(low)),
+                    "detrended_high": float(np.exp(high)),
+                    "detrended_log_std": float(residual[:, place].std(ddof=1)),
+                    "p_above": (1 + int((drawn >= observed - 1e-12).sum())) / (1 + permutations),
+                    "p_below": (1 + int((drawn <= observed + 1e-12).sum())) / (1 + permutations),
+                }
+            )
+    return rows
+
+
+def _modules(
+    found: Mapping[str, Sequence[dict[str, Any]]],
+    kin: Mapping[str, Sequence[str]],
+    sizes: list[dict[str, int]],
+    draws: int,
+) -> list[dict[str, Any]]:
+    rows = []
+    for source, pairs in found.items():
+        for layer, size in enumerate(sizes):
+            for module, count in size.items():
+                values = [math.sqrt(p["squares"][layer][module] / count) for p in pairs]
+                ends = pooled_interval(values, kin[source], draws)
+                row: dict[str, Any] = {"source": source, "layer": layer, "module": module}
+                rows.append(row | with_interval("rms", values, ends))
+    return rows
+
+
+def _layers(
+    norms: Mapping[str, np.ndarray],
+    kin: Mapping[str, Sequence[str]],
+    sizes: list[dict[str, int]],
+    draws: int,
+) -> list[dict[str, Any]]:
+    rows = []
+    for source, by_pair in norms.items():
+        for layer, (values, size) in enumerate(zip(by_pair.T.tolist(), sizes, strict=True)):
+            ends = pooled_interval(values, kin[source], draws)
+            row: dict[str, Any] = {"source": source, "layer": layer, "n": len(values)}
+            row |= with_interval("rms", values, ends)
+            rows.append(row | {"total": row["rms"] * math.sqrt(sum(size.values()))})
+    return rows
+
+
+def _blocks(
+    found: Mapping[str, Sequence[dict[str, Any]]],
+    kin: Mapping[str, Sequence[str]],
+    sizes: list[dict[str, int]],
+    draws: int,
+) -> list[dict[str, Any]]:
+    rows = []
+    for source, pairs in found.items():
+        for block, layers in split_layers(len(sizes)).items():
+            count = sum(sum(sizes[i].values()) for i in layers)
+            totals = [math.sqrt(sum(sum(p["squares"][i].values()) for i in layers)) for p in pairs]
+            low, high = pooled_interval(totals, kin[source], draws)
+            root = math.sqrt(count)
+            row: dict[str, Any] = {"source": source, "block": block, "n": len(pairs)}
+            row["parameters"] = count
+            row |= with_interval("total", totals, (low, high))
+            row |= with_interval("rms", [t / root for t in totals], (low / root, high / root))
+            rows.append(row)
+    return rows

@@ -1,0 +1,159 @@
+"""ILA's interventions: what does it cost to tune only the matrices that rank high?
+
+All variants are trained in one pass on the study's own pairs and compared on the same held-out
+ones: full; without the least important 25%; the top 10%, 20% and 30% alone; as many drawn at random;
+the thirds, at the LoRA rank that gives them the parameters of the largest top set.
+"""
+
+import random
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from hialign.engine.models import identity
+from hialign.preferences.formats import Pair
+from hialign.probes.ila.gates import Subject
+from hialign.probes.pairs import ProbePair
+from hialign.probes.record import probe_settings
+from hialign.probes.tuned import tuned_blocks
+from hialign.statistics.intervals import pooled_interval
+from hialign.statistics.margins import known, rounded
+from hialign.study.blocks import Choice, share_of, split_layers
+from hialign.study.probe_settings import IlaSettings
+
+Variant = dict[str, Any]  # name, kind, percent, matrices, rank
+
+
+def interventions(
+    subject: Subject,
+    ranking: Mapping[str, Any],
+    rows: list[Pair],
+    held_out: Sequence[ProbePair],
+    settings: IlaSettings,
+) -> dict[str, Any]:
+    """Train every variant on `rows` (DPO, the study's own seed) and measure it on `held_out`.
+
+    `ranking_from`: the loss and the data set that the matrices were ranked by (one ranking only: what
+    another loss's would do is not asked). `pairs`, `prompts`:
+    ids of the held-out pairs. `variants`: `name`, `kind` (full, freeze, top, random, third, third at
+    equal parameters), `percent` and `matrices` tuned, `layers`, `rank`, `parameters`, the `margins`
+    (nats, Eq. 1) of the pairs, and with n and 95% interval over pairs the mean `margin` and the
+    `accuracy` (margin above 0; a tie is one half). `differences`: `of` minus `minus` in `measure`,
+    pair by pair; of random sets their mean is taken, so what the draw of the sets adds is not in the
+    interval. `nothing` says why there are none.
+    """
+    about = {"dataset": ranking["dataset"], "loss": ranking["loss"], "seeds": ranking["seeds"]}
+    found: dict[str, Any] = {"ranking_from": about, "nothing": ranking["nothing"]}
+    if ranking["nothing"]:
+        return found | {"pairs": [], "prompts": [], "variants": [], "differences": []}
+    from datasets import Dataset
+
+    cell, training = subject.cell, subject.training(subject.cell.study.training.seed)
+    made = variants(subject, ranking["ranking"], settings)
+    choices = {variant["name"]: choice_of(subject, variant) for variant in made}
+    with tuned_blocks(
+        *(subject.model, subject.tokenizer, Dataset.from_list(rows), choices),
+        *(training, identity(cell.model)),
+    ) as adapted:
+        margins = adapted.margins(held_out, training.beta, "interventions")
+    prompts = [pair.prompt for pair in held_out]
+    probes = probe_settings(cell)
+
+    def estimate(values: np.ndarray) -> dict[str, Any]:
+        ends = pooled_interval(values.tolist(), prompts, probes.resamples, seed=probes.seed)
+        low, high = (known(end) for end in ends)
+        return {"mean": float(values.mean()), "low": low, "high": high, "n": len(values)}
+
+    values = {name: np.array(rounded(of_pairs)) for name, of_pairs in margins.items()}
+    measures = {
+        "margin": values,
+        "accuracy": {name: (np.sign(v) + 1) / 2 for name, v in values.items()},
+    }
+    for variant in made:
+        name = variant["name"]
+        sizes = subject.parameters(variant["rank"])
+        variant |= {
+            "layers": list(choices[name].layers),
+            "parameters": sum(sizes[i] for i in variant["matrices"]),
+            "margins": values[name].tolist(),
+            **{measure: estimate(by_name[name]) for measure, by_name in measures.items()},
+        }
+    differences = []
+    for of, minus in comparisons(made):
+        for measure, by_name in measures.items():
+            against = np.mean([by_name[name] for name in minus["names"]], axis=0)
+            differences.append(
+                {"of": of, "minus": minus["name"], "measure": measure}
+                | estimate(by_name[of] - against)
+            )
+    return found | {
+        "pairs": [pair.id for pair in held_out],
+        "prompts": prompts,
+        "variants": made,
+        "differences": differences,
+    }
+
+
+def variants(subject: Subject, ranking: Sequence[int], settings: IlaSettings) -> list[Variant]:
+    """All that is trained, `full` first."""
+    total, rank = len(ranking), subject.cell.study.training.lora_rank
+    rng = random.Random(probe_settings(subject.cell).seed)
+    made = [_variant("full", "full", 100, range(total), rank)]
+    selected = [("freeze", settings.freeze, 100 - settings.freeze)]
+    selected += [("top", percent, percent) for percent in settings.top]
+    for kind, percent, tuned_percent in selected:
+        size, name = share_of(tuned_percent, total), f"{kind} {percent}%"
+        made.append(_variant(name, kind, tuned_percent, ranking[:size], rank))
+        for number in range(1, settings.random_sets + 1):
+            drawn = rng.sample(range(total), size)
+            made.append(_variant(f"{name} random {number}", "random", tuned_percent, drawn, rank))
+    most = ranking[: share_of(max(settings.top), total)]
+    of_one = subject.parameters(1)
+    thirds = {
+        third: [i for i, layer in enumerate(subject.layers) if layer in layers]
+        for third, layers in split_layers(subject.depth).items()
+    }
+    for third, inside in thirds.items():
+        aim = rank * sum(of_one[i] for i in most) / sum(of_one[i] for i in inside)
+        equal = max(1, round(aim))
+        kind = "third at equal parameters"
+        made.append(_variant(f"{third} rank {equal}", kind, None, inside, equal))
+    return made
+
+
+def _variant(
+    name: str, kind: str, percent: int | None, matrices: Sequence[int], rank: int
+) -> Variant:
+    return {
+        "name": name,
+        "kind": kind,
+        "percent": percent,
+        "matrices": sorted(matrices),
+        "rank": rank,
+    }
+
+
+def choice_of(subject: Subject, variant: Variant) -> Choice:
+    """What trains a variant: its matrices alone, in the layers that they are in."""
+    layers = sorted({subject.layers[i] for i in variant["matrices"]})
+    modules = tuple(subject.names[i] for i in variant["matrices"])
+    return Choice(tuple(layers), rank=variant["rank"], modules=modules)
+
+
+def comparisons(made: Sequence[Variant]) -> list[tuple[str, dict[str, Any]]]:
+    """What is compared with what: each selection with full and with its random sets, the largest top
+    set with each third at its parameters."""
+    found: list[tuple[str, dict[str, Any]]] = []
+    tops = [v for v in made if v["kind"] in ("freeze", "top")]
+    for variant in tops:
+        name = variant["name"]
+        at_random = [v["name"] for v in made if v["name"].startswith(f"{name} random ")]
+        found.append((name, {"name": "full", "names": ["full"]}))
+        found.append((name, {"name": f"{name} random", "names": at_random}))
+    most = max((v for v in tops if v["kind"] == "top"), key=lambda v: v["percent"])
+    for variant in made:
+        if variant["kind"] == "third at equal parameters":
+            only = {"name": variant["name"], "names": [variant["name"]]}
+            found.append((most["name"], only))
+    return found

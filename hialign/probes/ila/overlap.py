@@ -1,0 +1,109 @@
+"""Do two rankings name the same matrices? Jaccard overlap, beside what chance gives.
+
+Two random sets that hold 75% of all matrices share much already (their mean overlap is 0.60), so no
+overlap is shown without the line that random sets of its sizes draw.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+
+from hialign.statistics.intervals import mean_interval
+from hialign.study.blocks import share_of
+from hialign.study.probe_settings import IlaSettings, ProbeSettings
+
+
+def ranked(scores: Sequence[float]) -> list[int]:
+    """Places of the scores, the highest first; of equal ones the earlier."""
+    return sorted(range(len(scores)), key=lambda i: (-scores[i], i))
+
+
+def jaccard(a: Collection[int], b: Collection[int]) -> float:
+    """Elements that both have, over those that either has: 0 (none) to 1 (the same sets)."""
+    return len(set(a) & set(b)) / len(set(a) | set(b))
+
+
+def chance(total: int, size: int) -> dict[str, float]:
+    """The overlap of two sets of `size` that are drawn at random from `total`: its mean, and what
+    95% of such pairs do not exceed.
+
+    Exact: what two such sets share is hypergeometric.
+    """
+    from scipy.stats import hypergeom
+
+    shared = np.arange(max(0, 2 * size - total), size + 1)
+    common = hypergeom(total, size, size)
+    overlap = shared / (2 * size - shared)
+    at = int(common.ppf(0.95))
+    return {
+        "mean": float(common.pmf(shared) @ overlap),
+        "quantile95": at / (2 * size - at),
+    }
+
+
+def stability(scores: Sequence[Sequence[float]], size: int) -> dict[str, Any]:
+    """How alike the rankings of several seeds are: the means over pairs of seeds of Spearman's
+    correlation and of the overlap of the first `size`. None, with the reason, for a single seed."""
+    from scipy.stats import spearmanr
+
+    both = list(combinations(scores, 2))
+    if not both:
+        return {"spearman": None, "jaccard": None, "reason": "one seed has nothing to agree with"}
+    tops = [[ranked(s)[:size] for s in pair] for pair in both]
+    return {
+        "spearman": float(np.mean([spearmanr(*pair).statistic for pair in both])),
+        "jaccard": float(np.mean([jaccard(*pair) for pair in tops])),
+        "reason": None,
+    }
+
+
+def overlap_of(
+    a: Sequence[Sequence[float]], b: Sequence[Sequence[float]], size: int, resamples: int, seed: int
+) -> dict[str, Any]:
+    """The overlap of the first `size` of two data sets' rankings, whose scores are given by seed.
+
+    `mean`, `low`, `high`, `n`: over seeds, both data sets with the same one (95% interval; no ends
+    for one seed). `of_means`: of the rankings by the mean over seeds. `other_seeds`: the mean over
+    pairs of different seeds, whose adapters do not even begin alike. `chance`: of random sets.
+    """
+    tops = [[ranked(s)[:size] for s in scores] for scores in (a, b)]
+    same = [jaccard(x, y) for x, y in zip(*tops, strict=True)]
+    other = [jaccard(x, y) for i, x in enumerate(tops[0]) for j, y in enumerate(tops[1]) if i != j]
+    low, high = mean_interval(same, None, resamples, seed=seed)
+    means = [ranked(np.mean(scores, axis=0).tolist())[:size] for scores in (a, b)]
+    return {
+        "size": size,
+        "by_seed": same,
+        "mean": float(np.mean(same)),
+        "low": None if np.isnan(low) else low,
+        "high": None if np.isnan(high) else high,
+        "n": len(same),
+        "of_means": jaccard(*means),
+        "other_seeds": float(np.mean(other)) if other else None,
+        "chance": chance(len(a[0]), size),
+    }
+
+
+def overlaps(
+    runs: Sequence[Mapping[str, Any]],
+    settings: IlaSettings,
+    percents: Sequence[int],
+    probes: ProbeSettings,
+) -> list[dict[str, Any]]:
+    """`overlap_of` for each two data sets, loss and per cent of the matrices; `nothing` says why
+    there is none."""
+    gates = {(r["dataset"], r["loss"], r["seed"]): r["gates"] for r in runs if r["nothing"] is None}
+    found: list[dict[str, Any]] = []
+    for loss in settings.losses:
+        for a, b in combinations(settings.datasets, 2):
+            seeds = [s for s in settings.seeds if {(a, loss, s), (b, loss, s)} <= gates.keys()]
+            of_a, of_b = ([gates[name, loss, s] for s in seeds] for name in (a, b))
+            for percent in percents:
+                entry: dict[str, Any] = {"datasets": [a, b], "loss": loss, "percent": percent}
+                if seeds:
+                    size = share_of(percent, len(of_a[0]))
+                    entry |= overlap_of(of_a, of_b, size, probes.resamples, probes.seed)
+                found.append(entry | {"nothing": None if seeds else "no seed ranks both"})
+    return found

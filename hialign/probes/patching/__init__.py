@@ -1,0 +1,1 @@
+"""Causal patching: activations of one model put into another (`probe.patching`)."""

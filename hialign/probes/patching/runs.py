@@ -1,0 +1,303 @@
+"""Patched forward passes: a model that goes on from a state in which another model had a hand.
+
+`donor` and `receiver` are two models of one architecture. Both run once on the same tokens, and every
+hidden state is kept. A patch puts something of the donor's into the state that enters a layer, and
+the receiver runs from there: what lies below is never run again, and neither are positions that the
+patch cannot reach. A patch that changes nothing is not run at all.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from hialign.engine.decoder import Decoder, Layout
+from hialign.engine.modules import ATTENTION
+from hialign.probes.patching.rows import Continued, Recorder, Row
+from hialign.study.errors import HialignError
+
+# What is put into the receiver at layer l (`window`: at layers a to b - 1):
+KINDS: Mapping[str, str] = {
+    "residual": "the donor's residual stream after the layer, whole",
+    "contribution": "what the donor's layer adds to the stream, in place of the receiver's",
+    "attention": "the output of the donor's attention; the layer's own MLP then runs on it",
+    "mlp": "the output of the donor's MLP",
+    "prompt": "the donor's residual stream after the layer, at the positions of the prompt",
+    "last_prompt": "the same at the prompt's last token alone",
+    "window": "what the donor's layers of the window add to the stream, summed",
+}
+# The donor's state in the receiver: `tuned_into_base` asks which layers suffice, `base_into_tuned`
+# which are needed.
+DIRECTIONS: Mapping[str, tuple[str, str]] = {  # (donor, receiver)
+    "tuned_into_base": ("tuned", "base"),
+    "base_into_tuned": ("base", "tuned"),
+}
+SUBLAYER_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9}  # of the largest value
+LogProbs = list[list[float]]  # [chosen, rejected] of each pair, nats
+
+
+@dataclass
+class States:
+    """What an unpatched run left: `hidden[l]` enters layer l (1 x T x width), `hidden[depth]` leaves
+    the last; outputs of attention and MLP by layer; `kept` are keys and values."""
+
+    hidden: list[torch.Tensor]
+    attention: list[torch.Tensor]
+    mlp: list[torch.Tensor]
+    kept: dict[int, tuple[torch.Tensor, torch.Tensor]]
+
+
+@dataclass
+class Side:
+    """One of the two models: a decoder, and the context in which it is that model (an adapter on or
+    off). `layer_tokens` counts what was run: tokens times layers."""
+
+    decoder: Decoder
+    active: Callable[[], AbstractContextManager[Any]] = nullcontext
+    layer_tokens: int = field(default=0, init=False)
+
+    @property
+    def depth(self) -> int:
+        return self.decoder.depth
+
+    def top(self, layout: Layout, start: int, state: torch.Tensor) -> torch.Tensor:
+        """What leaves the last layer where `state` enters layer `start`."""
+        if start == self.depth:
+            return state
+        self.layer_tokens += (self.depth - start) * layout.ids.shape[1]
+        with self.active():
+            return self.decoder.run(layout, [self.depth], start, state)[self.depth]
+
+    def entering(self, layout: Layout, layer: int) -> torch.Tensor:
+        """What enters layer `layer` (1 at least) in the unpatched run; none above is run."""
+        self.layer_tokens += layer * layout.ids.shape[1]
+        with self.active():
+            return self.decoder.run(layout, [layer])[layer]
+
+    def log_probs(self, top: torch.Tensor, layout: Layout) -> LogProbs:
+        with self.active():
+            found = self.decoder.log_probs(top, layout)
+        if not bool(found.isfinite().all()):
+            raise HialignError(
+                "a patched run gave log-probabilities that are not finite: set the model's "
+                "precision to float32"
+            )
+        return [[c, r] for c, r in found.view(-1, 2).tolist()]
+
+    def states(self, layout: Layout) -> States:
+        """The unpatched run."""
+        recorder, entering = Recorder(layout), []
+        outputs: dict[str, list[torch.Tensor]] = {"attention": [], "mlp": []}
+        self.layer_tokens += self.depth * layout.ids.shape[1]
+        with self.active(), ExitStack() as stack:
+
+            def hook(module: torch.nn.Module, keep: Callable[[Any], None]) -> None:
+                handle = module.register_forward_hook(lambda _, __, output: keep(first(output)))
+                stack.callback(handle.remove)
+
+            handle = self.decoder.layers[0].register_forward_pre_hook(
+                lambda _, given: entering.append(given[0])
+            )
+            stack.callback(handle.remove)
+            for layer in self.decoder.layers:
+                for name, module in sublayers(layer).items():
+                    hook(module, outputs[name].append)
+            tapped = self.decoder.run(recorder, range(1, self.depth + 1))
+        hidden = [entering[0], *(tapped[layer] for layer in range(1, self.depth + 1))]
+        return States(hidden, outputs["attention"], outputs["mlp"], recorder.kept)
+
+
+def first(output: Any) -> Any:
+    """A module's hidden states: some return them in a tuple."""
+    return output[0] if isinstance(output, tuple) else output
+
+
+def sublayers(layer: torch.nn.Module) -> dict[str, torch.nn.Module]:
+    """`attention` and `mlp` of a layer; empty where it is not made of one of each."""
+    working = {
+        name: child
+        for name, child in layer.named_children()
+        if any(isinstance(m, torch.nn.Linear) for m in child.modules())
+    }
+    found = {"attention" if ATTENTION.search(n) else "mlp": child for n, child in working.items()}
+    return found if len(found) == len(working) == 2 else {}
+
+
+def why_not_apart(states: States, family: str) -> str:
+    """Why attention and MLP cannot be patched apart; empty where their outputs are what a layer
+    adds to the stream."""
+    if not states.attention or len(states.attention) != len(states.mlp):
+        return f"a layer of {family} is not made of one attention and one MLP"
+    allowed = SUBLAYER_TOLERANCE.get(states.hidden[0].dtype, 2e-2)
+    pieces = zip(states.hidden, states.attention, states.mlp, states.hidden[1:], strict=False)
+    for number, (entering, attention, mlp, leaving) in enumerate(pieces):
+        off = float(
+            (entering.float() + attention.float() + mlp.float() - leaving.float()).abs().max()
+        )
+        if not off <= allowed * float(leaving.float().abs().max()):
+            return (
+                f"in layer {number} of {family} the outputs of attention and MLP do not add up to "
+                "what the layer adds to the residual stream (it normalizes or scales them first)"
+            )
+    return ""
+
+
+def added(donor: States, receiver: States, start: int, stop: int) -> torch.Tensor:
+    """The state that enters layer `stop` of the receiver if its layers from `start` on had added to
+    the stream what the donor's did. Exactly the receiver's own where they added the same."""
+    theirs = donor.hidden[stop].float() - donor.hidden[start].float()
+    ours = receiver.hidden[stop].float() - receiver.hidden[start].float()
+    return shifted(receiver.hidden[stop], theirs - ours)
+
+
+def shifted(state: torch.Tensor, difference: torch.Tensor) -> torch.Tensor:
+    """`state + difference` in at least single precision, in the state's own."""
+    return (state.float() + difference).to(state.dtype)
+
+
+@contextmanager
+def replaced(module: torch.nn.Module, output: torch.Tensor) -> Iterator[None]:
+    """`module` gives `output`, whatever it is given."""
+
+    def hook(_: Any, __: Any, own: Any) -> Any:
+        return (output, *own[1:]) if isinstance(own, tuple) else output
+
+    handle = module.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def patched(
+    donor: States,
+    receiver: States,
+    side: Side,
+    row: Row,
+    kinds: Sequence[str],
+    window: int,
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """What leaves the receiver's last layer under each patch, with its kind; of a kind in the order
+    of layers (of windows). `side` is the receiver."""
+    layout, depth = row.layout, side.depth
+    unchanged = receiver.hidden[depth]
+
+    def top(above: int, state: torch.Tensor) -> torch.Tensor:
+        same = torch.equal(state, receiver.hidden[above])
+        return unchanged if same else side.top(layout, above, state)
+
+    def among(
+        above: int, rest: torch.Tensor, state: torch.Tensor, kept: Any, whole: torch.Tensor
+    ) -> torch.Tensor:
+        """`whole`, with the positions `rest` run from layer `above` on."""
+        if not len(rest):
+            return whole
+        result = whole.clone()
+        result[:, rest] = side.top(Continued(layout, kept, rest), above, state[:, rest])
+        return result
+
+    for layer in range(depth):
+        above, own = layer + 1, receiver.hidden[layer + 1]
+        if "residual" in kinds or "prompt" in kinds:
+            recorder, whole = Recorder(layout), unchanged
+            if changes := not torch.equal(donor.hidden[above], own):
+                whole = side.top(recorder, above, donor.hidden[above])
+            if "residual" in kinds:
+                yield "residual", whole
+            if "prompt" in kinds:
+                # prompts see no response: above the patch they are as under the whole one
+                after = among(above, row.response, own, recorder.kept, whole) if changes else whole
+                yield "prompt", after
+        if "last_prompt" in kinds:
+            state = own.clone()
+            state[:, row.last] = donor.hidden[above][:, row.last]
+            rest, after = torch.cat([row.last, row.response]).sort().values, unchanged
+            if not torch.equal(state, own):
+                after = among(above, rest, state, receiver.kept, unchanged)
+            yield "last_prompt", after
+        if "contribution" in kinds:
+            yield "contribution", top(above, added(donor, receiver, layer, above))
+        if "attention" in kinds:
+            output, after = donor.attention[layer], unchanged
+            if not torch.equal(output, receiver.attention[layer]):
+                with replaced(sublayers(side.decoder.layers[layer])["attention"], output):
+                    after = side.top(layout, layer, receiver.hidden[layer])
+            yield "attention", after
+        if "mlp" in kinds:
+            difference = donor.mlp[layer].float() - receiver.mlp[layer].float()
+            yield "mlp", top(above, shifted(own, difference))
+    if "window" in kinds:
+        for start in range(depth - window + 1):
+            yield "window", top(start + window, added(donor, receiver, start, start + window))
+
+
+def run_row(
+    sides: Mapping[str, Side], row: Row, kinds: Sequence[str], window: int
+) -> dict[str, Any]:
+    """All patches of a row's pairs in both directions (JSON), as `Runs` joins them."""
+    before = sum(side.layer_tokens for side in sides.values())
+    with torch.inference_mode():
+        states = {name: side.states(row.layout) for name, side in sides.items()}
+        tops = {name: state.hidden[-1] for name, state in states.items()}
+        own = {name: sides[name].log_probs(top, row.layout) for name, top in tops.items()}
+        found: dict[str, dict[str, list[LogProbs]]] = {}
+        for direction, (donor, receiver) in DIRECTIONS.items():
+            by_kind: dict[str, list[LogProbs]] = {kind: [] for kind in kinds}
+            side = sides[receiver]
+            for kind, top in patched(states[donor], states[receiver], side, row, kinds, window):
+                known = top is tops[receiver]
+                by_kind[kind].append(own[receiver] if known else side.log_probs(top, row.layout))
+            found[direction] = by_kind
+        apart = zip(states["tuned"].hidden[1:], states["base"].hidden[1:], strict=True)
+        norms = torch.stack([(t.float() - b.float())[0].norm(dim=-1) for t, b in apart])
+        distance = [norms[:, positions].mean(1).tolist() for positions in row.own]
+    return {
+        "pairs": row.pairs,
+        "unpatched": own,
+        "patched": found,
+        "distance": distance,
+        "layer_tokens": sum(side.layer_tokens for side in sides.values()) - before,
+    }
+
+
+@dataclass
+class Runs:
+    """All rows' runs, in the order of pairs.
+
+    `unpatched[side]`, `patched[direction][kind][layer]`: `LogProbs`; `distance[pair][layer]`: mean
+    over the pair's positions of the Euclidean distance of the two models' states after the layer.
+    """
+
+    unpatched: dict[str, LogProbs]
+    patched: dict[str, dict[str, list[LogProbs]]]
+    distance: list[list[float]]
+    layer_tokens: int
+
+    @classmethod
+    def joined(cls, found: Sequence[Mapping[str, Any]]) -> "Runs":
+        order = np.argsort([p for row in found for p in row["pairs"]])
+
+        def join(*keys: Any) -> list[Any]:
+            flat: list[Any] = []
+            for values in found:
+                for key in keys:
+                    values = values[key]
+                flat += values
+            return [flat[i] for i in order]
+
+        patched = {
+            direction: {
+                kind: [join("patched", direction, kind, i) for i in range(len(by_place))]
+                for kind, by_place in by_kind.items()
+            }
+            for direction, by_kind in (found[0]["patched"] if found else {}).items()
+        }
+        return cls(
+            {side: join("unpatched", side) for side in ("base", "tuned")},
+            patched,
+            join("distance"),
+            sum(row["layer_tokens"] for row in found),
+        )

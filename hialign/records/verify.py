@@ -1,0 +1,56 @@
+"""`hialign verify`: every file of a study against the hash that its record has of it."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from hialign.records import files
+from hialign.records.status import State, is_published, probe_state, stage_manifest, state
+from hialign.study import paths
+from hialign.study.study import Study, probes_of, stages_of
+
+
+@dataclass(frozen=True)
+class Line:
+    """What is to be said of one record."""
+
+    what: str
+    found: str
+    wrong: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.what}: {self.found}"
+
+
+def verify(study: Study) -> Iterator[Line]:
+    """One line per record of the study that is there. Every file is read anew."""
+    files.forget_hashes()
+    for cell in study.cells():
+        for stage in stages_of(cell):
+            what = f"{stage} of {cell.model.name}, {cell.block}"
+            place = stage_manifest(cell, stage)
+            yield from _line(study, what, place, state(cell, stage, thorough=True))
+    for model in study.models:
+        for probe in probes_of(study):
+            place = paths.probe_record(study.name, model.name, probe)
+            found = probe_state(study, model, probe, thorough=True)
+            yield from _line(study, f"{probe} probe of {model.name}", place, found)
+
+
+def _line(study: Study, what: str, place: Path, found: State) -> Iterator[Line]:
+    if not place.is_file():
+        return
+    if not found.trusted:
+        yield Line(what, str(found), wrong=found.altered)
+        return
+    record = files.read_record(place)
+    vouched = record.get("files", {})
+    if files.CHECKSUM not in record:
+        yield Line(what, "its record has no hashes, as an earlier version wrote it")
+        return
+    absent = [name for name in vouched if not (place.parent / name).is_file()]
+    rest = f", {len(absent)} were not published" if absent and is_published(study) else ""
+    state_of_it = "" if found.status == "done" else f"; {found}"
+    yield Line(
+        what, f"its record and {len(vouched) - len(absent)} files are as written{rest}{state_of_it}"
+    )

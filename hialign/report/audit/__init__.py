@@ -1,0 +1,1 @@
+"""What the paper's own numbers say: its tables (`tables`) and its sentences (`statements`)."""

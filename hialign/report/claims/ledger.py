@@ -1,0 +1,217 @@
+"""The claims ledger: what the papers say, the test that decides each claim, and a study's verdicts.
+
+Claims, tests and margins stand in book/claims.yml and are fixed before results are looked at. The
+rule: every part of a claim gives two one-sided p, for and against it. A claim's p for is the largest
+of its parts' (all must hold: an intersection-union test), its p against the smallest times their
+number (Bonferroni: one part reversed is enough). Holm's correction covers both p of all claims that a
+study can test. Supported: the corrected p for is below 5% and every part's 95% interval agrees.
+Contradicted: the corrected p against is, and the interval of a part agrees. Else inconclusive. Where
+a judge is not known to be better than guessing, nothing that rests on its scores is decided.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from hialign.records import agreement, frames
+from hialign.report.claims.kinds import AnyTest
+from hialign.report.claims.material import Material, Part, Untested
+from hialign.report.display import Table, table_of
+from hialign.statistics.comparisons import holm
+from hialign.statistics.intervals import (
+    ALPHA,
+    interval_text,
+    p_text,
+    prompts_needed,
+    smallest_difference,
+)
+from hialign.study import paths
+from hialign.study.errors import HialignError
+from hialign.study.study import Study
+
+SUPPORTED, CONTRADICTED = "supported", "contradicted"
+INCONCLUSIVE, UNTESTED = "inconclusive", "not tested"
+VERDICTS = (SUPPORTED, CONTRADICTED, INCONCLUSIVE, UNTESTED)
+PAPERS = {
+    "v1": "Hierarchical Alignment, v1",
+    "v2": "Hierarchical Alignment, v2",
+    "ila": "ILA",
+    "localized": "Alignment is Localized",
+}
+
+
+class Claim(BaseModel):
+    """One checkable sentence of a paper, as book/claims.yml has it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    id: str
+    paper: Literal["v1", "v2", "ila", "localized"]
+    source: str
+    text: str
+    quantity: str
+    test: AnyTest
+    size: float | None = None
+    headline: bool = False
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A claim's verdict in a study, why, and the parts that it rests on."""
+
+    claim: Claim
+    verdict: str
+    reason: str
+    parts: Sequence[Part] = field(default_factory=tuple)
+    p_for: float = float("nan")  # Holm over the ledger
+    p_against: float = float("nan")
+
+
+def load_claims() -> list[Claim]:
+    """The claims of book/claims.yml. HialignError names the claim and key that are wrong."""
+    path = paths.book_source() / "claims.yml"
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))["claims"]
+    except OSError as error:
+        raise HialignError(f"cannot read the claims, {path}: {error.strerror}") from None
+    except (yaml.YAMLError, KeyError, TypeError) as error:
+        raise HialignError(f"{path} is no ledger of claims: {error}") from None
+    found = []
+    for entry in content:
+        try:
+            found.append(Claim(**entry))
+        except ValidationError as error:
+            problem = error.errors()[0]
+            key = ".".join(str(part) for part in problem["loc"])
+            name = entry.get("id", "without id")
+            raise HialignError(f"{path}, claim {name}: {key}: {problem['msg']}") from None
+    names = [claim.id for claim in found]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise HialignError(f"{path}: two claims are called {sorted(twice)[0]}")
+    return found
+
+
+@frames.remembered
+def findings(study: Study) -> list[Finding]:
+    """The verdict on each claim, in the order of the file."""
+    material, gate = Material(study), _gate(study)
+    tested: list[tuple[Claim, list[Part]]] = []
+    open_: dict[str, Finding] = {}
+    for claim in load_claims():
+        try:
+            parts = claim.test.parts(material)
+        except Untested as why:
+            open_[claim.id] = Finding(claim, UNTESTED, str(why))
+            continue
+        if claim.test.judged and gate:
+            open_[claim.id] = Finding(claim, INCONCLUSIVE, gate, parts)
+        elif parts[0].decided is not None or parts[0].undecided:
+            verdicts = [part.decided for part in parts]
+            verdict = SUPPORTED if all(verdicts) else INCONCLUSIVE
+            verdict = CONTRADICTED if False in verdicts else verdict
+            open_[claim.id] = Finding(claim, verdict, "by computation, without a test", parts)
+        else:
+            tested.append((claim, parts))
+    p_for = [float(np.max([part.p_for for part in parts])) for _, parts in tested]
+    p_against = [
+        min(1.0, len(parts) * float(np.min([part.p_against for part in parts])))
+        for _, parts in tested
+    ]
+    corrected = holm([*p_for, *p_against])
+    for i, (claim, parts) in enumerate(tested):
+        pro, contra = float(corrected[i]), float(corrected[i + len(tested)])
+        verdict, reason = _decide(study, claim, parts, pro, contra)
+        open_[claim.id] = Finding(claim, verdict, reason, parts, pro, contra)
+    return [open_[claim.id] for claim in load_claims()]
+
+
+def _decide(
+    study: Study, claim: Claim, parts: Sequence[Part], pro: float, contra: float
+) -> tuple[str, str]:
+    after = f"Holm's correction over the ledger, {len(parts)} part{'s' * (len(parts) > 1)}"
+    if pro < ALPHA and all(part.backs for part in parts):
+        return SUPPORTED, f"p {p_text(pro)} after {after}{_unmeasured(study, claim)}"
+    smallest = min(part.p_against for part in parts)
+    reversed_ = [p for p in parts if p.refutes and p.p_against == smallest]
+    if contra < ALPHA and reversed_:
+        what = f"{reversed_[0].what} is on the other side"
+        return CONTRADICTED, f"{what}; p {p_text(contra)} after {after}{_unmeasured(study, claim)}"
+    return INCONCLUSIVE, _missing(study, claim, parts)
+
+
+def _missing(study: Study, claim: Claim, parts: Sequence[Part]) -> str:
+    """What an inconclusive claim would have needed, by its least certain part."""
+    kept = [part for part in parts if part.std > 0]
+    if not kept:
+        worst = max(parts, key=lambda part: part.p_for)
+        return f"p {p_text(worst.p_for)} before correction (n = {worst.n})"
+    power = study.analysis.power
+    worst = max(kept, key=lambda part: part.p_for)
+    shown = smallest_difference(worst.n, worst.std, power)
+    text = f"{worst.n} prompts can show a difference of {shown:.3f} {claim.test.unit} with {power:.0%} power"
+    needed = prompts_needed(claim.size, worst.std, power) if claim.size else float("nan")
+    if np.isnan(needed):
+        return text
+    return f"{text}; the paper's {claim.size:.3f} would take {needed:,.0f} prompts"
+
+
+def _gate(study: Study) -> str:
+    """Why nothing that rests on the judge can be decided; empty where it can."""
+    known = agreement.sides(study).get("everyday")
+    if known is None or known[1] > 0.5:
+        return ""
+    share, low, high, n = known
+    return (
+        f"the judge is not shown to beat guessing ({share:.0%} of {n} pairs as people, "
+        f"{low:.0%} to {high:.0%})"
+    )
+
+
+def _unmeasured(study: Study, claim: Claim) -> str:
+    if not claim.test.judged or "everyday" in agreement.sides(study):
+        return ""
+    return "; the judge's agreement with people was not measured"
+
+
+# --- as tables -----------------------------------------------------------------------------------
+
+
+def overview(study: Study) -> Table:
+    """How many claims of each paper have which verdict."""
+    rows = []
+    for paper, title in PAPERS.items():
+        kept = [f.verdict for f in findings(study) if f.claim.paper == paper]
+        row: dict[str, Any] = {"Paper": title, "Claims": len(kept)}
+        rows.append(row | {verdict.capitalize(): kept.count(verdict) for verdict in VERDICTS})
+    return table_of(rows)
+
+
+def headlines(study: Study) -> Table:
+    """The claims that stand on the front page, with their verdicts."""
+    rows = [
+        {"The paper says": f.claim.text, "Version": f.claim.paper, "Verdict": f.verdict}
+        for f in findings(study)
+        if f.claim.headline
+    ]
+    return table_of(rows)
+
+
+def evidence(found: Finding) -> Table:
+    """A row a part of the claim: what was compared, estimate, bound, interval, both p, and n
+    (prompts, or what the claim counts: optimizer steps, seeds)."""
+    rows = []
+    for part in found.parts:
+        row: dict[str, Any] = {"Part": part.what, "Estimate": part.estimate}
+        if part.decided is not None or part.undecided:
+            rows.append(row | {"Holds": part.undecided or ("yes" if part.decided else "no")})
+            continue
+        row |= {"Should be above": part.bound}
+        row |= {"95% interval": interval_text(part.low, part.high)}
+        row |= {"p for": p_text(part.p_for), "p against": p_text(part.p_against)}
+        rows.append(row | {"n": part.n})
+    return table_of(rows)

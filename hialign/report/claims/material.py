@@ -1,0 +1,123 @@
+"""What the tests of the claims ledger read of a study, and what each comparison of theirs gives."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from hialign.records import frames
+from hialign.statistics.comparisons import above, paired_differences, signed_rank
+from hialign.statistics.intervals import pooled_interval
+from hialign.study.blocks import strategy_of
+from hialign.study.study import Study
+
+NAN = float("nan")
+
+
+class Untested(Exception):
+    """A study cannot decide a claim at all; the message says why."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One comparison of a claim: `estimate` should be above `bound`."""
+
+    what: str
+    estimate: float
+    low: float = NAN
+    high: float = NAN
+    bound: float = 0.0
+    p_for: float = NAN  # one-sided, that it is above
+    p_against: float = NAN  # one-sided, that it is below
+    n: int = 0  # prompts (or steps)
+    std: float = NAN  # of the prompts' values
+    decided: bool | None = None  # without a test: by computation
+    undecided: str = ""  # by computation too: why it is neither
+    least: float | None = None  # what the estimate itself must reach, if that is not the bound
+    floor: float | None = None  # below which it counts as refuted, if that is not the bound
+
+    @property
+    def backs(self) -> bool:
+        """Whether the interval agrees with a test for the claim."""
+        if self.least is not None and self.estimate <= self.least:
+            return False
+        return self.estimate > self.bound if np.isnan(self.low) else self.low > self.bound
+
+    @property
+    def refutes(self) -> bool:
+        """Whether the interval agrees with a test against the claim."""
+        bound = self.bound if self.floor is None else self.floor
+        return self.estimate < bound if np.isnan(self.high) else self.high < bound
+
+
+class Material:
+    """What the tests of one study read: each kind of record once, each comparison once."""
+
+    def __init__(self, study: Study) -> None:
+        self.study = study
+        self._compared: dict[Any, Part] = {}
+
+    @cached_property
+    def scores(self) -> pd.DataFrame:
+        if self.study.judge is None:
+            raise Untested("this study has no judge")
+        found = frames.judgments(self.study)
+        if not found.score.notna().any():
+            raise Untested("no response of this study has been judged yet")
+        return found
+
+    @cached_property
+    def pairs(self) -> pd.DataFrame:
+        found = frames.pairs(self.study)
+        if found.empty:
+            raise Untested("no tuned cell of this study has been evaluated yet")
+        return found
+
+    def judged(self, dimension: str, models: Sequence[str] | None = None) -> pd.DataFrame:
+        """Scores in one dimension, of some models by their labels (all if None)."""
+        if dimension not in set(self.scores.dimension):
+            raise Untested(f"the judge of this study does not score {dimension}")
+        found = self.scores[self.scores.dimension == dimension]
+        if models is None:
+            return found
+        labels = {label.casefold() for label in models}
+        if missing := labels - {m.label.casefold() for m in self.study.models}:
+            named = [m for m in models if m.casefold() in missing]
+            raise Untested(f"this study does not have {', '.join(named)}")
+        return found[found.model.str.casefold().isin(labels)]
+
+    def difference(
+        self, key: Any, scores: pd.DataFrame, block: str, reference: str, what: str, margin: float
+    ) -> Part:
+        """`block` minus `reference`, paired by prompt; above -`margin` by t, above 0 by ranks."""
+        self.require(scores, block, reference)
+        known = (key, block, reference, margin)
+        if known not in self._compared:
+            found = paired_differences(scores, block, reference)
+            values = found.groupby("prompt_id").score.mean()
+            ends = pooled_interval(
+                found.score.tolist(), found.prompt_id.tolist(), self.study.evaluation.resamples
+            )
+            data = values.to_list()
+            if margin:
+                tests = above(data, -margin), above([-v for v in data], margin)
+            else:
+                tests = signed_rank(data, "greater")[0], signed_rank(data, "less")[0]
+            self._compared[known] = Part(
+                *(what, float(found.score.mean()), *ends, 0.0 - margin, *tests),
+                n=len(values),
+                std=float(values.std()),
+            )
+        return self._compared[known]
+
+    def require(self, scores: pd.DataFrame, *blocks: str) -> None:
+        """Untested unless each block has values."""
+        have = set(scores.dropna(subset="score").block)
+        for block in blocks:
+            if block not in self.study.blocks:
+                raise Untested(f"{strategy_of(block)} is not in this study")
+            if block not in have:
+                raise Untested(f"{strategy_of(block)} has not been run to its end")

@@ -1,0 +1,106 @@
+"""Sentences on what was found. None of them goes beyond the tests in `hialign.statistics.comparisons`."""
+
+from collections.abc import Hashable
+from typing import Any
+
+import pandas as pd
+
+from hialign.records import frames
+from hialign.report import scores
+from hialign.statistics import comparisons as tests
+from hialign.statistics.intervals import interval_text
+from hialign.study.blocks import strategy_of
+from hialign.study.study import Study
+
+
+def overall_finding(study: Study) -> str:
+    """What the comparisons table finds in the judge's Overall score, against Base and Full-DPO."""
+    table = scores.compared(study).dropna(subset="p_holm")
+    if table.empty:
+        return "Too few strategies have been judged to compare them."
+    margin, parts = f"{study.analysis.margin:g}", []
+    phrases = {
+        tests.BETTER: "{} above {}",
+        tests.WORSE: "{} below {}",
+        tests.WITHIN: "{} below {}, by less than the margin of " + margin,
+        tests.NOT_INFERIOR: "{} not inferior to {} by the margin of " + margin,
+    }
+    for reference, rows in table.groupby("reference", sort=False):
+        for verdict, phrase in phrases.items():
+            names = [
+                _with_interval(row) for row in rows[rows.verdict == verdict].to_dict("records")
+            ]
+            parts += [phrase.format(joined(names), strategy_of(str(reference)))] if names else []
+    method = f"{len(table)} comparisons paired by prompt, Holm's correction over all of them"
+    if not parts:
+        return (
+            "By the judge's Overall score, no strategy can be told from those that it is compared "
+            f"with ({method})."
+        )
+    found = "; ".join(parts)
+    other = "" if set(table.verdict) <= {tests.NOT_INFERIOR, tests.UNSURE} else "other "
+    return f"By the judge's Overall score ({method}): {found}. No {other}difference is found."
+
+
+def tax_finding(study: Study) -> str:
+    """Who pays v1's alignment tax, of whom it is ruled out, and of whom neither can be said."""
+    table = scores.taxed(study).dropna(subset="p_holm")
+    if table.empty:
+        return "The alignment tax has not been measured in this study."
+    phrases = {
+        tests.PAID: "an alignment tax is found for",
+        tests.EXCLUDED: f"a tax of {study.analysis.margin:g} or more is ruled out for",
+        tests.UNSURE: "the scores can tell neither for",
+    }
+    parts = []
+    for verdict, phrase in phrases.items():
+        names = [strategy_of(block) for block in table[table.verdict == verdict].block]
+        parts += [f"{phrase} {joined(names)}"] if names else []
+    return f"In this study {'; '.join(parts)}."
+
+
+def reward_finding(study: Study, best: str | None, found: dict[str, str]) -> str:
+    """Which strategy's reward is right most often, and which ones cannot be told from it."""
+    if best is None:
+        return "No tuned cell of this study has been evaluated yet, so there is nothing to report."
+    tied: list[str] = []
+    behind: list[str] = []
+    for row in tests.all_pairs(_reward_hits(study)).to_dict("records"):
+        if best == row["block"]:
+            (behind if row["told"] == 1 else tied).append(row["reference"])
+        elif best == row["reference"]:
+            (behind if row["told"] == -1 else tied).append(row["block"])
+    text = (
+        f"On {found['n_eval_pairs']} held-out pairs the implicit reward of {best} is right most "
+        f"often: {found['best_accuracy']} of the time."
+    )
+    if tied:
+        text += f" These pairs cannot tell {joined(tied)} from it"
+        text += f"; {joined(behind)} did worse" if behind else ""
+    elif behind:
+        text += f" {joined(behind)} did worse"
+    if tied or behind:
+        text += " (tests paired by prompt, Holm's correction over all pairs of strategies)."
+    return text
+
+
+def _reward_hits(study: Study) -> pd.DataFrame:
+    """Whether each held-out pair is ranked right by the implicit reward, as `all_pairs` takes it.
+
+    Columns: model, prompt_id, block (the strategy), score: the mean over the prompt's pairs.
+    """
+    found = frames.pairs(study)
+    kept = found[["all" in groups for groups in found.groups]]
+    means = kept.groupby(["model", "prompt_id", "strategy"]).hit.mean()
+    return means.rename("score").reset_index().rename(columns={"strategy": "block"})
+
+
+def _with_interval(row: dict[Hashable, Any]) -> str:
+    """`Mid-Align (+0.237; 0.101 to 0.373)`."""
+    difference = f"{row['difference']:+.3f}".replace("-", "−")
+    return f"{strategy_of(row['block'])} ({difference}; {interval_text(row['low'], row['high'])})"
+
+
+def joined(words: list[str]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    return words[0] if len(words) == 1 else ", ".join(words[:-1]) + " and " + words[-1]

@@ -1,0 +1,255 @@
+"""Concordance: every measure of where alignment happens, on one axis of layers, for one model.
+
+What the measures are about differs. `gradient` says where the loss would move the weights, `update`
+and `ila` what was moved and which of it counts, `patching` what carries the tuned model's preference,
+`lasso` whose change predicts it, `tuning` what a layer gains when it is tuned alone. `spectrum` looks
+at the base model's weights and at no preference: it is there as a control.
+
+The answer is fixed beforehand. A measure points to a third if that third has the largest share a layer
+and its lead over each other one is above zero by the 95% interval over prompts, which a measure has
+that is a mean over pairs: `gradient`, `patching` and `tuning`. A third is the answer if at least three
+measures point, and all that do point to it. Otherwise there is none.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from hialign.records import frames
+from hialign.records.frames import remembered
+from hialign.report.display import Table
+from hialign.statistics.intervals import expanded_tail
+from hialign.statistics.margins import gained
+from hialign.study.blocks import share_of, split_layers
+from hialign.study.study import Study
+
+TOP = 30  # per cent of the layers that stand for a measure which only ranks
+ENOUGH = 3  # measures that have to point to the same third
+DRAWS = 2_000
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A number a layer. `draws` are its values a pair (pairs x layers) where it is a mean over pairs,
+    with the pairs' `prompts`; without them it has no interval."""
+
+    name: str
+    scores: tuple[float, ...]
+    draws: np.ndarray | None = None
+    prompts: tuple[str, ...] = ()
+    ranks_only: bool = False  # its values have no zero: only the order means anything
+    control: bool = False
+
+    @property
+    def weight(self) -> np.ndarray:
+        """What is shared out between the thirds: the values above 0, or the top layers."""
+        return self._weight(np.array(self.scores))
+
+    def _weight(self, scores: np.ndarray) -> np.ndarray:
+        if self.ranks_only:
+            best = np.argsort(-scores, kind="stable")[: share_of(TOP, len(scores))]
+            return np.array([float(layer in best) for layer in range(len(scores))])
+        return np.array(np.maximum(scores, 0.0))
+
+    def shares(self) -> dict[str, float]:
+        """What share falls into each third; NaN where no layer has any."""
+        return _shares(self.weight)
+
+    def resampled(self, seed: int = 42) -> np.ndarray | None:
+        """The shares (draws x thirds) in bootstrap samples of prompts."""
+        if self.draws is None or len(set(self.prompts)) < 2:
+            return None
+        _, index = np.unique(self.prompts, return_inverse=True)
+        sums = np.zeros((index.max() + 1, self.draws.shape[1]))
+        np.add.at(sums, index, self.draws)
+        n = len(sums)
+        times = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=DRAWS)
+        return np.array([list(_shares(self._weight(row)).values()) for row in times @ sums])
+
+    def ends(self, values: np.ndarray) -> tuple[float, float]:
+        """The 95% interval of a number of `resampled`: percentiles, expanded for few prompts."""
+        tail = expanded_tail(len(set(self.prompts)))
+        low, high = np.nanquantile(values, [tail, 1 - tail])
+        return float(low), float(high)
+
+
+def _shares(weight: np.ndarray) -> dict[str, float]:
+    total = weight.sum()
+    return {
+        block: float(weight[list(layers)].sum() / total) if total > 0 else float("nan")
+        for block, layers in split_layers(len(weight)).items()
+    }
+
+
+# --- the measures of a model ---------------------------------------------------------------------
+
+
+def measures(study: Study, label: str) -> tuple[list[Measure], dict[str, str]]:
+    """The measures of the model with that label, and of those that are lacking, why."""
+    found, lacking = [], {}
+    for name, read in READ.items():
+        probe = PROBE_OF.get(name, name)
+        record = frames.probes(study, probe).get(label)
+        if record is None:
+            lacking[name] = f"the {probe} probe has not been run with the study's present settings"
+            continue
+        measure = read(record)
+        if isinstance(measure, str):
+            lacking[name] = measure
+        else:
+            found.append(measure)
+    return found, lacking
+
+
+def _gradient(record: dict[str, Any]) -> Measure:
+    rows = record["pairs"]["preference"]
+    draws = np.array([row["norms"] for row in rows])
+    prompts = tuple(row["prompt"] for row in rows)
+    return Measure("gradient", tuple(draws.mean(axis=0)), draws, prompts)
+
+
+def _ila(record: dict[str, Any]) -> Measure | str:
+    if record["layer_scores"] is None:
+        return str(record["nothing"])
+    return Measure("ila", tuple(record["layer_scores"]), ranks_only=True)
+
+
+def _patching(record: dict[str, Any]) -> Measure | str:
+    if record["layer_scores"] is None:
+        return str(record["layer_scores_reason"])
+    base, tuned = (record["unpatched"][side]["summed"] for side in ("base", "tuned"))
+    patched = record["margins"]["tuned_into_base"]["contribution"]["summed"]
+    draws = gained(patched, base, tuned).T
+    prompts = tuple(pair["prompt"] for pair in record["pairs"])
+    return Measure("patching", tuple(record["layer_scores"]), draws, prompts)
+
+
+def _lasso(record: dict[str, Any]) -> Measure | str:
+    found = record["lasso"]
+    if found["reason"]:
+        return str(found["reason"])
+    return Measure("lasso", tuple(found["stability"]))
+
+
+def _tuning(record: dict[str, Any]) -> Measure | str:
+    if record["layer_scores"] is None:
+        return "no layer was tuned alone, or none moved a margin"
+    draws = np.array([row["margins"] for row in record["singles"]]).T
+    prompts = tuple(pair["prompt"] for pair in record["pairs"])
+    return Measure("tuning", tuple(draws.mean(axis=0)), draws, prompts)
+
+
+def _update(record: dict[str, Any]) -> Measure:
+    return Measure("update", tuple(record["update"]))
+
+
+def _spectrum(record: dict[str, Any]) -> Measure:
+    return Measure("spectrum", tuple(record["spectrum"]), ranks_only=True, control=True)
+
+
+READ: dict[str, Callable[[dict[str, Any]], Measure | str]] = {
+    "gradient": _gradient,
+    "update": _update,
+    "ila": _ila,
+    "patching": _patching,
+    "lasso": _lasso,
+    "tuning": _tuning,
+    "spectrum": _spectrum,
+}
+PROBE_OF = {"gradient": "gradients", "update": "weights", "spectrum": "weights"}
+PROBE_OF |= {"lasso": "patching", "tuning": "sweep"}
+
+
+# --- what they say together ----------------------------------------------------------------------
+
+
+@remembered
+def found(study: Study) -> Table:
+    """A row a model and measure: the share of each third with its interval, and where it points."""
+    rows = []
+    for model in study.models:
+        here, lacking = measures(study, model.label)
+        for measure in here:
+            shares, drawn = measure.shares(), measure.resampled()
+            row: dict[str, Any] = {"model": model.label, "measure": measure.name}
+            row["control"] = measure.control
+            for i, (block, share) in enumerate(shares.items()):
+                low = high = None
+                if drawn is not None and not np.isnan(share):
+                    low, high = measure.ends(drawn[:, i])
+                row |= {block: share, f"{block}_low": low, f"{block}_high": high}
+            rows.append(row | {"points": _points(measure, shares, drawn), "why": ""})
+        for name, why in lacking.items():
+            rows.append({"model": model.label, "measure": name, "points": "", "why": why})
+    columns = [f"{b}{end}" for b in ("local", "mid", "global") for end in ("", "_low", "_high")]
+    return Table(rows, columns=["model", "measure", "control", *columns, "points", "why"])
+
+
+def _points(measure: Measure, shares: dict[str, float], drawn: np.ndarray | None) -> str:
+    """The third that leads each other one, by the intervals of the leads; else none. Thirds may differ
+    by a layer, so what leads is the share a layer."""
+    names, values = list(shares), np.array(list(shares.values()))
+    if drawn is None or np.isnan(values).any():  # no interval, or no layer has any
+        return ""
+    sizes = np.array([len(inside) for inside in split_layers(len(measure.scores)).values()])
+    best, each = int(np.argmax(values / sizes)), drawn / sizes
+    leads = [each[:, best] - each[:, i] for i in range(len(names)) if i != best]
+    return names[best] if all(measure.ends(lead)[0] > 0 for lead in leads) else ""
+
+
+def answer(study: Study, label: str) -> str:
+    """Where alignment happens in a model, by the rule above, in a sentence; or why that is open."""
+    rows = found(study)
+    here = rows[(rows.model == label) & (rows.why == "") & (rows.control != True)]  # noqa: E712
+    pointing = here[here.points != ""]
+    if here.empty:
+        return f"{label}: no probe has been run."
+    where = {b: pointing[pointing.points == b].measure.tolist() for b in split_layers(3)}
+    where = {block: names for block, names in where.items() if names}
+    if len(where) == 1 and len(pointing) >= ENOUGH:
+        (block,) = where
+        names = ", ".join(where[block])
+        return (
+            f"{label}: in the {block} third. {len(pointing)} measures point to one third, and all "
+            f"to this one ({names})."
+        )
+    if len(where) > 1:
+        parts = [f"{', '.join(names)} to the {block} third" for block, names in where.items()]
+        return f"{label}: no single answer. The measures disagree: {'; '.join(parts)}."
+    pointed = [f"only {', '.join(names)} to the {block} third" for block, names in where.items()]
+    what = pointed[0] if pointed else "none points to any"
+    return (
+        f"{label}: no answer. It would take {ENOUGH} measures whose intervals single out one third: "
+        f"{what}."
+    )
+
+
+def spearman(x: Sequence[float], y: Sequence[float]) -> tuple[float, float, float, float]:
+    """Spearman's rho, its 95% bootstrap interval over layers (percentiles), p by circular shifts."""
+    from scipy.stats import bootstrap, rankdata, spearmanr
+
+    if np.ptp(x) == 0 or np.ptp(y) == 0:
+        return (float("nan"),) * 4
+    rho = float(spearmanr(x, y).statistic)
+
+    def statistic(a: np.ndarray, b: np.ndarray, axis: int = -1) -> np.ndarray:
+        ranks = [rankdata(v, axis=-1) for v in (a, b)]
+        centred = [r - r.mean(-1, keepdims=True) for r in ranks]
+        over = (centred[0] * centred[1]).sum(-1)
+        under = np.sqrt((centred[0] ** 2).sum(-1) * (centred[1] ** 2).sum(-1))
+        with np.errstate(invalid="ignore"):
+            return np.asarray(over / under)
+
+    ends = bootstrap(
+        (np.array(x), np.array(y)),
+        statistic,
+        paired=True,
+        n_resamples=DRAWS,
+        method="percentile",
+        rng=np.random.default_rng(42),
+    ).confidence_interval
+    shifted = [abs(spearmanr(x, np.roll(y, k)).statistic) for k in range(len(x))]
+    p = float(np.mean([value >= abs(rho) - 1e-12 for value in shifted]))
+    return rho, float(ends.low), float(ends.high), p

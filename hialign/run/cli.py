@@ -1,0 +1,263 @@
+"""`hialign …`: each command calls one function."""
+
+import io
+import os
+import sys
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from hialign.study.errors import HialignError
+
+app = typer.Typer(
+    help="Where in a language model does alignment happen? The executable companion.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+StudyName = Annotated[str, typer.Argument(help="A study in studies/, or the path of a .yml file.")]
+
+
+@app.command()
+def reproduce(
+    study: StudyName = "demo",
+    cores: Annotated[int, typer.Option(min=1, help="Cells that may run at once.")] = (
+        os.cpu_count() or 1
+    ),
+    profile: Annotated[str, typer.Option(help="A profile in workflow/, such as slurm.")] = "",
+    dry_run: Annotated[bool, typer.Option(help="Only say what would run.")] = False,
+    book: Annotated[bool, typer.Option(help="Build the book, too.")] = True,
+) -> None:
+    """Run what is missing or out of date of STUDY, and build its book."""
+    from hialign.run import workflow
+
+    workflow.reproduce(study, cores, profile, dry_run, book)
+
+
+@app.command()
+def run(
+    notebook: Annotated[
+        str, typer.Argument(help="train, respond, evaluate, judge, explore, probe-…, or a path.")
+    ],
+    parameter: Annotated[
+        list[str] | None,
+        typer.Option("-p", "--parameter", metavar="NAME VALUE", help="As in papermill."),
+    ] = None,
+) -> None:
+    """Execute one notebook (papermill) into its place under outputs/."""
+    from hialign.records.processes import end_with_watched
+    from hialign.run.notebook import parse_value
+    from hialign.run.notebook import run as run_notebook
+
+    end_with_watched()
+    given = parameter or []
+    values = {name: parse_value(value) for name, value in zip(given[::2], given[1::2], strict=True)}
+    typer.echo(run_notebook(notebook, values))
+
+
+@app.command()
+def status(study: StudyName = "demo") -> None:
+    """Which cells of STUDY are done, stale, damaged, failed or missing, and why."""
+    from hialign.records.processes import held
+    from hialign.records.status import probe_state, state
+    from hialign.study import paths
+    from hialign.study.study import load_study, probes_of, stages_of
+
+    loaded = load_study(study)
+    console, reasons = Console(), []
+    stages = stages_of(loaded.cells()[0])
+    table = Table("model", "block", *stages, title=escape(loaded.title))
+    for cell in loaded.cells():
+        found = {stage: state(cell, stage) for stage in stages}
+        marks = [_mark(one) for one in found.values()]
+        table.add_row(escape(cell.model.label), escape(cell.block), *marks)
+        where = f"{cell.model.label}, {cell.block}"
+        reasons += [f"{stage} of {where}: {one}" for stage, one in found.items() if one.why]
+    console.print(table)
+    if probes := probes_of(loaded):
+        table = Table("model", *probes, title="Probes")
+        for model in loaded.models:
+            of_probe = {probe: probe_state(loaded, model, probe) for probe in probes}
+            table.add_row(escape(model.label), *map(_mark, of_probe.values()))
+            reasons += [f"{p} of {model.label}: {one}" for p, one in of_probe.items() if one.why]
+        console.print(table)
+    working = held(paths.working(loaded.name))
+    for reason in [f"At work: {one}" for one in working] + reasons:
+        console.print(escape(reason), highlight=False, soft_wrap=True)
+
+
+COLOURS = {"done": "green", "stale": "yellow", "damaged": "red", "failed": "red", "missing": "dim"}
+
+
+def _mark(state: Any) -> str:
+    """A state as a table shows it: its word, or how many judgments failed."""
+    counted = state.status == "failed" and state.why.endswith("failed")
+    return f"[{COLOURS[state.status]}]{state.why if counted else state.status}[/]"
+
+
+@app.command()
+def verify(study: StudyName = "demo") -> None:
+    """Read every file of STUDY and compare it with the hash that its record has of it."""
+    from hialign.records.verify import verify as verify_study
+    from hialign.study.study import load_study
+
+    wrong = 0
+    for line in verify_study(load_study(study)):
+        wrong += line.wrong
+        typer.secho(str(line), fg="red" if line.wrong else None)
+    if wrong:
+        raise HialignError(f"{wrong} records are not what was written: `hialign reproduce {study}`")
+
+
+@app.command()
+def book(study: StudyName = "demo") -> None:
+    """Build the book of STUDY from what has run so far."""
+    from hialign.book.build import build
+    from hialign.study.study import load_study
+
+    typer.echo(build(load_study(study)))
+
+
+@app.command()
+def show(
+    study: StudyName,
+    exhibit: Annotated[str, typer.Argument(help="A figure or table: figure-2, table-3, …")],
+    out: Annotated[str, typer.Option(help="The folder to write into; this one by default.")] = "",
+) -> None:
+    """Make one figure or table of STUDY's book again, as picture, CSV and JSON."""
+    from pathlib import Path
+
+    from hialign.report import exhibits
+    from hialign.study.study import load_study
+
+    for path in exhibits.write(load_study(study), exhibit, Path(out or ".")):
+        typer.echo(path)
+
+
+@app.command()
+def publish(
+    study: StudyName,
+    partial: Annotated[
+        bool, typer.Option("--partial", help="Even if cells are stale, failed or missing.")
+    ] = False,
+    with_responses: Annotated[
+        bool | None,
+        typer.Option(
+            "--with-responses/--without-responses",
+            help="Whether with what models wrote; to be said where prompts are from elsewhere.",
+        ),
+    ] = None,
+) -> None:
+    """Copy what the book needs of STUDY to outputs/published/, for everybody to see."""
+    from hialign.book.publish import publish as publish_study
+    from hialign.study.study import load_study
+
+    done = publish_study(load_study(study), partial, with_responses)
+    typer.echo(f"{done.folder}: {done.files} files, {done.bytes / 1e6:.2f} MB")
+
+
+@app.command()
+def site(
+    to: Annotated[str, typer.Option(help="The folder of the site.")] = "build/site",
+) -> None:
+    """Build the books of all published studies into one folder, from their records alone."""
+    from pathlib import Path
+
+    from hialign.book import site as site_of
+
+    typer.echo(site_of.build(Path(to)))
+
+
+@app.command()
+def partition(
+    model: Annotated[str, typer.Argument(help="A number of layers, or a model.")],
+) -> None:
+    """Print the row of Table 4: which layers each block has."""
+    from hialign.engine.models import depth_of
+    from hialign.study.blocks import split_layers
+    from hialign.study.settings import model_from
+
+    depth = int(model) if model.isdigit() else depth_of(model_from(model))
+    table = Table("model", "layers", "local", "mid", "global")
+    rows = split_layers(depth).values()
+    table.add_row(model, str(depth), *(f"{r[0]}-{r[-1]}" for r in rows))
+    Console().print(table)
+
+
+@app.command()
+def judge(
+    study: StudyName,
+    model: Annotated[str | None, typer.Option(help="One model of the study only.")] = None,
+    estimate: Annotated[
+        bool, typer.Option("--estimate", help="Only say what it would take: calls, tokens, USD.")
+    ] = False,
+    batch: Annotated[
+        bool, typer.Option("--batch", help="Through the provider's Batch API: cheaper, in a day.")
+    ] = False,
+    wait: Annotated[bool, typer.Option(help="With --batch: stay until all is fetched.")] = True,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Only what was asked and got no valid answer.")
+    ] = False,
+    validate: Annotated[bool, typer.Option("--validate", help="Measure the judge itself.")] = False,
+    llmbar: Annotated[
+        str, typer.Option(help="With --validate: LLMBar's folder; none leaves it out.")
+    ] = "",
+    pairs: Annotated[
+        str, typer.Option(help="With --validate: preference pairs; none leaves them out.")
+    ] = "",
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="With --validate: the most of each part, to look.")
+    ] = None,
+) -> None:
+    """Judge every response of STUDY that has no valid judgment, or measure how good the judge is."""
+    from hialign.run import judge_commands
+    from hialign.study.study import load_study
+
+    loaded = load_study(study)
+    if estimate + batch + retry_failed + validate > 1:
+        raise HialignError("give one of --estimate, --batch, --retry-failed and --validate")
+    if estimate:
+        judge_commands.show_estimate(loaded, model)
+    elif batch:
+        judge_commands.in_batches(loaded, study, model, wait)
+    elif validate:
+        from hialign.judging.validation.validate import validate_study
+
+        typer.echo(validate_study(loaded, llmbar, pairs, limit))
+    else:
+        judge_commands.run(loaded, study, model, retry_failed)
+
+
+def main() -> None:
+    """The command line: what users got wrong is one line on standard error and exit code 1."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # standard error is lenient by itself
+        sys.stdout.reconfigure(errors="replace")  # a terminal without Unicode shows `?`
+    arguments = _pairs(sys.argv[1:])
+    try:
+        app(args=arguments)
+    except HialignError as error:
+        typer.secho(f"hialign: {error}", fg="red", err=True)
+        raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+
+
+def _pairs(arguments: list[str]) -> list[str]:
+    """`-p NAME VALUE`, which typer has no form for, as `-p NAME -p VALUE`."""
+    result: list[str] = []
+    rest = iter(arguments)
+    for argument in rest:
+        result.append(argument)
+        if argument in ("-p", "--parameter"):
+            name, value = next(rest, None), next(rest, None)
+            if name is None or value is None:
+                raise SystemExit("hialign: -p takes a name and a value: -p block mid")
+            result += [name, "-p", value]
+    return result
+
+
+if __name__ == "__main__":
+    main()

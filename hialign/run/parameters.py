@@ -1,0 +1,127 @@
+"""A notebook's parameters: names, types, and the cell that they name."""
+
+import difflib
+from collections.abc import Mapping, MutableMapping
+from typing import Any
+
+from hialign.records import processes
+from hialign.records.status import DONE, state
+from hialign.study import blocks
+from hialign.study.errors import HialignError
+from hialign.study.study import Cell, load_study
+
+# What IPython and Jupyter themselves put into a notebook's namespace
+SHELL_NAMES = {"In", "Out", "exit", "quit", "open", "get_ipython", "hialign"}
+PARAMETERS: Mapping[str, tuple[type, ...]] = {
+    "study": (str,),
+    "model": (str, type(None)),
+    "block": (str,),
+}
+MORE: Mapping[str, Mapping[str, tuple[type, ...]]] = {
+    "judge": {"retry_failed": (bool,)},
+    "explore": {"question": (str,)},
+}
+PASSES = ("all", "measured")  # blocks that are trained together, and those that probes choose
+BEGUN = "_hialign_begun"  # in a notebook's namespace, once its parameters were checked
+
+
+def parameters_of(stage: str) -> dict[str, tuple[type, ...]]:
+    """The parameters of a notebook and their types; `explore` and the probes are about a model."""
+    known = {**PARAMETERS, **MORE.get(stage, {})}
+    whole = stage == "explore" or stage.startswith("probe-")
+    return {k: v for k, v in known.items() if not (whole and k == "block")}
+
+
+def begin(namespace: Mapping[str, Any], stage: str) -> Cell:
+    """Check a notebook's parameters (its `globals()`) and give the cell that they name.
+
+    Raises HialignError for a name that is no parameter (`-p bloc late`), for a value of another
+    type, and for a study, model or block that does not exist, before anything is loaded. A cell that
+    is run again finds what the notebook itself has named since: that is no parameter either way.
+    """
+    again = BEGUN in namespace
+    given = {
+        name: value
+        for name, value in namespace.items()
+        if not name.startswith("_") and name not in SHELL_NAMES and not _is_module(value)
+        if not again or name in parameters_of(stage)
+    }
+    check_types(given, stage)
+    _mark(namespace)
+    _quiet(stage)
+    return cell_named({"block": "base", **given})
+
+
+def begin_pass(namespace: Mapping[str, Any], stage: str) -> list[Cell]:
+    """As `begin`, for a notebook whose block may be `all`: the cells of the model that are not done
+    with the study's present settings (all of them if all are). Blocks that probes choose are not
+    among them, as their probes come first: they are `measured`."""
+    if (chosen := namespace.get("block")) not in PASSES:
+        return [begin(namespace, stage)]
+    first = begin({**namespace, "block": "base"}, stage)
+    _mark(namespace)
+    return cells_of(first, str(chosen))
+
+
+def cells_of(cell: Cell, chosen: str) -> list[Cell]:
+    """The cells of a pass over the model of `cell` that are not trained; all of them if all are."""
+    cells = [
+        Cell(cell.study, cell.model, block)
+        for block in cell.study.blocks
+        if bool(blocks.probe_of(block)) == (chosen == "measured")
+    ]
+    if not cells:
+        raise HialignError(f"study {cell.study.name} has no block that a probe chooses")
+    return [c for c in cells if state(c) != DONE] or cells
+
+
+def _mark(namespace: Mapping[str, Any]) -> None:
+    """Note in a notebook's namespace that its parameters were checked."""
+    if isinstance(namespace, MutableMapping):
+        namespace[BEGUN] = True
+
+
+def check_types(values: Mapping[str, Any], stage: str) -> None:
+    where, known = f"notebook {stage}", parameters_of(stage)
+    for name, value in values.items():
+        if name not in known:
+            raise HialignError(unknown(name, list(known), where))
+        if not isinstance(value, known[name]):
+            wanted = " or ".join(t.__name__.replace("NoneType", "None") for t in known[name])
+            raise HialignError(f"{where}: parameter {name} must be {wanted}, it is {value!r}")
+
+
+def cell_named(values: Mapping[str, Any]) -> Cell:
+    study = load_study(values["study"])
+    return study.cell(values["model"], values["block"])
+
+
+def unknown(name: str, known: list[str], where: str) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f" (did you mean {close[0]!r}?)" if close else ""
+    return f"{where} has no parameter {name!r}{hint}: it has {', '.join(known)}"
+
+
+def _is_module(value: Any) -> bool:
+    import types
+
+    return isinstance(value, types.ModuleType)
+
+
+def _quiet(stage: str) -> None:
+    """Keep the libraries' own progress bars and notices out of a saved notebook, and have it compute
+    with as many threads as any other."""
+    import warnings
+
+    import torch
+
+    torch.set_num_threads(processes.threads(stage))
+
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", message="IProgress not found")  # our bars need no widgets
+    import datasets
+    import transformers
+
+    datasets.disable_progress_bars()
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()

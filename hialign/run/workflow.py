@@ -1,0 +1,186 @@
+"""`hialign reproduce`: what is not done is run, in order, and nothing else.
+
+`hialign.records.status` decides what is done. Snakemake runs the rest: it knows the order, and how many jobs
+may run at once.
+"""
+
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from hialign.book import build as book
+from hialign.preferences.pairs import load_pairs
+from hialign.records import processes
+from hialign.records.status import DONE, State, probe_state, state
+from hialign.run.checks import check_sizes
+from hialign.study import paths
+from hialign.study.blocks import probe_of
+from hialign.study.errors import HialignError
+from hialign.study.settings import ModelSettings
+from hialign.study.study import Cell, Study, load_study, probes_of, stages_of
+
+
+@dataclass(frozen=True)
+class Job:
+    """One thing that a study needs, and its state."""
+
+    marker: str  # of Snakemake's, relative to the study's folder
+    what: str
+    state: State
+    stage: str
+
+
+def jobs_of(study: Study, thorough: bool = True, with_book: bool = True) -> Iterator[Job]:
+    """All that a study needs: the stages of its cells, its probes, its book."""
+    every = []
+    for cell in study.cells():
+        for stage in stages_of(cell):
+            what = f"{stage}: {cell.model.name}, {cell.block}"
+            every.append(Job(stage_marker(cell, stage), what, state(cell, stage, thorough), stage))
+    for model in study.models:
+        for probe in probes_of(study):
+            what = f"probe: {probe}, {model.name}"
+            found = probe_state(study, model, probe, thorough)
+            every.append(Job(probe_marker(study, model, probe), what, found, "probe"))
+    yield from every
+    if not with_book:
+        return
+    waiting = any(job.state != DONE for job in every)
+    found = State("stale", "what it shows will be made again") if waiting else book.state(study)
+    yield Job(book_marker(), "book", found, "book")
+
+
+# --- markers -------------------------------------------------------------------------------------
+
+
+def stage_marker(cell: Cell, stage: str) -> str:
+    """The marker of a stage of a cell; of the whole pass where blocks are trained together."""
+    model = paths.slug(cell.model.name)
+    if stage == "train" and cell.study.training.one_pass:
+        return f".workflow/train/{model}/{pass_of(cell)}.pass"
+    return f".workflow/{stage}/{model}/{paths.slug(cell.block)}.cell"
+
+
+def pass_of(cell: Cell) -> str:
+    """The pass in which a cell is trained: blocks that a probe chooses have one of their own."""
+    return "measured" if probe_of(cell.block) else "all"
+
+
+def probe_marker(study: Study, model: ModelSettings, probe: str) -> str:
+    return f".workflow/probe/{paths.slug(model.name)}/{probe}.cell"
+
+
+def book_marker() -> str:
+    return ".workflow/book"
+
+
+def _mark(where: Path, jobs: list[Job]) -> None:
+    """Leave a marker for each job that is done, and none for the others."""
+    open_markers = {job.marker for job in jobs if job.state != DONE}
+    for marker in {job.marker for job in jobs}:
+        place = where / marker
+        if marker in open_markers:
+            place.unlink(missing_ok=True)
+        else:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.touch()
+
+
+# --- running -------------------------------------------------------------------------------------
+
+
+def reproduce(
+    name: str, cores: int, profile: str = "", dry_run: bool = False, with_book: bool = True
+) -> None:
+    """Run what is not done of the study called `name`, and build its book.
+
+    What would fail late is checked first: the study, its data, its models, a judge's key. Raises
+    HialignError with what to do if a job fails; the others still run to their end. Interrupted, it
+    waits for its jobs to end, and the same command goes on.
+    """
+    study = load_study(name)
+    if dry_run:
+        _check(study, jobs := list(jobs_of(study, with_book=with_book)), key=False)
+        todo = [job for job in jobs if job.state != DONE]
+        for job in todo:
+            print(f"would run {job.what} ({job.state})")
+        print(f"{len(todo)} of {len(jobs)} jobs would run")
+        return
+    where = paths.study_dir(study.name)
+    with processes.locked(where / ".reproduce.lock", f"hialign reproduce {study.argument}"):
+        processes.wait_for_all(paths.working(study.name))
+        jobs = list(jobs_of(study, with_book=with_book))
+        if all(job.state == DONE for job in jobs):
+            print("Nothing to be done.")
+        else:
+            _check(study, jobs)
+            _mark(where, jobs)
+            _run(study, name, where, cores, profile, with_book)
+    if with_book:
+        print(f"The book: {paths.html_dir(study.name) / 'index.html'}")
+
+
+def _check(study: Study, jobs: list[Job], key: bool = True) -> None:
+    """Refuse what would fail late: no key for the judge, data or a model that is not there."""
+    todo = {job.stage for job in jobs if job.state != DONE}
+    judge = study.judge
+    if key and "judge" in todo and judge and judge.backend == "openai":
+        local = "127.0.0.1" in (judge.base_url or "") or "localhost" in (judge.base_url or "")
+        if not os.environ.get(judge.api_key_env) and not local:
+            raise HialignError(
+                f"study {study.name} is judged by {judge.model}, but the environment has no "
+                f"{judge.api_key_env}: set it, or put `judge: null` into a copy of the study"
+            )
+    if todo - {"judge", "book"}:
+        load_pairs(study.preferences)
+        for cell in study.cells():
+            check_sizes(cell)
+
+
+def _run(study: Study, name: str, where: Path, cores: int, profile: str, with_book: bool) -> None:
+    command = [
+        *(sys.executable, "-m", "snakemake"),
+        *("--snakefile", str(paths.workflow() / "Snakefile")),
+        *("--directory", str(where)),
+        *("--cores", str(cores)),
+        *("--config", f"study={_absolute(name)}", f"book={with_book}"),
+        # Ours are the lock and the decision what to run: only a missing marker counts.
+        *("--nolock", "--ignore-incomplete", "--drop-metadata", "--keep-going"),
+        *("--rerun-triggers", "software-env"),
+        # One cell at a time asks a judge behind an API, as often and for as much as the settings let.
+        *("--resources", "judge_api=1"),
+        *("--quiet", "rules", "host"),
+        *(["--profile", str(paths.workflow() / profile)] if profile else []),
+    ]
+    path = f"{os.path.dirname(sys.executable)}{os.pathsep}{os.environ.get('PATH', '')}"
+    environment = os.environ | {"PYTHONUNBUFFERED": "1", "PATH": path}
+    environment[processes.THREADS] = str(processes.threads())
+    if not profile:  # jobs of a cluster outlive this process
+        environment[processes.WATCHED] = processes.watched()
+    try:
+        failed = processes.supervised(command, environment, paths.scratch(study.name))
+    except KeyboardInterrupt:
+        print(
+            f"\nInterrupted. What is done is kept: `hialign reproduce {study.argument}` goes on "
+            "from here.",
+            file=sys.stderr,
+        )
+        raise
+    if failed:
+        left = [job for job in jobs_of(study, with_book=with_book) if job.state != DONE]
+        first = next((job for job in left if job.state.status == "failed"), left[0])
+        again = f"`hialign reproduce {study.argument}` goes on from here"
+        if first.stage == "judge" and not first.state.why.startswith("its"):
+            again = f"`hialign judge {study.argument} --retry-failed` asks for these again"
+        raise HialignError(
+            f"study {study.name} is not complete: {first.what} {first.state} (one of {len(left)} "
+            f"jobs that are not done, see `hialign status {study.argument}`); {again}, and "
+            f"`hialign book {study.argument}` builds what there is"
+        )
+
+
+def _absolute(name: str) -> str:
+    """A study file's path as it is from anywhere; a study's name as it is."""
+    return os.path.abspath(name) if name.endswith((".yml", ".yaml")) else name

@@ -1,0 +1,237 @@
+"""Strategies against each other, paired by prompt: tests, findings, ranks, the alignment tax.
+
+The unit is the prompt. All strategies and models answer the same prompts, so that differences are
+taken within model and prompt, and prompts, not responses, are what tests and bootstraps count and
+draw: the differences of several models on one prompt are averaged (for a test) or drawn together
+(for an interval). Models are strata: they are fixed, and nothing is inferred about others.
+
+A finding needs two things: a Wilcoxon signed-rank test that rejects at 5% after Holm's correction
+over its family (all tests of the table that it stands in), and a 95% interval of the mean
+difference on the same side of zero. The test alone speaks of ranks, the interval alone of one
+comparison.
+"""
+
+from collections.abc import Sequence
+from itertools import combinations
+
+import numpy as np
+import pandas as pd
+
+from hialign.statistics.intervals import ALPHA, pooled_interval
+
+BETTER, WORSE, UNSURE = "better", "worse", "cannot tell"
+NOT_INFERIOR = "not inferior"
+WITHIN = "worse, within the margin"
+PAID, EXCLUDED = "paid", "ruled out"
+KEY = ["model", "prompt_id"]
+
+
+def paired_differences(scores: pd.DataFrame, block: str, reference: str = "base") -> pd.DataFrame:
+    """`score` of `block` minus that of `reference`, for each model and prompt scored under both.
+
+    Nothing for a block against itself.
+    """
+    both = scores[scores.block == block].merge(
+        scores.loc[scores.block == reference, [*KEY, "score"]], on=KEY, suffixes=("", "_reference")
+    )
+    both["score"] -= both.score_reference
+    return both.dropna(subset="score")[: 0 if block == reference else None]
+
+
+def signed_rank(
+    values: Sequence[float] | np.ndarray, alternative: str = "two-sided"
+) -> tuple[float, float]:
+    """Wilcoxon's signed-rank test of paired differences: its p, and the effect size.
+
+    The effect size is the matched-pairs rank-biserial correlation (Kerby, 2014): the ranks that
+    speak for a positive difference minus those against it, over all ranks, from -1 to 1. Zeros
+    drop out of both; where all are zero, p is 1 and the effect 0. NaN for fewer than two values.
+    """
+    from scipy.stats import rankdata, wilcoxon
+
+    data = np.round(np.asarray(values, dtype=float), 9)  # 0.1 + 0.2 - 0.3 is a zero
+    if len(data) < 2:
+        return float("nan"), float("nan")
+    moved = data[data != 0]
+    if not len(moved):
+        return 1.0, 0.0
+    ranks = rankdata(np.abs(moved))
+    if len(moved) > 50:
+        p = float(wilcoxon(moved, alternative=alternative).pvalue)
+    else:
+        p = _exact_signed_rank(ranks, moved > 0, alternative)
+    return p, float(np.sum(np.sign(moved) * ranks) / ranks.sum())
+
+
+def _exact_signed_rank(ranks: np.ndarray, positive: np.ndarray, alternative: str) -> float:
+    """The exact p, ties included, for which scipy goes through all 2^n signs (seconds each).
+
+    The distribution of the sum of positive ranks, each of them in it with probability 1/2, is built
+    rank by rank; tied ranks are halves, so they are counted in halves.
+    """
+    halves = np.rint(2 * ranks).astype(int)
+    chances = np.ones(1)
+    for size in halves:
+        moved = np.concatenate([np.zeros(size), chances])
+        moved[: len(chances)] += chances
+        chances = moved / 2
+    observed = int(halves[positive].sum())
+    greater, less = chances[observed:].sum(), chances[: observed + 1].sum()
+    tails = {"greater": greater, "less": less, "two-sided": 2 * min(greater, less)}
+    return float(min(1.0, tails[alternative]))
+
+
+def above(values: Sequence[float] | np.ndarray, bound: float) -> float:
+    """p of the one-sided t-test that the mean of `values` is above `bound`.
+
+    For margins, which are about the mean: Wilcoxon's test of differences moved by a margin would
+    count the many that are exactly zero as evidence. NaN for fewer than two values.
+    """
+    from scipy.stats import ttest_1samp
+
+    data = np.asarray(values, dtype=float)
+    if len(data) < 2:
+        return float("nan")
+    if np.ptp(data) < 1e-12:
+        return float(not data[0] > bound)
+    return float(ttest_1samp(data, bound, alternative="greater").pvalue)
+
+
+def holm(p_values: Sequence[float] | np.ndarray) -> np.ndarray:
+    """Holm's adjusted p (statsmodels); tests that could not be done (NaN) are not in the family."""
+    from statsmodels.stats.multitest import multipletests
+
+    adjusted = np.array(p_values, dtype=float)
+    done = ~np.isnan(adjusted)
+    if done.any():
+        adjusted[done] = multipletests(adjusted[done], method="holm")[1]
+    return adjusted
+
+
+def compare(
+    scores: pd.DataFrame,
+    pairs: Sequence[tuple[str, str]],
+    margin: float | None = None,
+    match: str = "full",
+    resamples: int = 10_000,
+) -> pd.DataFrame:
+    """A row for each (block, reference) of `pairs`, which together are one family of tests.
+
+    `scores` has model, prompt_id, block, score (NaN where it failed). Columns: block, reference;
+    models, prompts, difference (mean over models and prompts) with low and high (BCa over
+    prompts); std (of the prompts' mean differences); effect, p, p_holm (`signed_rank` of these);
+    p_margin (that the difference from `match` is above -`margin`; Holm over these); verdict.
+    What cannot be known is NaN, and its verdict None.
+    """
+    rows = []
+    for block, reference in pairs:
+        found = paired_differences(scores, block, reference)
+        values = found.groupby("prompt_id").score.mean()
+        p, effect = signed_rank(values.to_list())
+        low, high = pooled_interval(found.score.to_list(), found.prompt_id.to_list(), resamples)
+        row = {"block": block, "reference": reference, "models": found.model.nunique()}
+        row |= {"prompts": len(values), "difference": found.score.mean(), "low": low, "high": high}
+        row |= {"std": values.std(), "effect": effect, "p": p, "p_margin": float("nan")}
+        if margin is not None and reference == match:
+            row["p_margin"] = above(values.to_list(), -margin)
+        rows.append(row)
+    columns = ["block", "reference", "models", "prompts", "difference", "low", "high", "std"]
+    frame = pd.DataFrame(rows, columns=[*columns, "effect", "p", "p_margin"])
+    frame["p_holm"], frame["p_margin"] = holm(frame.p.to_list()), holm(frame.p_margin.to_list())
+    words = [_verdict(row, margin) for _, row in frame.iterrows()]
+    return frame.assign(verdict=pd.Series(words, dtype=object))
+
+
+def _verdict(row: pd.Series, margin: float | None) -> str | None:
+    """One-sided 2.5% for the margin, as is usual for non-inferiority (ICH E9)."""
+    if np.isnan(row["p_holm"]):
+        return None
+    matches = margin is not None and row["p_margin"] < ALPHA / 2 and row["low"] > -margin
+    if row["p_holm"] < ALPHA and row["effect"] > 0 and row["low"] > 0:
+        return BETTER
+    if row["p_holm"] < ALPHA and row["effect"] < 0 and row["high"] < 0:
+        return WITHIN if matches else WORSE
+    return NOT_INFERIOR if matches else UNSURE
+
+
+def all_pairs(scores: pd.DataFrame) -> pd.DataFrame:
+    """Every two blocks of `scores`: block, reference, p_holm over all pairs, and `told`.
+
+    `told` is 1 if the block is found above the reference, -1 if below, else 0: the adjusted test
+    rejects, and the mean difference is on the side of the ranks.
+    """
+    wide = scores.pivot(index=KEY, columns="block", values="score")
+    prompts, _ = pd.factorize(wide.index.get_level_values("prompt_id"))
+    rows = []
+    for block, reference in combinations(wide.columns, 2):
+        found = (wide[block] - wide[reference]).to_numpy()
+        kept = ~np.isnan(found)
+        counts = np.bincount(prompts[kept])
+        sums = np.bincount(prompts[kept], weights=found[kept])
+        p, effect = signed_rank(sums[counts > 0] / counts[counts > 0])
+        side = np.sign(effect) if np.sign(effect) == np.sign(sums.sum()) else 0
+        rows.append((block, reference, p, side))
+    frame = pd.DataFrame(rows, columns=["block", "reference", "p", "side"])
+    frame["p_holm"] = holm(frame.p.to_list())
+    frame["told"] = np.where(frame.p_holm < ALPHA, frame.side, 0).astype(int)
+    return frame
+
+
+def rank_ranges(scores: pd.DataFrame) -> dict[str, tuple[int, int]]:
+    """For each block the ranks that it may have: 1 + those found above it to n - those below.
+
+    All ranges hold together with 95% confidence, as the tests of all pairs are corrected together
+    (Klein, Wright and Wieczorek, 2020, with paired tests for their intervals).
+    """
+    blocks = list(dict.fromkeys(scores.dropna(subset="score").block))
+    told = all_pairs(scores[scores.block.isin(blocks)])
+    ahead = {b: 0 for b in blocks}
+    behind = {b: 0 for b in blocks}
+    for side, winner, loser in (1, "block", "reference"), (-1, "reference", "block"):
+        for row in told[told.told == side].to_dict("records"):
+            ahead[row[loser]] += 1
+            behind[row[winner]] += 1
+    return {b: (1 + ahead[b], len(blocks) - behind[b]) for b in blocks}
+
+
+def alignment_tax(
+    scores: pd.DataFrame,
+    blocks: Sequence[str],
+    gained: str,
+    lost: str,
+    margin: float,
+    resamples: int = 10_000,
+) -> pd.DataFrame:
+    """What each block pays in dimension `lost` for what it gains in `gained`, both against Base.
+
+    The tax is min(gain, loss): positive only if both are, which is v1's notion of it. Its interval
+    joins those of the two, min(lows) to min(highs). Tested as a union (Berger, 1982): both
+    one-sided signed-rank tests must reject, so p is the larger one; Holm over `blocks`. `ruled
+    out`: the tax is below `margin`, by the smaller p of two t-tests, doubled, Holm over `blocks`.
+
+    Columns: block, prompts; gain, loss, tax, each with _low and _high; p_holm, p_out; verdict.
+    """
+    rows = []
+    for block in blocks:
+        row: dict[str, float | str] = {"block": block}
+        tests, out = [], []
+        for name, dimension, sign in (("gain", gained, 1), ("loss", lost, -1)):
+            found = paired_differences(scores[scores.dimension == dimension], block)
+            found["score"] *= sign
+            values = found.groupby("prompt_id").score.mean().to_list()
+            ends = pooled_interval(found.score.to_list(), found.prompt_id.to_list(), resamples)
+            row |= {name: found.score.mean(), f"{name}_low": ends[0], f"{name}_high": ends[1]}
+            row["prompts"] = len(values)
+            tests.append(signed_rank(values, "greater")[0])
+            out.append(above([-v for v in values], -margin))
+        for end in ("", "_low", "_high"):
+            row[f"tax{end}"] = np.minimum(row[f"gain{end}"], row[f"loss{end}"])
+        row |= {"p": np.max(tests), "p_out": np.minimum(1, 2 * np.min(out))}
+        rows.append(row)
+    names = [f"{name}{end}" for name in ("gain", "loss", "tax") for end in ("", "_low", "_high")]
+    frame = pd.DataFrame(rows, columns=["block", "prompts", *names, "p", "p_out"])
+    frame["p_holm"], frame["p_out"] = holm(frame.p.to_list()), holm(frame.p_out.to_list())
+    paid = (frame.p_holm < ALPHA) & (frame.tax_low > 0)
+    excluded = (frame.p_out < ALPHA) & (frame.tax_high < margin)
+    words = pd.Series(np.select([paid, excluded], [PAID, EXCLUDED], UNSURE), dtype=object)
+    return frame.assign(verdict=words.where(frame.p.notna(), None))

@@ -1,0 +1,72 @@
+"""Which local files hold the preference pairs that a study names."""
+
+import os
+from pathlib import Path
+
+from hialign.study import paths
+from hialign.study.errors import HialignError
+from hialign.study.settings import PreferenceSettings
+
+HH_RLHF = "Anthropic/hh-rlhf"
+HH_TRANCHES = ("harmless-base", "helpful-base", "helpful-online", "helpful-rejection-sampled")
+
+TEXT = (".jsonl", ".json", ".csv", ".tsv")
+
+SUFFIXES = (*(s + packed for s in TEXT for packed in ("", ".gz")), ".parquet")  # the first wins
+
+
+def data_files(settings: PreferenceSettings) -> list[Path]:
+    """The local files that `load_pairs(settings)` reads, sorted.
+
+    There are none for a set on the hub and for a source that does not exist.
+    """
+    return sorted(file for files in split_files(settings).values() for file in files)
+
+
+def place_of(source: str) -> Path:
+    """Where a local source lies; relative paths start at the repository."""
+    try:
+        return paths.root() / Path(source).expanduser()
+    except RuntimeError as error:  # `~somebody` who has no home on this machine
+        raise HialignError(f"preferences.source {source}: {error}") from None
+
+
+def split_files(settings: PreferenceSettings) -> dict[str, list[Path]]:
+    """The files of each split: `train`, `test`, or just one of them."""
+    if settings.source == "builtin":
+        return {"train": [paths.package() / "preferences" / "builtin.jsonl"]}
+    place = place_of(settings.source)
+    if os.path.isfile(place):
+        return {"train": [place]}
+    splits: dict[str, list[Path]] = {}
+    if os.path.isdir(place):
+        for tranche in settings.subsets or _tranches(place):
+            for split, files in files_of_splits(place / tranche).items():
+                splits.setdefault(split, []).extend(files)
+    return {split: sorted(files) for split, files in splits.items()}
+
+
+def _tranches(folder: Path) -> list[str]:
+    """Tranches of a folder of hh-rlhf's layout; `.` if the files lie in the folder itself."""
+    tranches = [t for t in HH_TRANCHES if (folder / t).is_dir()]
+    return tranches or [
+        *(".", *sorted(p.name for p in folder.glob("*") if p.is_dir() and p.name[0] != "."))
+    ]
+
+
+def files_of_splits(folder: Path) -> dict[str, list[Path]]:
+    """The files of each split in one folder, in the first of the formats that is there.
+
+    A split may be one file (`train.jsonl`) or cut into the hub's parts
+    (`train-00000-of-00002.parquet`).
+    """
+    splits: dict[str, list[Path]] = {}
+    for split in ("train", "test"):
+        for suffix in SUFFIXES:
+            files = [folder / f"{split}{suffix}"]
+            if not os.path.isfile(files[0]):
+                files = sorted(folder.glob(f"{split}-*-of-*{suffix}"))
+            if files:
+                splits[split] = files
+                break
+    return splits

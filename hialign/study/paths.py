@@ -1,0 +1,144 @@
+"""Every path that the project reads or writes.
+
+Three environment variables move them: `HIALIGN_OUTPUTS` (what runs write), `HIALIGN_CACHE`
+(converted models, reference log-probabilities) and `HIALIGN_SHARED_DATA` (real data for tests).
+"""
+
+import os
+from pathlib import Path
+
+import platformdirs
+
+# What lies beside the models' folders in that of a study, or beside the studies' folders
+RESERVED = ("explorations", "html", "notebooks", "published")
+
+
+def package() -> Path:
+    """The folder of the installed package."""
+    return Path(__file__).resolve().parents[1]
+
+
+def in_checkout() -> bool:
+    """Whether this is a checkout of the repository (else: an installed wheel)."""
+    return (package().parent / "studies").is_dir()
+
+
+def root() -> Path:
+    """The repository, or, in an installed wheel, the copy of its folders that the wheel carries."""
+    return package().parent if in_checkout() else package() / "_project"
+
+
+def from_root(path: str) -> Path:
+    """A path in a study: relative to the repository, unless it is absolute or begins with `~`."""
+    return root() / os.path.expanduser(path)
+
+
+def studies() -> Path:
+    return root() / "studies"
+
+
+def notebooks() -> Path:
+    return root() / "notebooks"
+
+
+def book_source() -> Path:
+    return root() / "book"
+
+
+def workflow() -> Path:
+    return root() / "workflow"
+
+
+def outputs() -> Path:
+    """Where runs write: `outputs/` of the checkout, else of the working directory."""
+    chosen = os.environ.get("HIALIGN_OUTPUTS")
+    if chosen:
+        return Path(chosen).expanduser().resolve()
+    return (package().parent if in_checkout() else Path.cwd()) / "outputs"
+
+
+def cache() -> Path:
+    """Where what can be made again is kept between studies (a per-user folder by default)."""
+    chosen = os.environ.get("HIALIGN_CACHE")
+    folder = chosen or platformdirs.user_cache_dir("hialign", appauthor=False)
+    return Path(folder).expanduser().resolve()
+
+
+def shared_data() -> Path:
+    """Real data for tests and for `studies/hh-smollm2.yml`; it may not be there."""
+    chosen = os.environ.get("HIALIGN_SHARED_DATA")
+    return Path(chosen).expanduser() if chosen else root().parent / "shared" / "data"
+
+
+def slug(name: str) -> str:
+    """`name` as one path component: `meta-llama/Llama-2-7b` -> `meta-llama--Llama-2-7b`."""
+    return name.replace("/", "--").replace(":", "-").replace(",", "_").replace("%", "pct")
+
+
+def study_dir(study: str) -> Path:
+    return outputs() / slug(study)
+
+
+def cell_dir(study: str, model: str, block: str) -> Path:
+    """`outputs/<study>/<model>/<block>/`, where the files of one cell lie."""
+    return study_dir(study) / slug(model) / slug(block)
+
+
+def probes_dir(study: str, model: str) -> Path:
+    """`outputs/<study>/<model>/probes/`, where the records of a model's probes lie."""
+    return study_dir(study) / slug(model) / "probes"
+
+
+def probe_record(study: str, model: str, probe: str) -> Path:
+    """`outputs/<study>/<model>/probes/<probe>.json`, what a probe of a model measured."""
+    return probes_dir(study, model) / f"{probe}.json"
+
+
+def probe_parts(study: str, model: str, probe: str, key: str) -> Path:
+    """Where the parts of a probe lie that is not whole yet; `key` is all that they came from."""
+    return probes_dir(study, model) / f".{probe}-{key}"
+
+
+def scratch(study: str) -> Path:
+    """`outputs/<study>/.tmp/`: temporary files of the processes that work on the study."""
+    return study_dir(study) / ".tmp"
+
+
+def working(study: str) -> Path:
+    """`outputs/<study>/.running/`: a lock for each notebook that is being executed."""
+    return study_dir(study) / ".running"
+
+
+def notebook_output(study: str, stage: str, model: str, block: str) -> Path:
+    """`outputs/<study>/notebooks/<stage>-<model>-<block>.ipynb`, an executed notebook."""
+    return study_dir(study) / "notebooks" / f"{stage}-{slug(model)}-{slug(block)}.ipynb"
+
+
+def judge_lock(study: str) -> Path:
+    """Held while a judge behind an API works on a study."""
+    return study_dir(study) / ".judge.lock"
+
+
+def judge_batches(study: str, judge: str) -> Path:
+    """`outputs/<study>/batches-<judge>.json`: what is in flight at the provider's Batch API."""
+    return study_dir(study) / f"batches-{judge}.json"
+
+
+def judge_validation(folder: Path, judge: str) -> Path:
+    """`judge-validation-<judge>.json` in the folder of a study: how good its judge is."""
+    return folder / f"judge-validation-{judge}.json"
+
+
+def explorations(study: str) -> Path:
+    """`outputs/<study>/explorations/`: questions that were asked of all strategies of a model."""
+    return study_dir(study) / "explorations"
+
+
+def published() -> Path:
+    """`outputs/published/`: the records that a site is built from, a folder a study."""
+    return outputs() / "published"
+
+
+def html_dir(study: str) -> Path:
+    """`outputs/<study>/html/`, the built book."""
+    return study_dir(study) / "html"

@@ -1,0 +1,283 @@
+"""Studies: `studies/*.yml` as checked settings, and the cells (model x block) that they span."""
+
+import difflib
+import hashlib
+import json
+import os
+import re
+import shlex
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import Field, PrivateAttr, ValidationError, field_validator, model_validator
+
+from hialign.study import blocks as blocks_
+from hialign.study import paths
+from hialign.study.errors import HialignError
+from hialign.study.load import brief, explain, one_line, read_study
+from hialign.study.probe_settings import (
+    GradientSettings,
+    IlaSettings,
+    MatrixSettings,
+    PatchingSettings,
+    ProbeSettings,
+    Settings,
+    SweepSettings,
+    WeightsSettings,
+    check_folder,
+)
+from hialign.study.settings import (
+    COSTS_ONLY,
+    AnalysisSettings,
+    EvaluationSettings,
+    JudgeSettings,
+    ModelSettings,
+    PreferenceSettings,
+    ResponseSettings,
+    TrainingSettings,
+    ValidationSettings,
+    is_folder,
+    model_from,
+)
+
+STAGES = ("train", "respond", "evaluate", "judge")
+# The probes of a model, in the order in which they are run, and their settings
+PROBES: Mapping[str, type[Settings]] = {
+    "gradients": GradientSettings,
+    "matrix": MatrixSettings,
+    "ila": IlaSettings,
+    "patching": PatchingSettings,
+    "sweep": SweepSettings,
+    "weights": WeightsSettings,
+}
+
+
+class Study(Settings):
+    """The models, blocks, data and settings of one experiment."""
+
+    name: str
+    title: str
+    description: str = ""
+    models: list[ModelSettings] = Field(min_length=1)
+    # Table 1
+    blocks: list[str] = Field(["base", "full", "local", "mid", "global"], min_length=1)
+    preferences: PreferenceSettings = PreferenceSettings()
+    training: TrainingSettings = TrainingSettings()
+    responses: ResponseSettings = ResponseSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    judge: JudgeSettings | None = JudgeSettings()  # null: no judge
+    validation: ValidationSettings = ValidationSettings()
+    analysis: AnalysisSettings = AnalysisSettings()
+    probes: ProbeSettings | None = None  # null: none is run with the study
+
+    _argument: str = PrivateAttr("")
+
+    @property
+    def argument(self) -> str:
+        """How a user named the study, as a shell takes it: for the commands in error messages."""
+        return self._argument or shlex.quote(self.name)
+
+    @field_validator("name")
+    @classmethod
+    def _name_of_a_folder(cls, name: str) -> str:
+        return check_folder(name)
+
+    @field_validator("models", mode="before")
+    @classmethod
+    def _bare_sources(cls, models: Any) -> Any:
+        if not isinstance(models, list):
+            return models
+        return [{"source": m} if isinstance(m, str) else m for m in models]
+
+    @field_validator("blocks")
+    @classmethod
+    def _known_blocks(cls, names: list[str]) -> list[str]:
+        for name in names:
+            blocks_.check_block(name)
+        if len(set(names)) < len(names):
+            raise ValueError("a block stands twice")
+        _check_apart("blocks", names)
+        return names
+
+    @model_validator(mode="after")
+    def _one_folder_each(self) -> Self:
+        for key in ("name", "label"):  # folders, and rows of tables
+            values = [getattr(m, key) for m in self.models]
+            if len(set(values)) < len(values):
+                raise ValueError(f"two models have the same {key}: give one a `{key}` of its own")
+        _check_apart("models", [model.name for model in self.models])
+        for model in self.models:
+            for block in self.blocks:
+                if len((paths.slug(model.name) + paths.slug(block)).encode()) > 200:
+                    raise ValueError(
+                        f"model {brief(model.name)} and block {brief(block)} make a file name that "
+                        "is too long; give the model a shorter `name`, or write layers as ranges"
+                    )
+        return self
+
+    def model(self, name: str | None = None) -> ModelSettings:
+        """The model called `name` (its name, label or source); the first if None.
+
+        A model that the study does not list has to look like a source: `embedded:…`, `random:…`, a
+        folder or `org/name`. Anything else is a slip, and HialignError says which model is nearest.
+        """
+        if name is None:
+            return self.models[0]
+        for model in self.models:
+            if name in (model.name, model.label, model.source):
+                return model
+        listed = {n.casefold(): n for m in self.models for n in (m.source, m.label, m.name)}
+        source = is_source(name)
+        least = 0.8 if source else 0.4  # of likeness
+        close = difflib.get_close_matches(name.casefold(), listed, n=1, cutoff=least)
+        hint = f"did you mean {listed[close[0]]!r}?" if close else ""
+        if not source:
+            names = one_line(", ".join(model.name for model in self.models), 300)
+            raise HialignError(
+                f"study {self.name} has no model {brief(name)}{f' ({hint})' if hint else ''}: it has "
+                f"{names}; one that it does not list is given as a folder or as `org/name`"
+            )
+        found = model_from(name)
+        found._hint = hint
+        return found
+
+    def cells(self) -> list["Cell"]:
+        return [Cell(self, model, block) for model in self.models for block in self.blocks]
+
+    def cell(self, model: str | None, block: str) -> "Cell":
+        return Cell(self, self.model(model), blocks_.check_block(block))
+
+
+def is_source(name: str) -> bool:
+    """Whether `name` can only be meant as where a model is: a prefix, a folder or `org/name`."""
+    if name.startswith(("embedded:", "random:", ".", "/", "~")):
+        return True
+    named = re.fullmatch(r"[\w.-]+/[\w.-]+", name, re.ASCII) is not None
+    return named or (name != "" and is_folder(name))
+
+
+def _check_apart(kind: str, names: Sequence[str]) -> None:
+    """Refuse two names that would be one folder on some disk, as where case does not count."""
+    known: dict[str, str] = {}
+    for name in names:
+        folder = unicodedata.normalize("NFC", paths.slug(name)).casefold()
+        if folder in known:
+            raise ValueError(
+                f"the {kind} {known[folder]!r} and {name!r} would share the folder {folder}: "
+                "call one otherwise"
+            )
+        known[folder] = name
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One model x block of a study."""
+
+    study: Study
+    model: ModelSettings
+    block: str
+
+    @property
+    def folder(self) -> Path:
+        return paths.cell_dir(self.study.name, self.model.name, self.block)
+
+    @property
+    def strategy(self) -> str:
+        return blocks_.strategy_of(self.block)
+
+    def settings(self, stage: str) -> dict[str, Any]:
+        """All that `stage` depends on in the study, for its manifest and to tell what is stale."""
+        study = self.study
+        parts: dict[str, Any] = {"model": self.model, "block": self.block}
+        parts["preferences"] = study.preferences
+        if self.block != "base":
+            parts["training"] = study.training
+        elif stage == "evaluate":  # of pairs that are cut as in training
+            used = {"beta", "max_length", "truncation"}
+            parts["training"] = study.training.model_dump(include=used)
+        if probe := blocks_.probe_of(self.block):  # what it measured chose the layers
+            parts["probe"] = self.probe_settings(probe)
+        if stage in ("respond", "evaluate", "judge"):
+            parts["responses"] = study.responses
+        if stage == "evaluate":
+            parts["evaluation"] = study.evaluation
+        if stage == "judge":
+            parts["judge"] = study.judge
+        return {k: v.model_dump() if isinstance(v, Settings) else v for k, v in parts.items()}
+
+    def probe_settings(self, probe: str) -> dict[str, Any]:
+        """All that the record of a probe of the cell's model depends on in the study."""
+        study, probes = self.study, self.study.probes or ProbeSettings()
+        parts: dict[str, Any] = {"model": self.model, "preferences": study.preferences}
+        parts["training"] = study.training
+        parts["probes"] = probes.model_dump(exclude=set(PROBES))
+        parts[probe] = getattr(probes, probe) or PROBES[probe]()
+        return {k: v.model_dump() if isinstance(v, Settings) else v for k, v in parts.items()}
+
+    def probe_fingerprint(self, probe: str) -> str:
+        """A short hash of `probe_settings(probe)`, as `fingerprint` is of a stage's."""
+        return _hash(self.probe_settings(probe))
+
+    def fingerprint(self, stage: str) -> str:
+        """A short hash of `settings(stage)`: when it differs from a manifest's, the run is stale.
+
+        Settings that change what a run costs and not what it finds are left out.
+        """
+        return _hash(self.settings(stage))
+
+
+def _hash(settings: dict[str, Any]) -> str:
+    text = json.dumps(without_costs(settings), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def without_costs(settings: dict[str, Any]) -> dict[str, Any]:
+    """`settings` less what changes a run's cost alone; in those of its probe too."""
+    kept = dict(settings)
+    for part, names in COSTS_ONLY.items():
+        if kept.get(part):
+            kept[part] = {k: v for k, v in kept[part].items() if k not in names}
+    return kept | ({"probe": without_costs(kept["probe"])} if "probe" in kept else {})
+
+
+def study_names() -> list[str]:
+    return sorted(p.stem for p in paths.studies().glob("*.yml"))
+
+
+def load_study(study: "str | Path | Study") -> Study:
+    """The study called `study` (in `studies/`) or in the file `study`.
+
+    Raises HialignError naming the file and the key for anything unknown or out of bounds. Relative
+    folders in a study are relative to the repository.
+    """
+    if isinstance(study, Study):
+        return study
+    given = str(study)
+    path = Path(os.path.expanduser(given))
+    if path.suffix not in (".yml", ".yaml"):
+        path = paths.studies() / f"{given}.yml"
+        if not os.path.isfile(path):
+            raise HialignError(
+                f"there is no study {brief(given)}: the ones in studies/ are "
+                f"{', '.join(study_names())}; or give the path of a .yml file"
+            )
+    content = {"name": path.stem, **read_study(path)}
+    try:
+        loaded = Study.model_validate(content)
+    except ValidationError as error:
+        raise HialignError(f"{one_line(path)}: {explain(error, content)}") from None
+    loaded._argument = shlex.quote(given)
+    return loaded
+
+
+def stages_of(cell: Cell) -> list[str]:
+    """The stages that a cell of this study goes through."""
+    return [stage for stage in STAGES if stage != "judge" or cell.study.judge]
+
+
+def probes_of(study: Study) -> list[str]:
+    """The probes that a study runs of each of its models."""
+    return [name for name in PROBES if study.probes and getattr(study.probes, name)]
