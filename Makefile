@@ -18,6 +18,7 @@ test: setup  ## style, types, and every test that this machine can run
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
 	$(BIN)/nbstripout --verify notebooks/*.ipynb
 	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile $(PYTEST_ARGS)
 
@@ -25,6 +26,7 @@ fast: setup  ## style, types, and the tests that need no real model and build no
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
 	$(BIN)/nbstripout --verify notebooks/*.ipynb
 	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile -m "not slow and not browser and not slurm" $(PYTEST_ARGS)
 

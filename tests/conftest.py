@@ -1,9 +1,7 @@
 """What the tests share: an offline environment, a cache of their own, tiny studies, real data."""
 
 import functools
-import json
 import os
-import random
 import shutil
 import subprocess
 import sys
@@ -20,14 +18,11 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
-import yaml
 from filelock import FileLock
+from helpers import CANARY, write_study
 
 from hialign.engine import embedded
 from hialign.study import paths
-
-CANARY = "sk-canary-6f1f0c1e4b7a4f7d"  # a key that must turn up nowhere
-SUBJECTS = ("rain", "bread", "a compass", "the moon", "chess", "iron", "an orchard", "tea")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -96,65 +91,6 @@ def shared_data() -> Path:
     return folder
 
 
-def made_pairs(n: int, seed: int = 0, prompt_words: int = 6) -> list[dict[str, str]]:
-    """`n` distinct preference pairs in TRL's standard format, of very unequal lengths."""
-    rng = random.Random(seed)
-    rows = []
-    for i in range(n):
-        subject = SUBJECTS[i % len(SUBJECTS)]
-        words = " ".join(rng.choice(SUBJECTS) for _ in range(rng.randint(0, prompt_words)))
-        rows.append(
-            {
-                "prompt": f"Question {i}: what is {subject}? {words}".strip(),
-                "chosen": f"It is {subject}, of course." + " Really so." * rng.randint(0, 6),
-                "rejected": "No idea." + f" Never heard of {i}." * rng.randint(0, 3),
-            }
-        )
-    return rows
-
-
-def write_lines(path: Path, rows: list[dict[str, Any]]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
-
-
-def merged(into: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """`into` with `changes`; dictionaries inside are merged, not replaced."""
-    result = dict(into)
-    for key, value in changes.items():
-        old = result.get(key)
-        both = isinstance(value, dict) and isinstance(old, dict)
-        result[key] = merged(old, value) if both else value  # type: ignore[arg-type]
-    return result
-
-
-def write_study(folder: Path, name: str = "tiny", **changes: Any) -> Path:
-    """A study that runs in seconds, and the pairs that it names, in `folder`."""
-    pairs = folder / "pairs.jsonl"
-    if not pairs.is_file():
-        write_lines(pairs, made_pairs(40))
-    content = {
-        "title": "Tiny",
-        "models": ["random:llama"],
-        "preferences": {"source": str(pairs), "train": 16, "evaluation": 8},
-        "training": {
-            "batch_size": 2,
-            "gradient_accumulation_steps": 2,
-            "learning_rate": 0.01,
-            "gradient_checkpointing": False,
-            "max_length": 256,
-            "save_steps": 2,
-        },
-        "responses": {"prompts": 6, "max_new_tokens": 12, "batch_size": 4},
-        "evaluation": {"contrast_prompts": 0, "resamples": 200},
-        "judge": None,
-    }
-    path = folder / f"{name}.yml"
-    path.write_text(yaml.safe_dump(merged(content, changes)))
-    return path
-
-
 @pytest.fixture
 def tiny_study(tmp_path: Path) -> Callable[..., Path]:
     """A factory of studies that run in seconds: `tiny_study(training={"beta": 0.2}) -> Path`.
@@ -163,72 +99,6 @@ def tiny_study(tmp_path: Path) -> Callable[..., Path]:
     replace settings.
     """
     return functools.partial(write_study, tmp_path)
-
-
-def vouch(cell: Any, *stages: str) -> None:
-    """Leave a manifest of the study's present settings for stages whose files a test wrote."""
-    from hialign.records.files import write_record
-    from hialign.records.status import stage_manifest
-
-    for stage in stages:
-        if not (place := stage_manifest(cell, stage)).is_file():
-            write_record(place, {"stage": stage, "fingerprint": cell.fingerprint(stage)})
-
-
-def messages(rows: list[dict[str, str]]) -> Any:
-    """Pairs of plain text as a data set of messages, which is what TRL is given."""
-    from datasets import Dataset
-
-    roles = {"prompt": "user", "chosen": "assistant", "rejected": "assistant"}
-    return Dataset.from_list(
-        [{k: [{"role": r, "content": row[k]}] for k, r in roles.items()} for row in rows]
-    )
-
-
-def stock_trainer(
-    model: Any, tokenizer: Any, pairs: Any, modules: list[str], settings: Any, work: Path
-) -> Any:
-    """TRL's own DPOTrainer as its documentation sets it up: the reference is run at each step.
-
-    Nothing of hialign's is used but the values in `settings`.
-    """
-    from peft import LoraConfig
-    from trl import DPOConfig, DPOTrainer
-
-    return DPOTrainer(
-        model=model,
-        args=DPOConfig(
-            output_dir=str(work),
-            learning_rate=settings.learning_rate,
-            weight_decay=settings.weight_decay,
-            per_device_train_batch_size=settings.batch_size,
-            gradient_accumulation_steps=settings.gradient_accumulation_steps,
-            num_train_epochs=settings.epochs,
-            beta=settings.beta,
-            max_length=settings.max_length,
-            truncation_mode=settings.truncation,
-            seed=settings.seed,
-            gradient_checkpointing=settings.gradient_checkpointing,
-            disable_dropout=settings.disable_dropout,
-            lr_scheduler_type="linear",
-            bf16=False,
-            use_cpu=True,
-            logging_steps=1,
-            save_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-            dataloader_pin_memory=False,
-        ),
-        train_dataset=pairs,
-        processing_class=tokenizer,
-        peft_config=LoraConfig(
-            task_type="CAUSAL_LM",
-            r=settings.lora_rank,
-            lora_alpha=settings.lora_alpha,
-            lora_dropout=settings.lora_dropout,
-            target_modules=modules,
-        ),
-    )
 
 
 @pytest.fixture

@@ -2,13 +2,13 @@
 
 import random
 import re
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import vouch
+from explorer_page import assemble
+from helpers import vouch
 
 from hialign.book import responses as explorer
 from hialign.records.files import write_jsonl
@@ -16,9 +16,6 @@ from hialign.records.status import judgments_file
 from hialign.study.probe_settings import has_control
 from hialign.study.rubric import DIMENSIONS
 from hialign.study.study import Study
-
-sys.path.append(str(Path(__file__).resolve().parents[1]))
-from explorer_page import assemble
 
 pytestmark = pytest.mark.browser
 
