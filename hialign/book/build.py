@@ -1,7 +1,5 @@
 """From records to HTML: the pages, the executed notebooks, the table of contents, the build."""
 
-import hashlib
-import json
 import os
 import re
 import shutil
@@ -15,6 +13,7 @@ from hialign.book import sources, write
 from hialign.records import files, processes
 from hialign.records.status import DONE, State, stage_manifest
 from hialign.study import paths
+from hialign.study.digest import json_sha256
 from hialign.study.errors import HialignError
 from hialign.study.study import Study, load_study, stages_of
 
@@ -103,8 +102,7 @@ def _key(study: Study) -> str:
         for path in found
         if path.is_file()
     )
-    text = json.dumps([study.model_dump(mode="json"), hashes])
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return json_sha256([study.model_dump(mode="json"), hashes], 16)
 
 
 def build(study: Study) -> Path:

@@ -1,8 +1,6 @@
 """The reference's log-probabilities, computed once and kept."""
 
 import contextlib
-import hashlib
-import json
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -11,6 +9,7 @@ from filelock import FileLock
 from hialign.engine.tokens import TokenPair
 from hialign.records.files import read_record, write_record
 from hialign.study import paths
+from hialign.study.digest import json_sha256
 from hialign.study.errors import HialignError
 
 if TYPE_CHECKING:
@@ -30,7 +29,7 @@ class Reference:
         weights = next(model.parameters())
         tokens = [(t.ids, t.start) for pair in pairs for t in pair]
         key_of = [identity, str(weights.dtype), weights.device.type, tokens]
-        key = hashlib.sha256(json.dumps(key_of, sort_keys=True).encode()).hexdigest()[:24]
+        key = json_sha256(key_of, 24)
         self.path = paths.cache() / "reference" / f"{key}.json"
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._identity, self._pairs = identity, pairs

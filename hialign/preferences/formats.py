@@ -4,11 +4,11 @@ A pair is `{"id", "objective", "prompt", "chosen", "rejected"}` with messages
 (`[{"role", "content"}]`) in the last three: TRL's conversational preference format.
 """
 
-import hashlib
-import json
 import re
 from collections.abc import Sequence
 from typing import Any
+
+from hialign.study.digest import json_sha256
 
 Message = dict[str, str]
 Pair = dict[str, Any]
@@ -28,7 +28,7 @@ class UnusablePair(ValueError):
 
 def prompt_id(prompt: Sequence[Message]) -> str:
     """A stable short name for a prompt: 12 hexadecimal digits of its sha256."""
-    return hashlib.sha256(json.dumps(list(prompt), sort_keys=True).encode()).hexdigest()[:12]
+    return json_sha256(list(prompt), 12)
 
 
 def parse_transcript(text: str) -> list[Message]:

@@ -5,7 +5,6 @@ be used (no common prompt, an empty or an identical response) are counted and re
 """
 
 import difflib
-import hashlib
 import json
 import os
 from collections import Counter
@@ -21,6 +20,7 @@ from hialign.preferences.formats import NO_PROMPT, Pair, UnusablePair, prompt_id
 from hialign.preferences.reading import Located
 from hialign.preferences.sources import read_splits
 from hialign.study.blocks import OBJECTIVES
+from hialign.study.digest import json_sha256
 from hialign.study.errors import HialignError
 from hialign.study.pair_files import HH_RLHF, data_files
 from hialign.study.settings import PreferenceSettings
@@ -78,7 +78,7 @@ def load_pairs(source: "str | Path | PreferenceSettings" = HH_RLHF, **settings: 
     shared = {prompt_id(p["prompt"]) for p in train} & {prompt_id(p["prompt"]) for p in held_out}
     assert not shared, "training and evaluation share a prompt"
     report |= {"train": len(train), "evaluation": len(held_out)}
-    digest = hashlib.sha256(json.dumps([train, held_out], sort_keys=True).encode()).hexdigest()
+    digest = json_sha256([train, held_out])
     from datasets import Dataset
 
     return Pairs(Dataset.from_list(train), Dataset.from_list(held_out), report, digest)

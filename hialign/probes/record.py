@@ -1,7 +1,5 @@
 """A probe's record: computed part by part, and only if what it came from has changed."""
 
-import hashlib
-import json
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,6 +11,7 @@ from hialign.engine.models import identity
 from hialign.records import files, status
 from hialign.records.probe_files import forget
 from hialign.study import paths
+from hialign.study.digest import json_sha256
 from hialign.study.errors import HialignError
 from hialign.study.probe_settings import ProbeSettings
 from hialign.study.study import Cell
@@ -57,8 +56,7 @@ def measured(
     """
     path = paths.probe_record(cell.study.name, cell.model.name, probe)
     depends = status.probe_depends(cell, probe)
-    text = json.dumps([depends["fingerprint"], came_from], sort_keys=True)
-    key = hashlib.sha256(text.encode()).hexdigest()[:16]
+    key = json_sha256([depends["fingerprint"], came_from], 16)
     if (known := _known(path)).get("key") == key:
         forget(cell, probe)
         if known.get("notebook", depends["notebook"]) != depends["notebook"]:

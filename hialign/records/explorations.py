@@ -1,7 +1,5 @@
 """Questions that were asked of all strategies of a model, as they are kept."""
 
-import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +9,7 @@ from hialign.records import frames
 from hialign.records.files import read_json, sha256_of
 from hialign.records.status import required, stage_manifest
 from hialign.study import paths
+from hialign.study.digest import json_sha256
 from hialign.study.errors import HialignError
 from hialign.study.settings import ModelSettings
 from hialign.study.study import Cell, Study
@@ -94,8 +93,7 @@ class Explorations:
         return self.cells[block].folder / "adapter" / "adapter_model.safetensors"
 
     def _file(self, question: str) -> Path:
-        asked = [question, self.decoding, self.weights, self.runs]
-        key = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
+        key = json_sha256([question, self.decoding, self.weights, self.runs], 16)
         return paths.explorations(self.study.name) / f"{paths.slug(self.settings.name)}-{key}.json"
 
     def known(self, question: str) -> Exploration | None:
@@ -151,7 +149,7 @@ def checked(question: str) -> str:
 
 def _fingerprint(manifest: dict[str, Any]) -> str:
     """What tells one training run from any other; a run leaves its manifest and adapter together."""
-    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()[:16]
+    return json_sha256(manifest, 16)
 
 
 def _untrained(study: Study, model: ModelSettings) -> str:

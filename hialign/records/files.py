@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
 from hialign.study import paths
+from hialign.study.digest import json_sha256
 from hialign.study.errors import HialignError
 
 CHECKSUM = "sha256"  # the key under which a record holds the checksum of the rest of itself
@@ -203,8 +204,7 @@ def sha256_of(*of: Path) -> str:
         (str(path.resolve()), stat.st_size, stat.st_mtime_ns)
         for path, stat in zip(of, stats, strict=True)
     ]
-    name = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:32]
-    note = paths.cache() / "hashes" / name
+    note = paths.cache() / "hashes" / json_sha256(about, 32)
     if note.is_file():
         return note.read_text(encoding="ascii")
     digest = _hashed(of)

@@ -8,7 +8,6 @@ done, the stages refuse to read what is not trusted, and the book does not show 
 The package's own version is no reason to run again: the manifest names it.
 """
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from typing import Any
 from hialign.records import files
 from hialign.study import paths
 from hialign.study.blocks import probe_of
+from hialign.study.digest import json_sha256
 from hialign.study.errors import HialignError
 from hialign.study.probe_settings import ProbeSettings
 from hialign.study.settings import JudgeSettings, ModelSettings, PreferenceSettings
@@ -180,7 +180,7 @@ def notebook_sha256(stage: str) -> str:
         for cell in book["cells"]
         if cell["cell_type"] == "code" and "remove-cell" not in cell["metadata"].get("tags", ())
     ]
-    return hashlib.sha256(json.dumps(code).encode()).hexdigest()[:16]
+    return json_sha256(code, 16)
 
 
 # --- states --------------------------------------------------------------------------------------

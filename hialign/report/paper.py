@@ -1,30 +1,27 @@
 """The paper's numbers, from `book/paper.yml`, which says of each where it stands."""
 
+import copy
 import math
+from functools import lru_cache
 from itertools import product
+from pathlib import Path
 from typing import Any
-
-import yaml
 
 from hialign.study import paths
 from hialign.study.blocks import STRATEGIES
 from hialign.study.errors import HialignError
+from hialign.study.load import read_yaml
 
 
 def load_paper() -> dict[str, Any]:
     """All of `book/paper.yml`. HialignError if it cannot be read."""
     path = paths.book_source() / "paper.yml"
-    try:
-        # libyaml's parser, where it is: ten times as fast, and pages ask for this file often
-        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=loader)
-    except OSError as error:
-        raise HialignError(
-            f"cannot read the paper's numbers, {path}: {error.strerror}; restore the file"
-        ) from None
-    except yaml.YAMLError as error:
-        raise HialignError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
-    return dict(content)
+    return copy.deepcopy(_content(path, path.stat().st_mtime_ns if path.is_file() else 0))
+
+
+@lru_cache(maxsize=1)  # pages ask for this file often
+def _content(path: Path, modified: int) -> dict[str, Any]:
+    return dict(read_yaml(path, "table of the paper's numbers"))
 
 
 def rows(table: str) -> list[dict[str, Any]]:

@@ -151,7 +151,7 @@ class IlaSettings(Settings):
     @classmethod
     def _once_each(cls, values: list[object]) -> list[object]:
         if len(set(values)) < len(values):
-            raise ValueError("one of them stands twice")
+            raise ValueError("one of them is given twice")
         return values
 
 

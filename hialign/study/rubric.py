@@ -5,7 +5,6 @@ them is the same in each call and can be cached) and stand between delimiters th
 contain. The paper asks for a bare JSON array; JSON mode needs an object, so the array is wrapped.
 """
 
-import hashlib
 import json
 import re
 from collections.abc import Sequence
@@ -13,10 +12,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
-import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, model_validator
 
-from hialign.study.errors import HialignError
+from hialign.study.digest import json_sha256
+from hialign.study.load import load_yaml
 
 DIMENSIONS = (  # Table 6, in its order
     *("GrammarFluency", "TokenRobustness", "Conciseness", "SyntacticComplexity"),
@@ -103,8 +102,7 @@ class Rubric(BaseModel):
     @cached_property
     def sha256(self) -> str:
         """Of the content and the prompt's fixed words; comments and layout of the file do not count."""
-        content = [self.model_dump(mode="json"), TEMPLATE]
-        return hashlib.sha256(json.dumps(content, ensure_ascii=True).encode()).hexdigest()
+        return sha256_of(self.model_dump(mode="json"), TEMPLATE)
 
     @cached_property
     def system(self) -> str:
@@ -122,35 +120,7 @@ def load_rubric(path: "str | Path | None" = None) -> Rubric:
 
     Raises HialignError naming the file and the key for anything unknown, missing or at odds.
     """
-    path = rubric_file(path)
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise HialignError(f"cannot read the rubric {path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise HialignError(
-            f"the rubric {path} is not YAML: {' '.join(str(error).split())}"
-        ) from None
-    if not isinstance(content, dict):
-        raise HialignError(f"the rubric {path} must be a mapping with role, dimensions, …")
-    try:
-        return Rubric.model_validate(content)
-    except ValidationError as error:
-        raise HialignError(f"the rubric {path}: {_explain(error)}") from None
-
-
-def _explain(error: ValidationError) -> str:
-    problems = []
-    for problem in error.errors():
-        key = ".".join(str(part) for part in problem["loc"])
-        if problem["type"] == "extra_forbidden":
-            problems.append(f"unknown key {key!r}")
-        elif problem["type"] == "missing":
-            problems.append(f"key {key!r} is missing")
-        else:
-            message = problem["msg"].removeprefix("Value error, ")
-            problems.append(f"{key}: {message}" if key else message)
-    return "; ".join(problems)
+    return load_yaml(Rubric, rubric_file(path), "rubric", number_keys=True)
 
 
 def messages(
@@ -203,4 +173,4 @@ def neutralized(text: str) -> str:
 
 def sha256_of(*parts: Any) -> str:
     """sha256 of the parts, none of which can pass for another by running over its border."""
-    return hashlib.sha256(json.dumps(parts, ensure_ascii=True).encode()).hexdigest()
+    return json_sha256(parts, sort_keys=False)

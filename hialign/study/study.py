@@ -1,8 +1,6 @@
 """Studies: `studies/*.yml` as checked settings, and the cells (model x block) that they span."""
 
 import difflib
-import hashlib
-import json
 import os
 import re
 import shlex
@@ -12,12 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import Field, PrivateAttr, ValidationError, field_validator, model_validator
+from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from hialign.study import blocks as blocks_
 from hialign.study import paths
+from hialign.study.digest import json_sha256
 from hialign.study.errors import HialignError
-from hialign.study.load import brief, explain, one_line, read_study
+from hialign.study.load import brief, load_yaml, one_line
 from hialign.study.probe_settings import (
     GradientSettings,
     IlaSettings,
@@ -98,7 +97,7 @@ class Study(Settings):
         for name in names:
             blocks_.check_block(name)
         if len(set(names)) < len(names):
-            raise ValueError("a block stands twice")
+            raise ValueError("a block is given twice")
         _check_apart("blocks", names)
         return names
 
@@ -219,19 +218,14 @@ class Cell:
 
     def probe_fingerprint(self, probe: str) -> str:
         """A short hash of `probe_settings(probe)`, as `fingerprint` is of a stage's."""
-        return _hash(self.probe_settings(probe))
+        return json_sha256(without_costs(self.probe_settings(probe)), 16)
 
     def fingerprint(self, stage: str) -> str:
         """A short hash of `settings(stage)`: when it differs from a manifest's, the run is stale.
 
         Settings that change what a run costs and not what it finds are left out.
         """
-        return _hash(self.settings(stage))
-
-
-def _hash(settings: dict[str, Any]) -> str:
-    text = json.dumps(without_costs(settings), sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return json_sha256(without_costs(self.settings(stage)), 16)
 
 
 def without_costs(settings: dict[str, Any]) -> dict[str, Any]:
@@ -264,11 +258,7 @@ def load_study(study: "str | Path | Study") -> Study:
                 f"there is no study {brief(given)}: the ones in studies/ are "
                 f"{', '.join(study_names())}; or give the path of a .yml file"
             )
-    content = {"name": path.stem, **read_study(path)}
-    try:
-        loaded = Study.model_validate(content)
-    except ValidationError as error:
-        raise HialignError(f"{one_line(path)}: {explain(error, content)}") from None
+    loaded = load_yaml(Study, path, "study", defaults={"name": path.stem})
     loaded._argument = shlex.quote(given)
     return loaded
 

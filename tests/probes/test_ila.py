@@ -342,7 +342,7 @@ def test_data_sets_by_name(tiny_study: Callable[..., Path], tmp_path: Path) -> N
     [
         ({"datasets": ["grammar"]}, "`study` must be among them"),
         ({"losses": ["kto"]}, "losses"),
-        ({"top": [10, 10]}, "stands twice"),
+        ({"top": [10, 10]}, "given twice"),
         ({"top": [120]}, "top"),
     ],
 )

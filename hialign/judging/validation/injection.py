@@ -10,11 +10,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, RootModel, field_validator
 
 from hialign.statistics.intervals import mean_interval
 from hialign.study.errors import HialignError
+from hialign.study.load import load_yaml
 from hialign.study.rubric import SCORES, Rubric
 
 Where = Literal["prepend", "append", "replace"]
@@ -45,22 +45,16 @@ class Attack(BaseModel):
         return text
 
 
+class _Attacks(RootModel[list[Attack]]):
+    pass
+
+
 def load_attacks(path: Path | None = None) -> list[Attack]:
     """The attacks in `path` (default: ours); HialignError names the file and what is wrong."""
     path = path or Path(__file__).with_name("attacks.yml")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        attacks = TypeAdapter(list[Attack]).validate_python(content)
-    except OSError as error:
-        raise HialignError(f"cannot read the attacks {path}: {error.strerror}") from None
-    except yaml.YAMLError as error:
-        raise HialignError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise HialignError(f"the attacks {path}: {place}: {first['msg']}") from None
+    attacks = load_yaml(_Attacks, path, "list of attacks").root
     if len({attack.id for attack in attacks}) < len(attacks):
-        raise HialignError(f"the attacks {path}: two have the same id")
+        raise HialignError(f"{path}: two attacks have the same id")
     return attacks
 
 

@@ -8,8 +8,6 @@ put to use: what does tuning only what ranks high cost (`interventions`)?
 The paper's setting is SFT; DPO is this companion's.
 """
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -39,6 +37,7 @@ from hialign.probes.tuned import tuned_blocks
 from hialign.statistics.margins import rounded
 from hialign.study import paths
 from hialign.study.blocks import OBJECTIVES, Choice, share_of
+from hialign.study.digest import json_sha256
 from hialign.study.errors import HialignError
 from hialign.study.probe_settings import IlaSettings
 from hialign.study.settings import PreferenceSettings
@@ -65,7 +64,7 @@ def ila(cell: Cell) -> dict[str, Any]:
     came_from = {
         "model": identity(cell.model),
         "preferences": study.fingerprint,
-        "datasets": {name: _hash(found) for name, found in rows.items()},
+        "datasets": {name: json_sha256(found) for name, found in rows.items()},
     }
     return measured(cell, "ila", came_from, lambda parts: _compute(cell, settings, rows, parts))
 
@@ -105,10 +104,6 @@ def _llmbar(folder: Path, subsets: Sequence[str], seed: int) -> list[Pair]:
             }
             found.append({"id": f"llmbar-{subset}-{number}", "objective": "preference", **sides})
     return [found[i] for i in np.random.default_rng(seed).permutation(len(found))]
-
-
-def _hash(rows: Sequence[Pair]) -> str:
-    return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
 
 
 # --- the record ----------------------------------------------------------------------------------

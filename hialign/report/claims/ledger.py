@@ -14,8 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
-import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from hialign.records import agreement, frames
 from hialign.report.claims.kinds import AnyTest
@@ -31,6 +30,7 @@ from hialign.statistics.intervals import (
 )
 from hialign.study import paths
 from hialign.study.errors import HialignError
+from hialign.study.load import load_yaml
 from hialign.study.study import Study
 
 SUPPORTED, CONTRADICTED = "supported", "contradicted"
@@ -60,6 +60,12 @@ class Claim(BaseModel):
     note: str = ""
 
 
+class _Claims(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    claims: list[Claim]
+
+
 @dataclass(frozen=True)
 class Finding:
     """A claim's verdict in a study, why, and the parts that it rests on."""
@@ -75,25 +81,11 @@ class Finding:
 def load_claims() -> list[Claim]:
     """The claims of book/claims.yml. HialignError names the claim and key that are wrong."""
     path = paths.book_source() / "claims.yml"
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))["claims"]
-    except OSError as error:
-        raise HialignError(f"cannot read the claims, {path}: {error.strerror}") from None
-    except (yaml.YAMLError, KeyError, TypeError) as error:
-        raise HialignError(f"{path} is no ledger of claims: {error}") from None
-    found = []
-    for entry in content:
-        try:
-            found.append(Claim(**entry))
-        except ValidationError as error:
-            problem = error.errors()[0]
-            key = ".".join(str(part) for part in problem["loc"])
-            name = entry.get("id", "without id")
-            raise HialignError(f"{path}, claim {name}: {key}: {problem['msg']}") from None
-    names = [claim.id for claim in found]
+    ledger = load_yaml(_Claims, path, "ledger of claims").claims
+    names = [claim.id for claim in ledger]
     if twice := {name for name in names if names.count(name) > 1}:
         raise HialignError(f"{path}: two claims are called {sorted(twice)[0]}")
-    return found
+    return ledger
 
 
 @frames.remembered
