@@ -85,7 +85,7 @@ def write_study(folder: Path, name: str = "tiny", **changes: Any) -> Path:
 def vouch(cell: Any, *stages: str) -> None:
     """Leave a manifest of the study's present settings for stages whose files a test wrote."""
     from hialign.records.files import write_record
-    from hialign.records.status import stage_manifest
+    from hialign.records.stages import stage_manifest
 
     for stage in stages:
         if not (place := stage_manifest(cell, stage)).is_file():

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from hialign.records.files import write_json, write_jsonl
-from hialign.records.status import judgments_file, stage_manifest
+from hialign.records.stages import judgments_file, stage_manifest
 from hialign.study import paths
 from hialign.study.blocks import layers_of
 from hialign.study.rubric import DIMENSIONS

@@ -11,7 +11,8 @@ import yaml
 
 from hialign.book import sources, write
 from hialign.records import files, processes
-from hialign.records.status import DONE, State, stage_manifest
+from hialign.records.stages import stage_manifest
+from hialign.records.status import DONE, State
 from hialign.study import paths
 from hialign.study.digest import json_sha256
 from hialign.study.errors import HialignError

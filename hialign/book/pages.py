@@ -15,7 +15,8 @@ from hialign.book.markup import plain, raw, table
 from hialign.book.repository import badge
 from hialign.book.sources import page_name, probe_file
 from hialign.records.files import read_record
-from hialign.records.status import probe_state, stage_manifest, state
+from hialign.records.stages import stage_manifest
+from hialign.records.status import probe_state, state
 from hialign.report import exhibits, run_tables
 from hialign.study import paths
 from hialign.study.study import PROBES, STAGES, Cell, Study

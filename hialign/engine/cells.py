@@ -15,7 +15,7 @@ from hialign.engine.reference import Reference
 from hialign.engine.tokens import token_pairs
 from hialign.engine.trainer import is_of
 from hialign.preferences.pairs import load_pairs
-from hialign.records import files, status
+from hialign.records import dependencies, files, stages, status
 from hialign.study import blocks, paths
 from hialign.study.errors import HialignError
 from hialign.study.settings import TrainingSettings
@@ -43,7 +43,7 @@ def train_together(cells: Sequence[Cell]) -> list[dict[str, Any]]:
     _check_choices(settings)
     depth = depth_of(cell.model)
     choices = {c.block: choice(c, depth) for c in cells}  # refuses before loading
-    depends = {c.block: status.depends(c, "train") for c in cells}
+    depends = {c.block: dependencies.depends(c, "train") for c in cells}
     pairs = load_pairs(cell.study.preferences)
     model, tokenizer = load_model(cell.model)
     weights = identity(cell.model)
@@ -155,7 +155,7 @@ def _of_cell(common: dict[str, Any], cell: Cell, layers: list[int]) -> dict[str,
         "strategy": cell.strategy,
         "layers": layers,
         **(tuned if layers else {}),
-        "chosen_by": status.chosen_by(cell),
+        "chosen_by": dependencies.chosen_by(cell),
     }
 
 
@@ -221,7 +221,7 @@ def _publish(
         finally:
             shutil.rmtree(staged, ignore_errors=True)
         files.write_jsonl(folder / "training.jsonl", steps)
-        written = {name: folder / name for name in (*status.ADAPTER, "training.jsonl")}
+        written = {name: folder / name for name in (*stages.ADAPTER, "training.jsonl")}
     return files.write_record(folder / "manifest.json", manifest | {"files": files.stamps(written)})
 
 

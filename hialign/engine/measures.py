@@ -1,7 +1,7 @@
 """What a measure says of each layer, for the blocks that choose their layers by it."""
 
 from hialign.engine.models import identity
-from hialign.records import status
+from hialign.records import stages
 from hialign.records.probe_files import record_of
 from hialign.study import blocks
 from hialign.study.blocks import MEASURES
@@ -17,11 +17,11 @@ def scores_of(cell: Cell, measure: str) -> list[float]:
         except HialignError as error:
             raise HialignError(f"block {cell.block}: {error}") from None
         if record.get("came_from", {}).get("model") not in (None, identity(cell.model)):
-            raise HialignError(
+            problem = (
                 f"block {cell.block}: the record of the {MEASURES[measure]} probe of "
-                f"{cell.model.name} is of other weights than {cell.model.source} has now: "
-                f"run `{status.command_of(cell, f'probe-{MEASURES[measure]}')}` again"
+                f"{cell.model.name} is of other weights than {cell.model.source} has now"
             )
+            raise stages.run_first(problem, cell, f"probe-{MEASURES[measure]}")
         if record.get("layer_scores") is None:
             why = record.get("nothing") or record.get("layer_scores_reason") or "no reason given"
             raise HialignError(

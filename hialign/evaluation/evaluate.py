@@ -21,7 +21,7 @@ from hialign.engine.reference import Reference
 from hialign.engine.tokens import Tokens, tokenize_pair
 from hialign.preferences.formats import Pair
 from hialign.preferences.pairs import contrasts_of, load_pairs
-from hialign.records import files, status
+from hialign.records import dependencies, files, stages, status
 from hialign.statistics.intervals import mean_interval, pooled_interval
 from hialign.statistics.margins import accuracy_interval, hit, with_interval
 from hialign.study.errors import HialignError
@@ -41,7 +41,7 @@ def evaluate(cell: Cell) -> dict[str, Any]:
     from hialign.engine.cells import load_cell
 
     settings = cell.study.evaluation
-    depends = status.depends(cell, "evaluate")
+    depends = dependencies.depends(cell, "evaluate")
     status.required(cell, "respond")
     responses = files.read_jsonl(cell.folder / "responses.jsonl")
     groups = _groups(cell)
@@ -99,7 +99,7 @@ def evaluate(cell: Cell) -> dict[str, Any]:
         "peak_memory_bytes": environment.peak_memory_bytes(),
         **environment.environment(),
     }
-    return files.write_record(status.stage_manifest(cell, "evaluate"), content)
+    return files.write_record(stages.stage_manifest(cell, "evaluate"), content)
 
 
 def _groups(cell: Cell) -> dict[str, list[Pair]]:
@@ -163,10 +163,11 @@ def _divergence(
     sequences = []
     for row in responses:
         if row["prompt_id"] not in messages:
-            raise HialignError(
+            problem = (
                 f"the responses of {cell.model.name} {cell.block} are to other prompts than study "
-                f"{cell.study.name} has now: run `{status.command_of(cell, 'respond')}` again"
+                f"{cell.study.name} has now"
             )
+            raise stages.run_first(problem, cell, "respond")
         ids = tokenizer(row["response"], add_special_tokens=False)["input_ids"]
         prompt = chat_ids(
             *(tokenizer, messages[row["prompt_id"]], f"prompt {row['prompt_id']}"),

@@ -9,7 +9,7 @@ from hialign.engine.chat_template import chat_text
 from hialign.engine.progress import Progress
 from hialign.preferences.formats import Message, transcript
 from hialign.preferences.pairs import load_pairs
-from hialign.records import files, status
+from hialign.records import dependencies, files, stages
 from hialign.study.settings import ResponseSettings
 from hialign.study.study import Cell
 
@@ -26,14 +26,14 @@ def respond(cell: Cell) -> dict[str, Any]:
     from hialign.engine.cells import load_cell
 
     settings = cell.study.responses
-    depends = status.depends(cell, "respond")
+    depends = dependencies.depends(cell, "respond")
     prompts = load_pairs(cell.study.preferences).prompts(settings.prompts)
     model, tokenizer = load_cell(cell)
     started = time.perf_counter()
     torch.manual_seed(settings.seed)
     rows = answers(model, tokenizer, prompts, settings)
     seconds = time.perf_counter() - started
-    place = status.stage_manifest(cell, "respond")
+    place = stages.stage_manifest(cell, "respond")
     place.unlink(missing_ok=True)
     files.write_jsonl(cell.folder / "responses.jsonl", rows)
     manifest = {

@@ -20,7 +20,8 @@ from hialign.judging.ledger import Ledger, key_of
 from hialign.judging.limits import Budget
 from hialign.judging.request import Answers
 from hialign.records.files import read_json, write_json
-from hialign.records.status import judge_of, judgments_file, state
+from hialign.records.stages import judge_of, judgments_file
+from hialign.records.status import state
 from hialign.study import paths
 from hialign.study.errors import HialignError
 from hialign.study.rubric import load_rubric

@@ -9,10 +9,10 @@ from hialign.engine.models import locate
 from hialign.judging.cost import spent
 from hialign.judging.items import judge as judge_items
 from hialign.judging.ledger import exclusive, source_of
-from hialign.records import files, frames, status
+from hialign.records import dependencies, files, frames, status
 from hialign.records.files import read_json
 from hialign.records.frames import answered_by
-from hialign.records.status import judge_of, judgments_file, stage_manifest
+from hialign.records.stages import judge_of, judgments_file, stage_manifest
 from hialign.study import paths
 from hialign.study.settings import JudgeSettings
 from hialign.study.study import Cell, Study
@@ -33,7 +33,7 @@ def judge(cell: Cell, *, retry_failed: bool = True) -> dict[str, Any]:
     with one_at_a_time(cell.study):
         if settings.backend == "local":
             locate(source_of(settings))  # a model that comes with the package is made first
-        depends = status.depends(cell, "judge")
+        depends = dependencies.depends(cell, "judge")
         manifest_path = stage_manifest(cell, "judge")
         manifest_path.unlink(missing_ok=True)
         counts = judge_items(

@@ -7,7 +7,7 @@ import pandas as pd
 
 from hialign.judging.ledger import Ledger, identity_of, key_of
 from hialign.records.files import read_jsonl
-from hialign.records.status import judge_of, judgments_file
+from hialign.records.stages import judge_of, judgments_file
 from hialign.study.rubric import load_rubric, messages
 from hialign.study.settings import JudgeSettings, Prices
 from hialign.study.study import Cell, Study

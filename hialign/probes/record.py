@@ -8,7 +8,7 @@ from typing import Any
 from hialign.engine import environment
 from hialign.engine.embedded import weights_sha256
 from hialign.engine.models import identity
-from hialign.records import files, status
+from hialign.records import dependencies, files, stages, status
 from hialign.records.probe_files import forget
 from hialign.study import paths
 from hialign.study.digest import json_sha256
@@ -55,7 +55,7 @@ def measured(
     settings they are the record's key. `compute` gives the record's own fields.
     """
     path = paths.probe_record(cell.study.name, cell.model.name, probe)
-    depends = status.probe_depends(cell, probe)
+    depends = dependencies.probe_depends(cell, probe)
     key = json_sha256([depends["fingerprint"], came_from], 16)
     if (known := _known(path)).get("key") == key:
         forget(cell, probe)
@@ -99,10 +99,8 @@ def adapter_of(cell: Cell, block: str) -> tuple[Path, dict[str, str]]:
     tuned_cell = cell.study.cell(cell.model.name, block)
     known, folder = status.required(tuned_cell, "train"), tuned_cell.folder / "adapter"
     if not (folder / "adapter_model.safetensors").is_file():  # published without weights
-        raise HialignError(
-            f"{cell.model.name} {block} of study {cell.study.name} has no adapter: "
-            f"run `{status.command_of(tuned_cell, 'train')}` first"
-        )
+        name = f"{cell.model.name} {block} of study {cell.study.name}"
+        raise stages.run_first(f"{name} has no adapter", tuned_cell, "train")
     if any(known.get(key) != value for key, value in identity(cell.model).items()):
         raise HialignError(
             f"the adapter in {folder} was trained on other weights than {cell.model.source} has now: "

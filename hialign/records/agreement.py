@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from hialign.records.files import read_json, write_json
-from hialign.records.status import stage_manifest
+from hialign.records.stages import stage_manifest
 from hialign.statistics.intervals import wilson
 from hialign.study import paths
 from hialign.study.study import Study

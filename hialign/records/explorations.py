@@ -7,7 +7,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from hialign.records import frames
 from hialign.records.files import read_json, sha256_of
-from hialign.records.status import required, stage_manifest
+from hialign.records.stages import run_first, stage_manifest
+from hialign.records.status import required
 from hialign.study import paths
 from hialign.study.digest import json_sha256
 from hialign.study.errors import HialignError
@@ -70,7 +71,7 @@ class Explorations:
         files = {b: stage_manifest(c, "train") for b, c in cells.items()}
         manifests = {b: read_json(file) for b, file in files.items() if file.is_file()}
         if not manifests.keys() - {"base"}:
-            raise HialignError(_untrained(self.study, self.settings))
+            raise _untrained(self.study, self.settings)
         self.cells = {b: c for b, c in cells.items() if b == "base" or b in manifests}
         self.missing = [b for b in cells if b not in self.cells]
         for block in manifests:  # without its adapter, what was stored can still be looked at
@@ -152,12 +153,10 @@ def _fingerprint(manifest: dict[str, Any]) -> str:
     return json_sha256(manifest, 16)
 
 
-def _untrained(study: Study, model: ModelSettings) -> str:
-    text = (
-        f"no strategy of {model.name} in study {study.name} has been trained: run "
-        f"`hialign run train -p study {study.name} -p model {model.name} -p block all` first"
-    )
-    published = paths.published() / paths.slug(study.name) / "study.yml"
-    if published.is_file():
-        text += f"; or look at what is published of it, with HIALIGN_OUTPUTS={paths.published()}"
-    return text
+def _untrained(study: Study, model: ModelSettings) -> HialignError:
+    problem = f"no strategy of {model.name} in study {study.name} has been trained"
+    error = run_first(problem, Cell(study, model, "all"), "train")
+    if (paths.published() / paths.slug(study.name) / "study.yml").is_file():
+        hint = f"or look at its published records with HIALIGN_OUTPUTS={paths.published()}"
+        return HialignError(f"{error}, {hint}")
+    return error

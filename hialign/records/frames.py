@@ -16,7 +16,8 @@ import numpy as np
 import pandas as pd
 
 from hialign.records.files import read_jsonl, read_record
-from hialign.records.status import judgments_file, probe_state, stage_manifest, state
+from hialign.records.stages import judgments_file, stage_manifest
+from hialign.records.status import probe_state, state
 from hialign.study import paths
 from hialign.study.study import Cell, Study
 

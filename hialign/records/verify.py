@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hialign.records import files
-from hialign.records.status import State, is_published, probe_state, stage_manifest, state
+from hialign.records.stages import is_published, stage_manifest
+from hialign.records.status import State, probe_state, state
 from hialign.study import paths
 from hialign.study.study import Study, probes_of, stages_of
 

@@ -16,7 +16,7 @@ import pandas as pd
 
 from hialign.records import frames, provenance
 from hialign.records.files import whole_file, write_json
-from hialign.records.status import stage_manifest
+from hialign.records.stages import stage_manifest
 from hialign.report import figures, heatmap, judge_tables, run_tables, score_tables, scores, tables
 from hialign.report.audit import statements
 from hialign.report.audit import tables as audit_tables

@@ -7,7 +7,8 @@ import pandas as pd
 
 from hialign.records import frames
 from hialign.records.files import read_json, read_record
-from hialign.records.status import cell_status, failed_notebook, probe_state, stage_manifest, state
+from hialign.records.stages import failed_notebook, stage_manifest
+from hialign.records.status import cell_status, probe_state, state
 from hialign.report.display import Table, table_of, table_or_none
 from hialign.study import paths
 from hialign.study.study import Cell, Study, probes_of, stages_of

@@ -9,7 +9,7 @@ from rich.table import Table
 from hialign.judging.batch import judge_in_batches
 from hialign.judging.cost import estimate, spent
 from hialign.records import frames
-from hialign.records.status import judge_of
+from hialign.records.stages import judge_of
 from hialign.report import judge_tables
 from hialign.run import notebook
 from hialign.study.errors import HialignError

@@ -14,7 +14,8 @@ from typing import Any
 from hialign.preferences.sources import check_source
 from hialign.records import processes
 from hialign.records.probe_files import forget
-from hialign.records.status import UPSTREAM, required, state
+from hialign.records.stages import UPSTREAM
+from hialign.records.status import required, state
 from hialign.run.checks import check_sizes
 from hialign.run.parameters import PASSES, cell_named, cells_of, check_types, parameters_of, unknown
 from hialign.study import paths

@@ -43,6 +43,7 @@ from hialign.study.settings import (
 )
 
 STAGES = ("train", "respond", "evaluate", "judge")
+Sections = dict[str, Any]  # settings by the name of their section, as a record holds them
 # The probes of a model, in the order in which they are run, and their settings
 PROBES: Mapping[str, type[Settings]] = {
     "gradients": GradientSettings,
@@ -187,7 +188,7 @@ class Cell:
     def strategy(self) -> str:
         return blocks_.strategy_of(self.block)
 
-    def settings(self, stage: str) -> dict[str, Any]:
+    def settings(self, stage: str) -> Sections:
         """All that `stage` depends on in the study, for its manifest and to tell what is stale."""
         study = self.study
         parts: dict[str, Any] = {"model": self.model, "block": self.block}
@@ -207,7 +208,7 @@ class Cell:
             parts["judge"] = study.judge
         return {k: v.model_dump() if isinstance(v, Settings) else v for k, v in parts.items()}
 
-    def probe_settings(self, probe: str) -> dict[str, Any]:
+    def probe_settings(self, probe: str) -> Sections:
         """All that the record of a probe of the cell's model depends on in the study."""
         study, probes = self.study, self.study.probes or ProbeSettings()
         parts: dict[str, Any] = {"model": self.model, "preferences": study.preferences}
@@ -228,7 +229,7 @@ class Cell:
         return json_sha256(without_costs(self.settings(stage)), 16)
 
 
-def without_costs(settings: dict[str, Any]) -> dict[str, Any]:
+def without_costs(settings: Sections) -> Sections:
     """`settings` less what changes a run's cost alone; in those of its probe too."""
     kept = dict(settings)
     for part, names in COSTS_ONLY.items():

@@ -13,7 +13,7 @@ from helpers import vouch
 
 from hialign.book import responses as explorer
 from hialign.records.files import write_jsonl
-from hialign.records.status import judgments_file
+from hialign.records.stages import judgments_file
 from hialign.study.errors import HialignError
 from hialign.study.rubric import DIMENSIONS
 from hialign.study.study import Cell, Study

@@ -10,7 +10,7 @@ from simulated import simulate
 from hialign.book import build as book
 from hialign.book import claim_pages
 from hialign.records.files import read_json, read_jsonl, write_json, write_jsonl
-from hialign.records.status import failed_notebook, judgments_file
+from hialign.records.stages import failed_notebook, judgments_file
 from hialign.study.probe_settings import has_control
 from hialign.study.study import Study
 

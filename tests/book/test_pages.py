@@ -10,7 +10,7 @@ from simulated import simulate
 
 from hialign.book import markup, pages, sources
 from hialign.records.files import read_json, write_json, write_jsonl
-from hialign.records.status import failed_notebook, judgments_file
+from hialign.records.stages import failed_notebook, judgments_file
 from hialign.report import run_tables
 from hialign.study import paths
 from hialign.study.study import Study

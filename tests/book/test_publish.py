@@ -14,7 +14,7 @@ from hialign import load_study
 from hialign.book import build as book
 from hialign.book import publish, site
 from hialign.records.files import read_json, write_json, write_jsonl
-from hialign.records.status import judgments_file, stage_manifest
+from hialign.records.stages import judgments_file, stage_manifest
 from hialign.study import paths
 from hialign.study.errors import HialignError
 from hialign.study.study import PROBES, Study

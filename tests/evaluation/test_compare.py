@@ -11,7 +11,7 @@ from simulated import simulate
 from hialign import HialignError, compare, load_study
 from hialign.records import frames
 from hialign.records.files import read_json, write_json
-from hialign.records.status import stage_manifest
+from hialign.records.stages import stage_manifest
 from hialign.study.study import Study
 
 JUDGE = {"backend": "local", "model": "random:llama"}

@@ -21,7 +21,7 @@ from hialign.evaluation import strategies
 from hialign.evaluation.explorer import Explorer
 from hialign.records.explorations import Answer, Candidate, Exploration, Parting
 from hialign.records.files import read_json, write_json, write_record
-from hialign.records.status import stage_manifest
+from hialign.records.stages import stage_manifest
 from hialign.report import exploration
 from hialign.run import parameters
 from hialign.study import paths

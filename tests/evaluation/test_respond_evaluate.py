@@ -16,7 +16,8 @@ from hialign.evaluation.evaluate import _summary
 from hialign.preferences.formats import transcript
 from hialign.preferences.pairs import load_pairs
 from hialign.records.files import read_json, read_jsonl, read_record, stamp, write_record
-from hialign.records.status import cell_status, stage_manifest
+from hialign.records.stages import stage_manifest
+from hialign.records.status import cell_status
 from hialign.study.study import Cell, Study
 
 OBJECTIVES = ("grammar", "coherence", "factuality")

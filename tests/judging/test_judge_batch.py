@@ -16,7 +16,7 @@ from hialign.judging.batch import judge_in_batches
 from hialign.judging.cells import judge
 from hialign.judging.cost import spent
 from hialign.records.files import read_jsonl, write_jsonl
-from hialign.records.status import judgments_file
+from hialign.records.stages import judgments_file
 from hialign.study.errors import HialignError
 from hialign.study.study import Study
 

@@ -9,7 +9,7 @@ from hialign.engine import models
 from hialign.judging.cost import BYTES_PER_TOKEN, cost_of, estimate, spent
 from hialign.judging.ledger import key_of
 from hialign.records.files import read_jsonl, write_jsonl
-from hialign.records.status import judgments_file
+from hialign.records.stages import judgments_file
 from hialign.study.errors import HialignError
 from hialign.study.rubric import load_rubric, messages
 from hialign.study.settings import ModelSettings, Prices

@@ -18,7 +18,8 @@ from hialign import HialignError, load_study, records
 from hialign.engine import environment
 from hialign.records import frames
 from hialign.records.files import read_json, read_jsonl, whole_file, write_json, write_jsonl
-from hialign.records.status import cell_status, failed_notebook, stage_manifest
+from hialign.records.stages import failed_notebook, stage_manifest
+from hialign.records.status import cell_status
 from hialign.study.rubric import load_rubric
 from hialign.study.study import STAGES, Cell, Study
 

@@ -25,16 +25,10 @@ from hialign.engine.embedded import random_folder
 from hialign.evaluation.explorer import Explorer
 from hialign.probes.weights import weights
 from hialign.records import files, frames, verify
-from hialign.records.status import (
-    DONE,
-    cell_status,
-    differences,
-    judgments_file,
-    notebook_sha256,
-    required,
-    stage_manifest,
-    state,
-)
+from hialign.records.dependencies import notebook_sha256
+from hialign.records.differences import differences
+from hialign.records.stages import judgments_file, stage_manifest
+from hialign.records.status import DONE, cell_status, required, state
 from hialign.study import paths
 from hialign.study.study import Cell, Study, load_study
 

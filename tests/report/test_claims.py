@@ -12,7 +12,7 @@ from helpers import vouch
 
 from hialign.records import agreement
 from hialign.records.files import write_json, write_jsonl
-from hialign.records.status import judgments_file
+from hialign.records.stages import judgments_file
 from hialign.report.claims import ledger as claims
 from hialign.report.claims.kinds import Probe
 from hialign.report.claims.material import Material, Untested
@@ -352,7 +352,7 @@ def test_a_broken_or_doubled_file_is_refused(
     with pytest.raises(HialignError, match="cannot read the ledger of claims"):
         claims.load_claims()
     (tmp_path / "claims.yml").write_text("a: [")
-    with pytest.raises(HialignError, match="claims.yml is not YAML"):
+    with pytest.raises(HialignError, match=r"claims\.yml is not YAML"):
         claims.load_claims()
     entry = {"id": "odd", "paper": "v2", "source": "s", "text": "t", "quantity": "q"}
     entry |= {"test": {"kind": "partition"}}

@@ -13,7 +13,7 @@ from simulated import simulate
 
 from hialign import records
 from hialign.book import write
-from hialign.records.status import judgments_file
+from hialign.records.stages import judgments_file
 from hialign.report import exhibits
 from hialign.report.display import Table
 from hialign.study import paths

@@ -7,7 +7,7 @@ import pytest
 from helpers import vouch
 
 from hialign.records.files import write_jsonl
-from hialign.records.status import judgments_file
+from hialign.records.stages import judgments_file
 from hialign.report import judge_tables
 from hialign.report.display import show
 from hialign.study.study import Study

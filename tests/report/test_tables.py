@@ -23,7 +23,7 @@ from helpers import (
 )
 
 from hialign.records.files import read_json, write_json
-from hialign.records.status import stage_manifest
+from hialign.records.stages import stage_manifest
 from hialign.report import display, judge_tables, score_tables, tables
 from hialign.study.rubric import DIMENSIONS
 from hialign.study.study import Study

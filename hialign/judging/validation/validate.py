@@ -33,7 +33,7 @@ from hialign.preferences.formats import Pair
 from hialign.preferences.llmbar import SUBSETS, Item, Judged, load_llmbar
 from hialign.records.agreement import report_path
 from hialign.records.files import read_json, read_jsonl, write_json
-from hialign.records.status import judge_of
+from hialign.records.stages import judge_of
 from hialign.study import paths
 from hialign.study.errors import HialignError
 from hialign.study.rubric import load_rubric
