@@ -1,8 +1,9 @@
-"""The files of a cell, and what they say: where running and reading meet.
+"""The files of a cell: where running and reading meet.
 
-`files` writes and reads them, `status` decides whether a record says what would be found today,
-`frames` gives them as DataFrames, and `provenance` says which hialign wrote them. The readers in
-`frames` can be called from here: `records.evaluations(study)`.
+`files` writes and reads them. `stages` says where the record of each stage lies, `dependencies` what
+it was made from, and `status` whether it says what would be measured today. `frames` gives records as
+DataFrames, also by `records.evaluations(study)`. `explorations` and `agreement` are records of their
+own kind, and `processes` keeps the processes that write all of these apart.
 """
 
 from importlib import import_module

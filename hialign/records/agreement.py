@@ -1,11 +1,10 @@
-"""What is known of a judge: the study's own validation report, or one that the package ships.
+"""How good a judge is: the study's own validation report, or one that the package ships.
 
-Reports are those of `hialign.judging.validation.validate`. The shipped ones stand in
-`hialign/data/judge-agreement.json`, figures alone and no text of the data.
+`hialign.judging.validation.validate` writes the reports. The shipped ones are in
+`hialign/records/judge-agreement.json`, with figures and without any text of the data. A report is
+added to them by
 
     python -m hialign.records.agreement REPORT.json
-
-adds a report to them.
 """
 
 import json
@@ -16,40 +15,44 @@ from hialign.records.files import read_json, write_json
 from hialign.records.stages import stage_manifest
 from hialign.statistics.intervals import wilson
 from hialign.study import paths
+from hialign.study.rubric import load_rubric
 from hialign.study.study import Study
 
+Report = dict[str, Any]
 IDENTITY = ("weights_sha256", "revision", "rubric_sha256")
+OTHERS = "mean of the others"  # the score that averages all dimensions but Overall
 
 
-def measured(study: Study) -> dict[str, Any] | None:
-    """The report on the judge that the judgments name; before there are any, on the study's.
+def measured(study: Study) -> Report | None:
+    """The report on the judge that the judgments name, or, without judgments, on the study's judge.
 
-    What the study's own report has goes before what a shipped one has. None if the judge was not measured with these
-    weights (or this snapshot) and this rubric: it is only known to be as good as it was found to be.
+    Entries of the study's own report replace those of a shipped one. None if the judge was not
+    measured with these weights (or this snapshot) and this rubric, as a report holds for these alone.
     """
-    from hialign.study.rubric import load_rubric
-
     if study.judge is None:
         return None
     files = [stage_manifest(cell, "judge") for cell in study.cells()]
-    used = [read_json(file) for file in files if file.is_file()]
-    found = {tuple(manifest.get(name) for name in IDENTITY) for manifest in used}
-    if len(found) > 1:
+    manifests = [read_json(file) for file in files if file.is_file()]
+    judges = {tuple(manifest.get(name) for name in IDENTITY) for manifest in manifests}
+    if len(judges) > 1:
         return None
-    weights, revision, rubric = next(iter(found), (None, None, None))
-    asked = rubric or load_rubric(study.judge.rubric).sha256
+    weights, revision, rubric = next(iter(judges), (None, None, None))
+    rubric_sha256 = rubric or load_rubric(study.judge.rubric).sha256
     judge_id = str(weights or revision or study.judge.model)
     own = report_path(study)
-    known = _last_of(published(), judge_id, asked) or {}
+    report = report_on(judge_id, rubric_sha256, published()) or {}
     if own.is_file():
-        known |= _last_of([read_json(own)], judge_id, asked) or {}
-    return known or None
+        report |= report_on(judge_id, rubric_sha256, [read_json(own)]) or {}
+    return report or None
 
 
 def sides(study: Study) -> dict[str, tuple[float, float, float, int]]:
-    """How often the judge's Overall sides with people on LLMBar's everyday and adversarial pairs:
-    share, Wilson's 95% interval, pairs. Without what was not measured."""
-    found = {}
+    """How often the judge's Overall agrees with people on LLMBar's everyday and adversarial pairs.
+
+    Each value is the share, Wilson's 95% interval and the number of pairs. Pairs of a kind that was
+    not measured are left out.
+    """
+    shares = {}
     for kind, subsets in (("everyday", "natural"), ("adversarial", "adversarial-")):
         rows = [
             row
@@ -58,8 +61,8 @@ def sides(study: Study) -> dict[str, tuple[float, float, float, int]]:
         ]
         if n := sum(row["n"] for row in rows):
             share = sum(row["accuracy"] * row["n"] for row in rows) / n
-            found[kind] = (share, *wilson(share * n, n), n)
-    return found
+            shares[kind] = (share, *wilson(share * n, n), n)
+    return shares
 
 
 def report_path(study: Study) -> Path:
@@ -68,41 +71,32 @@ def report_path(study: Study) -> Path:
     return paths.judge_validation(paths.study_dir(study.name), name)
 
 
-def published(path: Path | None = None) -> list[dict[str, Any]]:
+def published(path: Path | None = None) -> list[Report]:
     """The reports that the package ships."""
     path = path or paths.package() / "records" / "judge-agreement.json"
     return list(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else []
 
 
-def agreement_of(
-    judge_id: str, rubric_sha256: str, path: Path | None = None
-) -> dict[str, Any] | None:
-    """The shipped report on a judge with this rubric; None if it was not measured.
+def report_on(judge_id: str, rubric_sha256: str, reports: list[Report]) -> Report | None:
+    """The last of the `reports` on a judge with this rubric. None if it was not measured.
 
-    `judge_id` is what tells the judge from others: the sha256 of its weights, its revision, or the
-    snapshot name of a model behind an API (`weights_sha256`, `revision`, `model` of a judgment).
-    The judge's name in a study does as well, but anyone may give that name to another model.
+    `judge_id` tells the judge from others. It is the sha256 of its weights, its revision, or the
+    snapshot name of a model behind an API (`weights_sha256`, `revision`, `model` of a judgment). The
+    judge's name in a study does as well, but anyone may give that name to another model.
     """
-    return _last_of(published(path), judge_id, rubric_sha256)
-
-
-def _last_of(
-    reports: list[dict[str, Any]], judge_id: str, rubric_sha256: str
-) -> dict[str, Any] | None:
-    record: dict[str, Any]
-    for record in reversed(reports):
-        names = [record.get(k) for k in ("weights_sha256", "revision", "model", "judge")]
-        if judge_id in names and record["rubric_sha256"] == rubric_sha256:
-            return record
+    for report in reversed(reports):
+        names = [report.get(key) for key in ("weights_sha256", "revision", "model", "judge")]
+        if judge_id in names and report["rubric_sha256"] == rubric_sha256:
+            return report
     return None
 
 
-def publish(record: dict[str, Any], path: Path | None = None) -> Path:
-    """Add `record` to the shipped reports, in place of an older one on the same judge."""
+def publish(report: Report, path: Path | None = None) -> Path:
+    """Add `report` to the shipped ones, in place of an older one on the same judge."""
     path = path or paths.package() / "records" / "judge-agreement.json"
-    same = ("judge", "model", "weights_sha256", "revision", "rubric_sha256")
-    kept = [r for r in published(path) if any(r.get(k) != record.get(k) for k in same)]
-    write_json(path, [*kept, record])
+    keys = ("judge", "model", "weights_sha256", "revision", "rubric_sha256")
+    others = [r for r in published(path) if any(r.get(key) != report.get(key) for key in keys)]
+    write_json(path, [*others, report])
     return path
 
 
@@ -118,6 +112,3 @@ def _main() -> None:
 
 if __name__ == "__main__":
     _main()
-
-
-OTHERS = "mean of the others"  # all dimensions but Overall

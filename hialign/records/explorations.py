@@ -1,4 +1,8 @@
-"""Questions that were asked of all strategies of a model, as they are kept."""
+"""Explorations: records of questions that were asked of all strategies of a model.
+
+One file per question holds the answers and the log-probability of each token of each answer under
+each strategy. `Explorations` finds those that still hold for the model as it is now.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -16,35 +20,35 @@ from hialign.study.settings import ModelSettings
 from hialign.study.study import Cell, Study
 
 
-class Kept(BaseModel):
+class _Frozen(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Answer(Kept):
+class Answer(_Frozen):
     """What one strategy answered."""
 
     text: str
     finish_reason: str  # `stop`, or `length` where the limit on new tokens cut it
-    ids: list[int] = []  # with the token that ends it; none for a stored response
-    pieces: list[str] = []  # the text of each; "" where only a later token completes a character
+    ids: list[int] = []  # with the token that ends it. Empty for a stored response.
+    pieces: list[str] = []  # the text of each token, "" if a later token completes the character
 
 
-class Candidate(Kept):
-    """A token that either of two strategies holds likely at one place."""
+class Candidate(_Frozen):
+    """A token that at least one of two strategies finds likely at one position."""
 
     text: str
     probabilities: tuple[float, float]
 
 
-class Parting(Kept):
-    """Where the answers of two strategies part."""
+class Parting(_Frozen):
+    """The position where the answers of two strategies diverge."""
 
     blocks: tuple[str, str]
-    alike: int  # tokens before it, the same in both
-    candidates: list[Candidate]  # the likeliest of both there, the larger probability first
+    alike: int  # tokens before it, which are the same in both
+    candidates: list[Candidate]  # the most likely of both there, the larger probability first
 
 
-class Exploration(Kept):
+class Exploration(_Frozen):
     """One question, the answers by block, and their log-probabilities."""
 
     question: str
@@ -53,19 +57,22 @@ class Exploration(Kept):
     runs: dict[str, str]  # block -> what tells this training run from any other
     adapters: dict[str, str] = {}  # block -> sha256 of its file
     answers: dict[str, Answer]
-    # whose probabilities -> whose answer -> nats a token; empty for stored responses
+    # whose probabilities -> whose answer -> nats of each token. Empty for stored responses.
     log_probs: dict[str, dict[str, list[float]]] = {}
     partings: list[Parting] = []
     made: dict[str, Any] = {}  # device, precision, seconds, versions
-    note: str = Field("", exclude=True)  # where it came from, for whoever looks at it now
+    note: str = Field("", exclude=True)  # for the reader: where it came from
 
 
 class Explorations:
-    """What is kept of one model of a study: the questions that were asked, and stored responses."""
+    """The explorations of one model of a study: asked questions, and stored responses."""
 
     def __init__(self, cell: Cell) -> None:
-        """`cell` is any of the model's. Raises HialignError if no strategy of it was trained, and for
-        an adapter that was trained with other settings than the study has, or was changed since."""
+        """`cell` is any cell of the model.
+
+        Raises HialignError if no strategy of the model was trained, or if an adapter was changed or
+        was trained with other settings than the study has now.
+        """
         self.study, self.settings = cell.study, cell.model
         cells = {b: Cell(self.study, self.settings, b) for b in ("base", *self.study.blocks)}
         files = {b: stage_manifest(c, "train") for b, c in cells.items()}
@@ -74,7 +81,7 @@ class Explorations:
             raise _untrained(self.study, self.settings)
         self.cells = {b: c for b, c in cells.items() if b == "base" or b in manifests}
         self.missing = [b for b in cells if b not in self.cells]
-        for block in manifests:  # without its adapter, what was stored can still be looked at
+        for block in manifests:  # without its adapter, stored answers can still be read
             if block == "base" or self.adapter(block).is_file():
                 required(self.cells[block], "train")
         first = next(iter(manifests.values()))
@@ -90,7 +97,7 @@ class Explorations:
         return list(self.cells)
 
     def adapter(self, block: str) -> Path:
-        """The file of a block's adapter; it is not there where only records were published."""
+        """The file of a block's adapter. It is missing if only records were published."""
         return self.cells[block].folder / "adapter" / "adapter_model.safetensors"
 
     def _file(self, question: str) -> Path:
@@ -98,58 +105,70 @@ class Explorations:
         return paths.explorations(self.study.name) / f"{paths.slug(self.settings.name)}-{key}.json"
 
     def known(self, question: str) -> Exploration | None:
-        """What is kept of a question; None if it was not asked with these weights, adapters and
-        decoding settings."""
+        """The exploration of a question.
+
+        None if it was not asked with these weights, adapters and decoding settings.
+        """
         file = self._file(checked(question))
         return self._read(file) if file.is_file() else None
 
     def _read(self, file: Path) -> Exploration | None:
         try:
-            kept = Exploration.model_validate(read_json(file))
+            exploration = Exploration.model_validate(read_json(file))
         except ValidationError as error:
             raise HialignError(
-                f"{file} is no exploration that this version can read "
+                f"{file} is not an exploration that this version can read "
                 f"({error.error_count()} problems): delete it to ask again"
             ) from None
-        same = (kept.decoding, kept.weights, kept.runs) == (self.decoding, self.weights, self.runs)
-        here = [b for b in kept.adapters if b in self.cells and self.adapter(b).is_file()]
-        if not same or any(sha256_of(self.adapter(b)) != kept.adapters[b] for b in here):
+        asked_of = (exploration.decoding, exploration.weights, exploration.runs)
+        if asked_of != (self.decoding, self.weights, self.runs):
             return None
-        made = f"{kept.made.get('device')}, {kept.made.get('precision')}"
-        return kept.model_copy(
-            update={"note": f"Asked before ({made}) and kept; no model was run."}
-        )
+        for block, sha256 in exploration.adapters.items():
+            present = block in self.cells and self.adapter(block).is_file()
+            if present and sha256_of(self.adapter(block)) != sha256:
+                return None
+        made = f"{exploration.made.get('device')}, {exploration.made.get('precision')}"
+        note = f"This question was asked before ({made}). No model was run."
+        return exploration.model_copy(update={"note": note})
 
     def kept(self) -> dict[str, Exploration]:
-        """All that is kept of this model as it is now, by question."""
-        found = [kept for kept in map(self._read, self.files()) if kept]
-        return {e.question: e for e in sorted(found, key=lambda e: e.question)}
+        """All explorations of this model as it is now, by question."""
+        explorations = filter(None, map(self._read, self.files()))
+        return {e.question: e for e in sorted(explorations, key=lambda e: e.question)}
 
     def files(self) -> list[Path]:
-        """The files of what is kept of this model as it is now."""
+        """The files of the explorations of this model as it is now."""
         files = paths.explorations(self.study.name).glob(f"{paths.slug(self.settings.name)}-*.json")
         return [file for file in sorted(files) if self._read(file)]
 
     def stored(self) -> dict[str, Exploration]:
-        """The study's own responses (`responses.jsonl`) by prompt; they have no log-probabilities."""
-        found: dict[str, dict[str, Answer]] = {}
+        """The study's own responses (`responses.jsonl`) by prompt, without log-probabilities."""
+        answers: dict[str, dict[str, Answer]] = {}
         for block, cell in self.cells.items():
             for row in frames.responses_of(cell):
                 answer = Answer(text=row["response"], finish_reason=row["finish_reason"])
-                found.setdefault(row["prompt"], {})[block] = answer
-        same: dict[str, Any] = {"decoding": self.decoding, "weights": self.weights}
-        same["runs"] = self.runs
-        return {q: Exploration(question=q, answers=a, **same) for q, a in found.items()}
+                answers.setdefault(row["prompt"], {})[block] = answer
+        return {
+            prompt: Exploration(
+                question=prompt,
+                decoding=self.decoding,
+                weights=self.weights,
+                runs=self.runs,
+                answers=by_block,
+            )
+            for prompt, by_block in answers.items()
+        }
 
 
 def checked(question: str) -> str:
+    """`question` without the space around it. Raises HialignError if nothing is left."""
     if not question.strip():
         raise HialignError("the question is empty: give some text")
     return question.strip()
 
 
 def _fingerprint(manifest: dict[str, Any]) -> str:
-    """What tells one training run from any other; a run leaves its manifest and adapter together."""
+    """What tells one training run from any other. A run leaves its manifest and adapter together."""
     return json_sha256(manifest, 16)
 
 

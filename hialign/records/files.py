@@ -1,8 +1,8 @@
-"""Files: written whole or not at all, and told apart by size, time and hash.
+"""Files: written completely or not at all, and compared by size, time and hash.
 
-A record (a manifest, an evaluation, what a probe measured) carries a checksum of itself and a
-`Stamp` of each file that it vouches for or was made from. `hialign.records.status` compares them with what
-is on disk now.
+A record (a manifest, an evaluation, what a probe measured) carries a checksum of itself. It also
+carries a `Stamp` of each file that it vouches for or was made from, which `hialign.records.status`
+compares with what is on disk now.
 """
 
 import hashlib
@@ -26,10 +26,10 @@ REMEMBERED = 1 << 28  # bytes: the hash of a larger file is kept in the cache (w
 
 
 class Stamp(TypedDict):
-    """A file as a record vouches for it."""
+    """A file as a record knew it."""
 
     bytes: int
-    modified: int  # nanoseconds since 1970; a copy with the same bytes may have another
+    modified: int  # nanoseconds since 1970. A copy with the same bytes may have another time.
     sha256: str
     rows: NotRequired[int]  # of a JSON-lines file
 
@@ -39,7 +39,7 @@ class Stamp(TypedDict):
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` that takes its place if the block ends without an error."""
+    """A temporary path beside `path`. It takes the place of `path` if no error occurs."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
@@ -58,7 +58,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 def replace_folder(staged: Path, place: Path) -> None:
-    """Put the folder `staged` where `place` is. What was there stays until then."""
+    """Put the folder `staged` in the place of `place`. The old folder stays until that succeeds."""
     old = place.with_name(f".{place.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if place.exists():
@@ -73,21 +73,24 @@ def replace_folder(staged: Path, place: Path) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """`content` as JSON, whole or not at all. NaN and infinity are refused: None is a missing value."""
+    """Write `content` as JSON, completely or not at all.
+
+    NaN and infinity are refused. A missing value is None.
+    """
     with whole_file(path) as temporary:
         temporary.write_text(_dumps(content, path, indent=2) + "\n", encoding="utf-8")
 
 
 def write_record(path: Path, content: Mapping[str, Any]) -> dict[str, Any]:
-    """Write `content` as JSON with its own checksum, which `read_record` compares; what was written."""
-    record = dict(json.loads(_dumps(content, path)))  # as it will be read: with text for keys
+    """Write `content` as JSON with its checksum, which `read_record` compares. Returns the record."""
+    record = dict(json.loads(_dumps(content, path)))  # as it will be read, with text as keys
     record[CHECKSUM] = checksum(record, path)
     write_json(path, record)
     return record
 
 
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """One line per row, whole or not at all."""
+    """Write one line per row, all of them or none."""
     with whole_file(path) as temporary, temporary.open("w", encoding="utf-8") as stream:
         for row in rows:
             stream.write(_dumps(row, path) + "\n")
@@ -96,14 +99,14 @@ def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 def _dumps(content: Any, path: Path, **options: Any) -> str:
     try:
         text = json.dumps(content, ensure_ascii=False, allow_nan=False, **options)
-        # Half a character (from an API, say) has no UTF-8, only an escape
+        # Half a character, such as an API may send, has no UTF-8 but an escape
         if re.search("[\ud800-\udfff]", text):
             text = json.dumps(content, allow_nan=False, **options)
         return text
     except ValueError as error:
         raise HialignError(
-            f"{path} would hold a number that is not finite ({error}): the run went wrong; "
-            "a lower learning rate is the usual cure"
+            f"{path} would hold a number that is not finite ({error}): training has diverged, so "
+            "try a lower learning rate"
         ) from None
 
 
@@ -111,17 +114,17 @@ def _dumps(content: Any, path: Path, **options: Any) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file. HialignError names the file if it holds none."""
+    """The object in a JSON file. HialignError names a file that does not hold one."""
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError, RecursionError) as error:
-        raise HialignError(f"{path}: not JSON ({error}); delete it to run again") from None
+        raise HialignError(f"{path}: not JSON ({error}): delete it to run again") from None
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """What `write_record` wrote. HialignError if it was changed since.
+    """What `write_record` wrote. Raises HialignError if the file was changed since.
 
-    Records of earlier versions carry no checksum and are read as they are.
+    Records of earlier versions carry no checksum and are not checked.
     """
     stat = path.stat()
     return dict(_read_record(path, stat.st_size, stat.st_mtime_ns))
@@ -130,8 +133,8 @@ def read_record(path: Path) -> dict[str, Any]:
 @lru_cache(maxsize=256)
 def _read_record(path: Path, size: int, modified: int) -> dict[str, Any]:
     content = read_json(path)
-    known = content.get(CHECKSUM)
-    if known is not None and known != checksum(content, path):
+    written = content.get(CHECKSUM)
+    if written is not None and written != checksum(content, path):
         raise HialignError(f"{path} was changed after it was written: delete it to run again")
     return content
 
@@ -162,41 +165,45 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 def stamp(path: Path) -> Stamp:
     """The stamp of a file as it is now."""
     stat = path.stat()
-    known: Stamp = {
+    current: Stamp = {
         "bytes": stat.st_size,
         "modified": stat.st_mtime_ns,
         "sha256": sha256_of(path),
     }
     if path.suffix == ".jsonl":
-        known["rows"] = rows_of(path)
-    return known
+        current["rows"] = rows_of(path)
+    return current
 
 
 def stamps(files: Mapping[str, Path]) -> dict[str, Stamp]:
-    """The stamps of those of `files` that exist."""
+    """The stamps of the `files` that exist."""
     return {name: stamp(path) for name, path in files.items() if path.is_file()}
 
 
-def same(path: Path, known: Stamp, thorough: bool = False) -> bool:
-    """Whether a file is the one that was stamped. It is read only if its time is another, or if
-    the comparison is `thorough`."""
+def same(path: Path, stamped: Stamp, thorough: bool = False) -> bool:
+    """Whether a file is the one that was stamped.
+
+    It is read only if its time differs, or if the comparison is `thorough`.
+    """
     stat = path.stat()
-    if stat.st_size != known["bytes"]:
+    if stat.st_size != stamped["bytes"]:
         return False
-    if stat.st_mtime_ns == known["modified"] and not thorough:
+    if stat.st_mtime_ns == stamped["modified"] and not thorough:
         return True
-    return sha256_of(path) == known["sha256"]
+    return sha256_of(path) == stamped["sha256"]
 
 
 def rows_of(path: Path) -> int:
-    """How many lines of a file hold something."""
+    """How many lines of a file are not empty."""
     with path.open("rb") as stream:
         return sum(bool(line.strip()) for line in stream)
 
 
 def sha256_of(*of: Path) -> str:
-    """sha256 of a file, or of several one after the other. That of large ones is remembered for as
-    long as their sizes and times stay."""
+    """sha256 of a file, or of several files one after the other.
+
+    The hash of large files is kept in the cache for as long as their sizes and times stay the same.
+    """
     stats = [path.stat() for path in of]
     if sum(stat.st_size for stat in stats) < REMEMBERED:
         return _hashed(of)
@@ -214,7 +221,7 @@ def sha256_of(*of: Path) -> str:
 
 
 def forget_hashes() -> None:
-    """Forget what is remembered of files, so that they are read again."""
+    """Empty the cache of hashes, so that all files are read again."""
     shutil.rmtree(paths.cache() / "hashes", ignore_errors=True)
     _read_record.cache_clear()
 

@@ -1,8 +1,8 @@
-"""Run folders, read back as DataFrames.
+"""The records of a study, read back as DataFrames.
 
-Readers take a Study and return every column even where no cell has run, so that tables and figures
-can show what is missing as missing. A record that was made with other settings than the study has,
-or that was damaged, counts as missing (`hialign.records.status`).
+Readers take a Study and return every column even if no cell has run, so that tables and figures can
+show what is missing as missing. A record that was damaged or was made with other settings than the
+study has now counts as missing (`hialign.records.status`).
 """
 
 import functools
@@ -19,6 +19,7 @@ from hialign.records.files import read_jsonl, read_record
 from hialign.records.stages import judgments_file, stage_manifest
 from hialign.records.status import probe_state, state
 from hialign.study import paths
+from hialign.study.rubric import load_rubric
 from hialign.study.study import Cell, Study
 
 T = TypeVar("T")
@@ -44,14 +45,8 @@ MANIFEST_COLUMNS = [
 ]
 
 
-# --- provenance --------------------------------------------------------------------------------
-
-
-# --- reading -----------------------------------------------------------------------------------
-
-
 def probes(study: Study, probe: str) -> dict[str, dict[str, Any]]:
-    """The records of a probe by the models' labels."""
+    """The records of a probe, by the labels of the models."""
     return {
         model.label: read_record(paths.probe_record(study.name, model.name, probe))
         for model in study.models
@@ -60,7 +55,7 @@ def probes(study: Study, probe: str) -> dict[str, dict[str, Any]]:
 
 
 def remembered(read: Callable[[Study], T]) -> Callable[[Study], T]:
-    """`read`, done once a process for as long as neither the study nor a record of it changes."""
+    """`read` with its last result remembered while neither the study nor a record of it changes."""
     last: list[tuple[Any, T]] = []
 
     @functools.wraps(read)
@@ -68,9 +63,9 @@ def remembered(read: Callable[[Study], T]) -> Callable[[Study], T]:
         key = (study.model_dump_json(), _stamps(study))
         if not last or last[0][0] != key:
             last[:] = [(key, read(study))]
-        found = last[0][1]
-        # a frame of its own for each caller; pandas copies when one of them is changed
-        return found.copy(deep=False) if isinstance(found, pd.DataFrame) else found
+        result = last[0][1]
+        # Each caller gets its own frame. Pandas copies the data when a caller changes it.
+        return result.copy(deep=False) if isinstance(result, pd.DataFrame) else result
 
     return remember
 
@@ -84,12 +79,12 @@ def _stamps(study: Study) -> list[tuple[str, int, int]]:
 
 
 def judgments_of(cell: Cell) -> list[dict[str, Any]]:
-    """The cell's judgments as they were written, failed ones included; none before it is judged."""
+    """The cell's judgments as they were written, with failed ones. Empty before it is judged."""
     return _rows(judgments_file(cell)) if state(cell, "judge").trusted else []
 
 
 def responses_of(cell: Cell) -> list[dict[str, Any]]:
-    """The cell's responses as they were written, untrusted text; none before it has answered."""
+    """The cell's responses as they were written, untrusted text. Empty before it has answered."""
     return _rows(cell.folder / "responses.jsonl") if state(cell, "respond").trusted else []
 
 
@@ -99,19 +94,19 @@ def cells(study: Study, stage: str) -> list[Cell]:
 
 
 def manifests(study: Study) -> pd.DataFrame:
-    """One row per cell: its training manifest, or its status alone if there is none to be shown."""
+    """One row per cell: its training manifest, or its status if there is no manifest to show."""
     rows = []
     for cell in study.cells():
-        found = state(cell)
-        row = {"status": found.status, "stale": found.status == "stale"}
-        if found.trusted:
+        current = state(cell)
+        row = {"status": current.status, "stale": current.status == "stale"}
+        if current.trusted:
             row = read_record(stage_manifest(cell, "train")) | row
         rows.append(row | _labels(cell))
     return _frame(rows, MANIFEST_COLUMNS)
 
 
 def training_seconds(runs: pd.DataFrame) -> float:
-    """What training the cells in `runs` (rows of `manifests`) took; shared work counts once."""
+    """Seconds of training of the cells in `runs` (rows of `manifests`). Shared work counts once."""
     passes = [1 + len(v) if isinstance(v, list) else 1 for v in runs["trained_with"]]
     shared = runs["shared_seconds"].astype(float).fillna(0) / passes
     return float((runs["seconds"].astype(float) + shared).sum())
@@ -131,7 +126,7 @@ def training(study: Study) -> pd.DataFrame:
 
 @remembered
 def evaluations(study: Study) -> pd.DataFrame:
-    """One row per cell and objective; `all` is the study's own held-out pairs."""
+    """One row per cell and objective. The objective `all` is the study's own held-out pairs."""
     rows = []
     for cell in cells(study, "evaluate"):
         content = read_record(stage_manifest(cell, "evaluate"))
@@ -142,8 +137,11 @@ def evaluations(study: Study) -> pd.DataFrame:
 
 @remembered
 def pairs(study: Study) -> pd.DataFrame:
-    """A row a tuned cell and held-out pair: prompt_id, groups (`all`, an objective), margin (nats), and
-    hit: 1 where the implicit reward ranks the pair right, 0.5 for a tie."""
+    """One row per tuned cell and held-out pair: prompt_id, groups (`all`, an objective), margin, hit.
+
+    `margin` is the reward margin in nats. `hit` is 1 if the implicit reward ranks the chosen response
+    higher, 0.5 for a tie and 0 otherwise.
+    """
     rows = []
     for cell in cells(study, "evaluate"):
         if cell.block == "base":
@@ -158,7 +156,7 @@ def pairs(study: Study) -> pd.DataFrame:
 
 
 def divergences(study: Study) -> pd.DataFrame:
-    """A row a cell: KL divergence from base (nats a token) and response length (tokens)."""
+    """One row per cell: KL divergence from base (nats per token) and response length (tokens)."""
     rows = []
     for cell in cells(study, "evaluate"):
         rows.append(_labels(cell) | read_record(stage_manifest(cell, "evaluate"))["divergence"])
@@ -167,8 +165,8 @@ def divergences(study: Study) -> pd.DataFrame:
 
 @remembered
 def responses(study: Study) -> pd.DataFrame:
-    """A row a cell and evaluation prompt. What models wrote is untrusted text."""
-    # Half a character has no UTF-8, which pandas' own strings are stored in
+    """One row per cell and evaluation prompt. Responses are untrusted text."""
+    # Half a character cannot be stored in pandas' own strings, which are UTF-8
     with pd.option_context("future.infer_string", False):
         return _frame(
             (_labels(cell) | row for cell in cells(study, "respond") for row in responses_of(cell)),
@@ -178,23 +176,25 @@ def responses(study: Study) -> pd.DataFrame:
 
 @remembered
 def judgments(study: Study) -> pd.DataFrame:
-    """A row a cell, prompt and dimension; a judgment that failed has NaN scores."""
-    from hialign.study.rubric import load_rubric
-
+    """One row per cell, prompt and dimension. A judgment that failed has NaN scores."""
     frames = []
     if study.judge:
         names = list(load_rubric(study.judge.rubric).dimensions)
         for cell in cells(study, "judge"):
-            found = judgments_of(cell)
-            scores = [[row["scores"].get(name, math.nan) for name in names] for row in found]
-            long: dict[str, Any] = dict(_labels(cell))
-            for name in ("judge", "prompt_id"):
-                long[name] = np.repeat([row[name] for row in found], len(names))
-            long |= {"dimension": np.tile(names, len(found))}
-            long |= {"score": np.array(scores, dtype=float).ravel()}
-            frames += [pd.DataFrame(long)] if found else []
-    columns = [*CELL_COLUMNS, "judge", "prompt_id", "dimension", "score"]
-    return pd.concat(frames, ignore_index=True)[columns] if frames else _frame([], columns[3:])
+            rows = judgments_of(cell)
+            if not rows:
+                continue
+            scores = [[row["scores"].get(name, math.nan) for name in names] for row in rows]
+            columns = {
+                "judge": np.repeat([row["judge"] for row in rows], len(names)),
+                "prompt_id": np.repeat([row["prompt_id"] for row in rows], len(names)),
+                "dimension": np.tile(names, len(rows)),
+                "score": np.array(scores, dtype=float).ravel(),
+            }
+            frames.append(pd.DataFrame(_labels(cell) | columns))
+    if not frames:
+        return _frame([], ["judge", "prompt_id", "dimension", "score"])
+    return pd.concat(frames, ignore_index=True)
 
 
 def _labels(cell: Cell) -> dict[str, Any]:
@@ -206,14 +206,14 @@ def _rows(path: Path) -> list[dict[str, Any]]:
 
 
 def _frame(rows: Iterable[dict[str, Any]], columns: list[str]) -> pd.DataFrame:
-    """`rows` with `columns` first, and these even where there are no rows."""
+    """`rows` as a frame that begins with `columns` and has them even without rows."""
     frame = pd.DataFrame(list(rows))
     extra = [c for c in frame.columns if c not in CELL_COLUMNS + columns]
     return frame.reindex(columns=CELL_COLUMNS + columns + extra)
 
 
 def answered_by(rows: list[dict[str, Any]]) -> dict[str, int]:
-    """How many judgments each model gave, by the name (and fingerprint) that the server told."""
+    """How many judgments each model gave, by the name and the fingerprint that the server gave."""
     counts: dict[str, int] = {}
     for row in rows:
         parts = (row.get("model"), row.get("system_fingerprint"))

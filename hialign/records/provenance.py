@@ -1,24 +1,30 @@
 """Which hialign wrote a record: its version and commit."""
 
 import subprocess
+from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 from hialign.study import paths
 
 
 def hialign_version() -> str:
+    """The installed version, or `unknown` in a checkout that was never installed."""
     try:
         return version("hialign")
-    except PackageNotFoundError:  # run from a checkout that was never installed
+    except PackageNotFoundError:
         return "unknown"
 
 
 def commit() -> str | None:
-    """The commit of the checkout, with `+changes` if the tree differs from it; None in a wheel."""
-    if not paths.in_checkout():
-        return None
+    """The commit of the checkout, with `+changes` if files differ from it. None in a wheel."""
+    return _commit(paths.root()) if paths.in_checkout() else None
+
+
+@lru_cache  # git is slow, and a book names the commit often
+def _commit(root: Path) -> str | None:
     try:
-        run = ["git", "-C", str(paths.root())]
+        run = ["git", "-C", str(root)]
         head = subprocess.run(
             [*run, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True
         )

@@ -1,4 +1,4 @@
-"""`hialign verify`: every file of a study against the hash that its record has of it."""
+"""`hialign verify`: compares every file of a study with the hash in its record."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,18 +13,18 @@ from hialign.study.study import Study, probes_of, stages_of
 
 @dataclass(frozen=True)
 class Line:
-    """What is to be said of one record."""
+    """The result for one record."""
 
     what: str
-    found: str
+    result: str
     wrong: bool = False
 
     def __str__(self) -> str:
-        return f"{self.what}: {self.found}"
+        return f"{self.what}: {self.result}"
 
 
 def verify(study: Study) -> Iterator[Line]:
-    """One line per record of the study that is there. Every file is read anew."""
+    """One line per existing record of the study. Every file is read again."""
     files.forget_hashes()
     for cell in study.cells():
         for stage in stages_of(cell):
@@ -34,15 +34,15 @@ def verify(study: Study) -> Iterator[Line]:
     for model in study.models:
         for probe in probes_of(study):
             place = paths.probe_record(study.name, model.name, probe)
-            found = probe_state(study, model, probe, thorough=True)
-            yield from _line(study, f"{probe} probe of {model.name}", place, found)
+            current = probe_state(study, model, probe, thorough=True)
+            yield from _line(study, f"{probe} probe of {model.name}", place, current)
 
 
-def _line(study: Study, what: str, place: Path, found: State) -> Iterator[Line]:
+def _line(study: Study, what: str, place: Path, current: State) -> Iterator[Line]:
     if not place.is_file():
         return
-    if not found.trusted:
-        yield Line(what, str(found), wrong=found.altered)
+    if not current.trusted:
+        yield Line(what, str(current), wrong=current.altered)
         return
     record = files.read_record(place)
     vouched = record.get("files", {})
@@ -50,8 +50,9 @@ def _line(study: Study, what: str, place: Path, found: State) -> Iterator[Line]:
         yield Line(what, "its record has no hashes, as an earlier version wrote it")
         return
     absent = [name for name in vouched if not (place.parent / name).is_file()]
-    rest = f", {len(absent)} were not published" if absent and is_published(study) else ""
-    state_of_it = "" if found.status == "done" else f"; {found}"
-    yield Line(
-        what, f"its record and {len(vouched) - len(absent)} files are as written{rest}{state_of_it}"
-    )
+    result = f"its record and {len(vouched) - len(absent)} files are as written"
+    if absent and is_published(study):
+        result += f", {len(absent)} were not published"
+    if current.status != "done":
+        result += f"; {current}"
+    yield Line(what, result)

@@ -1,5 +1,6 @@
 """Intervals, tests and corrections. This room imports nothing else of hialign.
 
-`intervals` has Wilson's and the bootstrap's intervals, `comparisons` the paired tests between
-strategies and Holm's correction, and `margins` what margins and accuracies of pairs come to.
+`intervals` has the intervals of proportions and means (Wilson, bootstrap) and the power of tests.
+`comparisons` has the paired tests between strategies with Holm's correction, and `margins` the means
+and tests of the margins of preference pairs.
 """

@@ -1,14 +1,13 @@
-"""Strategies against each other, paired by prompt: tests, findings, ranks, the alignment tax.
+"""Strategies against each other, paired by prompt: tests, verdicts, ranks, the alignment tax.
 
-The unit is the prompt. All strategies and models answer the same prompts, so that differences are
-taken within model and prompt, and prompts, not responses, are what tests and bootstraps count and
-draw: the differences of several models on one prompt are averaged (for a test) or drawn together
-(for an interval). Models are strata: they are fixed, and nothing is inferred about others.
+The unit is the prompt. All strategies and models answer the same prompts, so differences are taken
+within model and prompt. Tests and bootstraps count and draw prompts, not responses: the differences
+of several models on one prompt are averaged for a test and drawn together for an interval. Models are
+strata. They are fixed, and nothing is inferred about other models.
 
-A finding needs two things: a Wilcoxon signed-rank test that rejects at 5% after Holm's correction
-over its family (all tests of the table that it stands in), and a 95% interval of the mean
-difference on the same side of zero. The test alone speaks of ranks, the interval alone of one
-comparison.
+A verdict needs two things. A Wilcoxon signed-rank test must reject at 5% after Holm's correction over
+its family, which is all tests of one table. A 95% interval of the mean difference must be on the same
+side of zero. The test alone is about ranks, and the interval alone about one comparison.
 """
 
 from collections.abc import Sequence
@@ -29,7 +28,7 @@ KEY = ["model", "prompt_id"]
 def paired_differences(scores: pd.DataFrame, block: str, reference: str = "base") -> pd.DataFrame:
     """`score` of `block` minus that of `reference`, for each model and prompt scored under both.
 
-    Nothing for a block against itself.
+    There are no rows for a block against itself.
     """
     both = scores[scores.block == block].merge(
         scores.loc[scores.block == reference, [*KEY, "score"]], on=KEY, suffixes=("", "_reference")
@@ -41,11 +40,11 @@ def paired_differences(scores: pd.DataFrame, block: str, reference: str = "base"
 def signed_rank(
     values: Sequence[float] | np.ndarray, alternative: str = "two-sided"
 ) -> tuple[float, float]:
-    """Wilcoxon's signed-rank test of paired differences: its p, and the effect size.
+    """Wilcoxon's signed-rank test of paired differences. Returns p and the effect size.
 
-    The effect size is the matched-pairs rank-biserial correlation (Kerby, 2014): the ranks that
-    speak for a positive difference minus those against it, over all ranks, from -1 to 1. Zeros
-    drop out of both; where all are zero, p is 1 and the effect 0. NaN for fewer than two values.
+    The effect size is the matched-pairs rank-biserial correlation (Kerby, 2014), from -1 to 1: the
+    ranks of positive differences minus the ranks of negative ones, over all ranks. Zeros count for
+    neither. If all values are zero, p is 1 and the effect 0. NaN for fewer than two values.
     """
     from scipy.stats import rankdata, wilcoxon
 
@@ -64,10 +63,10 @@ def signed_rank(
 
 
 def _exact_signed_rank(ranks: np.ndarray, positive: np.ndarray, alternative: str) -> float:
-    """The exact p, ties included, for which scipy goes through all 2^n signs (seconds each).
+    """The exact p, also with ties, for which scipy tries all 2^n signs (seconds each).
 
-    The distribution of the sum of positive ranks, each of them in it with probability 1/2, is built
-    rank by rank; tied ranks are halves, so they are counted in halves.
+    The distribution of the sum of positive ranks is built rank by rank, each rank being in the sum
+    with probability 1/2. Tied ranks are multiples of one half, so sums are counted in halves.
     """
     halves = np.rint(2 * ranks).astype(int)
     chances = np.ones(1)
@@ -84,8 +83,8 @@ def _exact_signed_rank(ranks: np.ndarray, positive: np.ndarray, alternative: str
 def above(values: Sequence[float] | np.ndarray, bound: float) -> float:
     """p of the one-sided t-test that the mean of `values` is above `bound`.
 
-    For margins, which are about the mean: Wilcoxon's test of differences moved by a margin would
-    count the many that are exactly zero as evidence. NaN for fewer than two values.
+    Margins are about the mean. Wilcoxon's test of differences shifted by a margin would count the
+    many that are exactly zero as evidence. NaN for fewer than two values.
     """
     from scipy.stats import ttest_1samp
 
@@ -98,7 +97,7 @@ def above(values: Sequence[float] | np.ndarray, bound: float) -> float:
 
 
 def holm(p_values: Sequence[float] | np.ndarray) -> np.ndarray:
-    """Holm's adjusted p (statsmodels); tests that could not be done (NaN) are not in the family."""
+    """Holm's adjusted p (statsmodels). Tests that could not be done (NaN) are not in the family."""
     from statsmodels.stats.multitest import multipletests
 
     adjusted = np.array(p_values, dtype=float)
@@ -115,25 +114,43 @@ def compare(
     match: str = "full",
     resamples: int = 10_000,
 ) -> pd.DataFrame:
-    """A row for each (block, reference) of `pairs`, which together are one family of tests.
+    """One row per (block, reference) of `pairs`, which together are one family of tests.
 
-    `scores` has model, prompt_id, block, score (NaN where it failed). Columns: block, reference;
-    models, prompts, difference (mean over models and prompts) with low and high (BCa over
-    prompts); std (of the prompts' mean differences); effect, p, p_holm (`signed_rank` of these);
-    p_margin (that the difference from `match` is above -`margin`; Holm over these); verdict.
-    What cannot be known is NaN, and its verdict None.
+    `scores` has the columns model, prompt_id, block and score, which is NaN for a failed judgment.
+    The columns of the result are:
+
+    - block, reference, models (how many), prompts (how many)
+    - difference (the mean over models and prompts), low, high (BCa over prompts)
+    - std, of the prompts' mean differences
+    - effect, p, p_holm: `signed_rank` of the prompts' mean differences
+    - p_margin: the test that the difference from `match` is above -`margin`, after Holm
+    - verdict
+
+    What cannot be computed is NaN, and the verdict is then None.
     """
     rows = []
     for block, reference in pairs:
-        found = paired_differences(scores, block, reference)
-        values = found.groupby("prompt_id").score.mean()
-        p, effect = signed_rank(values.to_list())
-        low, high = pooled_interval(found.score.to_list(), found.prompt_id.to_list(), resamples)
-        row = {"block": block, "reference": reference, "models": found.model.nunique()}
-        row |= {"prompts": len(values), "difference": found.score.mean(), "low": low, "high": high}
-        row |= {"std": values.std(), "effect": effect, "p": p, "p_margin": float("nan")}
+        pairwise = paired_differences(scores, block, reference)
+        by_prompt = pairwise.groupby("prompt_id").score.mean()
+        p, effect = signed_rank(by_prompt.to_list())
+        low, high = pooled_interval(
+            pairwise.score.to_list(), pairwise.prompt_id.to_list(), resamples
+        )
+        row = {
+            "block": block,
+            "reference": reference,
+            "models": pairwise.model.nunique(),
+            "prompts": len(by_prompt),
+            "difference": pairwise.score.mean(),
+            "low": low,
+            "high": high,
+            "std": by_prompt.std(),
+            "effect": effect,
+            "p": p,
+            "p_margin": float("nan"),
+        }
         if margin is not None and reference == match:
-            row["p_margin"] = above(values.to_list(), -margin)
+            row["p_margin"] = above(by_prompt.to_list(), -margin)
         rows.append(row)
     columns = ["block", "reference", "models", "prompts", "difference", "low", "high", "std"]
     frame = pd.DataFrame(rows, columns=[*columns, "effect", "p", "p_margin"])
@@ -143,7 +160,7 @@ def compare(
 
 
 def _verdict(row: pd.Series, margin: float | None) -> str | None:
-    """One-sided 2.5% for the margin, as is usual for non-inferiority (ICH E9)."""
+    """The verdict on one comparison. The margin is tested at a one-sided 2.5%, as ICH E9 advises."""
     if np.isnan(row["p_holm"]):
         return None
     matches = margin is not None and row["p_margin"] < ALPHA / 2 and row["low"] > -margin
@@ -155,19 +172,19 @@ def _verdict(row: pd.Series, margin: float | None) -> str | None:
 
 
 def all_pairs(scores: pd.DataFrame) -> pd.DataFrame:
-    """Every two blocks of `scores`: block, reference, p_holm over all pairs, and `told`.
+    """One row per pair of blocks of `scores`: block, reference, p_holm over all pairs, and `told`.
 
-    `told` is 1 if the block is found above the reference, -1 if below, else 0: the adjusted test
-    rejects, and the mean difference is on the side of the ranks.
+    `told` is 1 if the block is above the reference, -1 if it is below, and 0 if the data cannot tell.
+    They can if the adjusted test rejects and the mean difference has the sign of the ranks.
     """
     wide = scores.pivot(index=KEY, columns="block", values="score")
     prompts, _ = pd.factorize(wide.index.get_level_values("prompt_id"))
     rows = []
     for block, reference in combinations(wide.columns, 2):
-        found = (wide[block] - wide[reference]).to_numpy()
-        kept = ~np.isnan(found)
-        counts = np.bincount(prompts[kept])
-        sums = np.bincount(prompts[kept], weights=found[kept])
+        differences = (wide[block] - wide[reference]).to_numpy()
+        scored = ~np.isnan(differences)
+        counts = np.bincount(prompts[scored])
+        sums = np.bincount(prompts[scored], weights=differences[scored])
         p, effect = signed_rank(sums[counts > 0] / counts[counts > 0])
         side = np.sign(effect) if np.sign(effect) == np.sign(sums.sum()) else 0
         rows.append((block, reference, p, side))
@@ -178,10 +195,11 @@ def all_pairs(scores: pd.DataFrame) -> pd.DataFrame:
 
 
 def rank_ranges(scores: pd.DataFrame) -> dict[str, tuple[int, int]]:
-    """For each block the ranks that it may have: 1 + those found above it to n - those below.
+    """The lowest and the highest rank that each block may have.
 
-    All ranges hold together with 95% confidence, as the tests of all pairs are corrected together
-    (Klein, Wright and Wieczorek, 2020, with paired tests for their intervals).
+    The best rank of a block is 1 + the number of blocks found above it, the worst n - the number found
+    below it. All ranges hold together with 95% confidence, because the tests of all pairs are
+    corrected together (Klein, Wright and Wieczorek, 2020, with paired tests for their intervals).
     """
     blocks = list(dict.fromkeys(scores.dropna(subset="score").block))
     told = all_pairs(scores[scores.block.isin(blocks)])
@@ -202,25 +220,28 @@ def alignment_tax(
     margin: float,
     resamples: int = 10_000,
 ) -> pd.DataFrame:
-    """What each block pays in dimension `lost` for what it gains in `gained`, both against Base.
+    """What each block loses in dimension `lost` for its gain in `gained`, both against Base.
 
-    The tax is min(gain, loss): positive only if both are, which is v1's notion of it. Its interval
-    joins those of the two, min(lows) to min(highs). Tested as a union (Berger, 1982): both
-    one-sided signed-rank tests must reject, so p is the larger one; Holm over `blocks`. `ruled
-    out`: the tax is below `margin`, by the smaller p of two t-tests, doubled, Holm over `blocks`.
+    The tax is min(gain, loss), which is positive only if both are, as the paper's v1 means it. Its
+    interval is min(lows) to min(highs). The tax is `paid` by an intersection-union test (Berger,
+    1982): both one-sided signed-rank tests must reject, so p is the larger one. It is `ruled out` if
+    it is below `margin`, by the smaller p of two t-tests, doubled. Holm corrects over `blocks`.
 
-    Columns: block, prompts; gain, loss, tax, each with _low and _high; p_holm, p_out; verdict.
+    Columns: block, prompts, then gain, loss and tax, each with _low and _high, then p_holm, p_out and
+    verdict.
     """
     rows = []
     for block in blocks:
         row: dict[str, float | str] = {"block": block}
         tests, out = [], []
         for name, dimension, sign in (("gain", gained, 1), ("loss", lost, -1)):
-            found = paired_differences(scores[scores.dimension == dimension], block)
-            found["score"] *= sign
-            values = found.groupby("prompt_id").score.mean().to_list()
-            ends = pooled_interval(found.score.to_list(), found.prompt_id.to_list(), resamples)
-            row |= {name: found.score.mean(), f"{name}_low": ends[0], f"{name}_high": ends[1]}
+            pairwise = paired_differences(scores[scores.dimension == dimension], block)
+            pairwise["score"] *= sign
+            values = pairwise.groupby("prompt_id").score.mean().to_list()
+            low, high = pooled_interval(
+                pairwise.score.to_list(), pairwise.prompt_id.to_list(), resamples
+            )
+            row |= {name: pairwise.score.mean(), f"{name}_low": low, f"{name}_high": high}
             row["prompts"] = len(values)
             tests.append(signed_rank(values, "greater")[0])
             out.append(above([-v for v in values], -margin))

@@ -1,4 +1,4 @@
-"""Intervals around what was measured, and the power to see what was not."""
+"""Intervals around what was measured, and the number of prompts that a difference needs."""
 
 import warnings
 from collections.abc import Callable, Hashable, Sequence
@@ -8,11 +8,11 @@ import numpy as np
 import pandas as pd
 
 Statistic = Literal["mean", "std"]
-ALPHA = 0.05  # two-sided; of all tests of a family together, once Holm has adjusted them
+ALPHA = 0.05  # two-sided, for all tests of a family together after Holm's correction
 
 
 def wilson(successes: float, n: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Wilson's interval of a proportion `successes / n` (which may count ties as halves)."""
+    """Wilson's interval of the proportion `successes / n`, whose ties may count as halves."""
     from statsmodels.stats.proportion import proportion_confint
 
     if n == 0:
@@ -30,9 +30,9 @@ def mean_interval(
 ) -> tuple[float, float]:
     """Bootstrap interval (BCa) of the mean of `values`.
 
-    With `groups` (the prompt of each value, say) whole groups are drawn, as values of one group are
-    not independent: the interval is of the mean of the groups' means. NaN where there are fewer
-    than two groups; of no width where all are equal.
+    With `groups` (such as the prompt of each value) whole groups are drawn, because the values of one
+    group are not independent. The interval is then of the mean of the groups' means. Fewer than two
+    groups give NaN, and equal groups an interval of no width.
     """
     data = np.asarray(values, dtype=float)
     if groups is not None:
@@ -51,16 +51,16 @@ def pooled_interval(
 ) -> tuple[float, float]:
     """Bootstrap interval (BCa) of the plain mean (or `std`) of `values`, drawing whole groups.
 
-    Unlike `mean_interval` with groups, a value counts the same whichever group it is in, so the
-    interval belongs to `mean(values)` also where groups differ in size, as prompts do when some of
-    their judgments failed. NaN for fewer than two groups; of no width where all groups are alike.
+    Unlike in `mean_interval` with groups, each value counts the same, whatever its group. So the
+    interval belongs to `mean(values)` even if groups differ in size, as prompts do when some of their
+    judgments failed. Fewer than two groups give NaN, and equal groups an interval of no width.
 
-    A bootstrap of few groups is too narrow, as the variance of a resample is 1 - 1/n of what it
-    should be and no t stands for the normal. So the level is raised as Hesterberg (2015, "expanded"
-    intervals) has it: to 97.2% for 16 groups, 95.4% for 100. What is left at 16 groups is measured
-    in benchmarks/results/null_studies.json: intervals of a skewed difference still cover less than
-    they say. Where BCa has no answer (leaving out any group gives the same value, as for the
-    standard deviation of two), the interval is the percentiles'.
+    A bootstrap of few groups is too narrow, because the variance of a resample is 1 - 1/n of what it
+    should be, and because it uses the normal distribution instead of t. So the level is raised as
+    Hesterberg (2015, "expanded" intervals) proposes, to 97.2% for 16 groups and 95.4% for 100.
+    Intervals of a skewed difference over 16 groups still cover less than 95%, which
+    benchmarks/results/null_studies.json measures. BCa fails if leaving out any group gives the same
+    value, as for the standard deviation of two. The interval is then that of the percentiles.
     """
     data = np.asarray(values, dtype=float)
     _, index = np.unique([str(g) for g in groups], return_inverse=True)
@@ -85,12 +85,12 @@ def ratio_interval(
     confidence: float = 0.95,
     seed: int = 42,
 ) -> tuple[float, float]:
-    """Bootstrap interval (BCa, expanded) of `mean(numerators) / mean(denominators)`, two measurements
-    of the same things, drawing whole groups.
+    """Bootstrap interval (BCa, expanded) of `mean(numerators) / mean(denominators)`, by group.
 
-    A ratio of means, not the mean of ratios, which explodes where a single denominator is near
-    zero. It means nothing where the mean denominator itself may be zero: look at its interval first.
-    NaN for fewer than two groups; of no width where all groups have the same ratio.
+    Numerators and denominators are two measurements of the same items. This is a ratio of means, not
+    the mean of ratios, which explodes if a single denominator is near zero. It has no meaning if the
+    mean denominator may be zero, so look at the interval of that first. Fewer than two groups give
+    NaN, and groups with equal ratios an interval of no width.
     """
     _, index = np.unique([str(g) for g in groups], return_inverse=True)
     over, under = (
@@ -105,8 +105,10 @@ def ratio_interval(
 
 
 def expanded_tail(groups: int, confidence: float = 0.95) -> float:
-    """The share of bootstrap samples to leave out on either side for an interval at `confidence`:
-    Hesterberg's (2015), less than (1 - confidence) / 2, and the less the fewer `groups` there are."""
+    """The share of bootstrap samples to leave out on either side for an interval at `confidence`.
+
+    By Hesterberg (2015) it is below (1 - confidence) / 2, and falls with the number of `groups`.
+    """
     from scipy.stats import norm, t
 
     over = np.sqrt(groups / (groups - 1)) * t.ppf((1 + confidence) / 2, groups - 1)
@@ -120,13 +122,13 @@ def _expanded_bootstrap(
     confidence: float,
     seed: int,
 ) -> tuple[float, float]:
-    """BCa interval of a statistic of columns with a row a group, at Hesterberg's raised level."""
+    """BCa interval of a statistic of columns with one row per group, at Hesterberg's raised level."""
     from scipy.stats import bootstrap
 
     tail = expanded_tail(len(columns[0]), confidence)
 
     def drawn(method: str) -> tuple[float, float]:
-        found = bootstrap(
+        interval = bootstrap(
             columns,
             statistic,
             paired=True,
@@ -136,10 +138,10 @@ def _expanded_bootstrap(
             method=method,
             rng=np.random.default_rng(seed),
         ).confidence_interval
-        return float(found.low), float(found.high)
+        return float(interval.low), float(interval.high)
 
     with warnings.catch_warnings(), np.errstate(all="ignore"):
-        warnings.simplefilter("ignore")  # of what the next line asks
+        warnings.simplefilter("ignore")  # the last line of this function handles a failed BCa
         low, high = drawn("BCa")
     return drawn("percentile") if np.isnan(low) or np.isnan(high) else (low, high)
 
@@ -161,8 +163,8 @@ def interval_of_difference(
 ) -> tuple[float, float]:
     """Interval of `a - b` from the intervals of two independent estimates.
 
-    MOVER (Zou and Donner, 2008): for two normal means it is the usual interval, and it keeps the
-    skew of bootstrap intervals. NaN where an end is.
+    The method is MOVER (Zou and Donner, 2008). It gives the usual interval for two normal means and
+    keeps the skew of bootstrap intervals. NaN if an end is NaN.
     """
     low = (a - b) - np.hypot(a - ends_a[0], ends_b[1] - b)
     high = (a - b) + np.hypot(ends_a[1] - a, b - ends_b[0])
@@ -172,10 +174,10 @@ def interval_of_difference(
 def prompts_needed(difference: float, std: float, power: float = 0.8) -> float:
     """Prompts at which one paired test at 5% sees `difference` with probability `power`.
 
-    `std` is that of the prompts' differences. Of the paired t-test (statsmodels); Wilcoxon's needs
-    5% more where differences are normal and never over 16% more (its asymptotic relative
-    efficiency is at least 0.864), often fewer. 6 at least: with fewer, no rank test reaches 5%.
-    NaN without a spread or a difference.
+    `std` is the standard deviation of the prompts' differences. The test is the paired t-test
+    (statsmodels). Wilcoxon's needs 5% more prompts if differences are normal, never over 16% more
+    (its asymptotic relative efficiency is at least 0.864), and often fewer. The result is at least 6,
+    because no rank test reaches 5% with fewer. NaN if there is no spread or no difference.
     """
     from scipy.optimize import brentq
     from scipy.stats import norm
@@ -188,7 +190,7 @@ def prompts_needed(difference: float, std: float, power: float = 0.8) -> float:
         return 6.0
     # Normal theory needs fewer, by less than 3 (statsmodels' own search does not always converge)
     least = ((norm.ppf(1 - ALPHA / 2) + norm.ppf(power)) / effect) ** 2
-    if least > 1e6:  # where so few prompts more change the power by less than rounding does
+    if least > 1e6:  # here a few more prompts change the power by less than rounding does
         return float(np.ceil(least + norm.ppf(1 - ALPHA / 2) ** 2 / 2))
     return float(
         np.ceil(brentq(lambda n: solver.power(effect, n, ALPHA) - power, max(6, least), least + 9))
@@ -196,7 +198,7 @@ def prompts_needed(difference: float, std: float, power: float = 0.8) -> float:
 
 
 def unpaired_needed(difference: float, stds: tuple[float, float], power: float = 0.8) -> float:
-    """Responses on either side at which an unpaired z-test at 5% sees `difference` (statsmodels)."""
+    """Responses per side at which an unpaired z-test at 5% sees `difference` (statsmodels)."""
     from statsmodels.stats.power import normal_sample_size_one_tail
 
     needed = normal_sample_size_one_tail(difference, power, ALPHA / 2, float(np.hypot(*stds)))
@@ -214,14 +216,14 @@ def smallest_difference(prompts: float, std: float, power: float = 0.8) -> float
 
 
 def interval_text(low: float | None, high: float | None, digits: int = 3) -> str | None:
-    """`0.512 to 0.634`; None where there is no interval."""
+    """`0.512 to 0.634`. None if there is no interval."""
     if pd.isna(low) or pd.isna(high):
         return None
     return f"{low:.{digits}f} to {high:.{digits}f}".replace("-", "−")
 
 
 def p_text(p: float | None) -> str | None:
-    """`0.032`, or `< 0.001`; None where there is none."""
+    """`0.032`, or `< 0.001`. None if there is no p."""
     if p is None or pd.isna(p):
         return None
     return "< 0.001" if p < 0.001 else f"{p:.3f}"

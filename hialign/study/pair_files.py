@@ -1,4 +1,8 @@
-"""Which local files hold the preference pairs that a study names."""
+"""Which local files hold the preference pairs that a study names.
+
+A source is the built-in set, one file, or a folder. A folder holds `train.*` and `test.*`, or
+sub-folders with such files, as hh-rlhf has its tranches. Any other source is a set on the hub.
+"""
 
 import os
 from pathlib import Path
@@ -11,8 +15,8 @@ HH_RLHF = "Anthropic/hh-rlhf"
 HH_TRANCHES = ("harmless-base", "helpful-base", "helpful-online", "helpful-rejection-sampled")
 
 TEXT = (".jsonl", ".json", ".csv", ".tsv")
-
-SUFFIXES = (*(s + packed for s in TEXT for packed in ("", ".gz")), ".parquet")  # the first wins
+# In the order of preference, if a split has files of several formats
+SUFFIXES = (*(suffix + packed for suffix in TEXT for packed in ("", ".gz")), ".parquet")
 
 
 def data_files(settings: PreferenceSettings) -> list[Path]:
@@ -24,7 +28,7 @@ def data_files(settings: PreferenceSettings) -> list[Path]:
 
 
 def place_of(source: str) -> Path:
-    """Where a local source lies; relative paths start at the repository."""
+    """Where a local source lies. Relative paths start at the repository."""
     try:
         return paths.root() / Path(source).expanduser()
     except RuntimeError as error:  # `~somebody` who has no home on this machine
@@ -32,7 +36,7 @@ def place_of(source: str) -> Path:
 
 
 def split_files(settings: PreferenceSettings) -> dict[str, list[Path]]:
-    """The files of each split: `train`, `test`, or just one of them."""
+    """The files of each split. A source has `train`, `test` or both."""
     if settings.source == "builtin":
         return {"train": [paths.package() / "preferences" / "builtin.jsonl"]}
     place = place_of(settings.source)
@@ -47,17 +51,16 @@ def split_files(settings: PreferenceSettings) -> dict[str, list[Path]]:
 
 
 def _tranches(folder: Path) -> list[str]:
-    """Tranches of a folder of hh-rlhf's layout; `.` if the files lie in the folder itself."""
-    tranches = [t for t in HH_TRANCHES if (folder / t).is_dir()]
-    return tranches or [
-        *(".", *sorted(p.name for p in folder.glob("*") if p.is_dir() and p.name[0] != "."))
-    ]
+    """The tranches of hh-rlhf in a folder. Without them, the folder itself and its sub-folders."""
+    tranches = [tranche for tranche in HH_TRANCHES if (folder / tranche).is_dir()]
+    others = sorted(p.name for p in folder.glob("*") if p.is_dir() and p.name[0] != ".")
+    return tranches or [".", *others]
 
 
 def files_of_splits(folder: Path) -> dict[str, list[Path]]:
-    """The files of each split in one folder, in the first of the formats that is there.
+    """The files of each split in one folder, in the first format of `SUFFIXES` that it has.
 
-    A split may be one file (`train.jsonl`) or cut into the hub's parts
+    A split may be one file (`train.jsonl`) or several parts as on the hub
     (`train-00000-of-00002.parquet`).
     """
     splits: dict[str, list[Path]] = {}

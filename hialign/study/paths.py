@@ -9,7 +9,7 @@ from pathlib import Path
 
 import platformdirs
 
-# What lies beside the models' folders in that of a study, or beside the studies' folders
+# Folders beside those of the models in a study, or beside those of the studies in `outputs/`
 RESERVED = ("explorations", "html", "notebooks", "published")
 
 
@@ -19,7 +19,7 @@ def package() -> Path:
 
 
 def in_checkout() -> bool:
-    """Whether this is a checkout of the repository (else: an installed wheel)."""
+    """Whether this is a checkout of the repository. Otherwise it is an installed wheel."""
     return (package().parent / "studies").is_dir()
 
 
@@ -29,7 +29,7 @@ def root() -> Path:
 
 
 def from_root(path: str) -> Path:
-    """A path in a study: relative to the repository, unless it is absolute or begins with `~`."""
+    """A path in a study. It starts at the repository, unless it is absolute or begins with `~`."""
     return root() / os.path.expanduser(path)
 
 
@@ -50,7 +50,7 @@ def workflow() -> Path:
 
 
 def outputs() -> Path:
-    """Where runs write: `outputs/` of the checkout, else of the working directory."""
+    """Where runs write. By default `outputs/` of the checkout, or of the working directory."""
     chosen = os.environ.get("HIALIGN_OUTPUTS")
     if chosen:
         return Path(chosen).expanduser().resolve()
@@ -58,7 +58,7 @@ def outputs() -> Path:
 
 
 def cache() -> Path:
-    """Where what can be made again is kept between studies (a per-user folder by default)."""
+    """Where files that can be made again are kept between studies. By default a folder per user."""
     chosen = os.environ.get("HIALIGN_CACHE")
     folder = chosen or platformdirs.user_cache_dir("hialign", appauthor=False)
     return Path(folder).expanduser().resolve()
@@ -90,12 +90,12 @@ def probes_dir(study: str, model: str) -> Path:
 
 
 def probe_record(study: str, model: str, probe: str) -> Path:
-    """`outputs/<study>/<model>/probes/<probe>.json`, what a probe of a model measured."""
+    """`outputs/<study>/<model>/probes/<probe>.json`, the record of a probe of a model."""
     return probes_dir(study, model) / f"{probe}.json"
 
 
 def probe_parts(study: str, model: str, probe: str, key: str) -> Path:
-    """Where the parts of a probe lie that is not whole yet; `key` is all that they came from."""
+    """Where the parts of an unfinished probe lie. `key` is the hash of what they came from."""
     return probes_dir(study, model) / f".{probe}-{key}"
 
 
@@ -115,7 +115,7 @@ def notebook_output(study: str, stage: str, model: str, block: str) -> Path:
 
 
 def judge_lock(study: str) -> Path:
-    """Held while a judge behind an API works on a study."""
+    """The lock that is held while a judge behind an API works on a study."""
     return study_dir(study) / ".judge.lock"
 
 
@@ -125,17 +125,17 @@ def judge_batches(study: str, judge: str) -> Path:
 
 
 def judge_validation(folder: Path, judge: str) -> Path:
-    """`judge-validation-<judge>.json` in the folder of a study: how good its judge is."""
+    """`judge-validation-<judge>.json` in the folder of a study, the report on its judge."""
     return folder / f"judge-validation-{judge}.json"
 
 
 def explorations(study: str) -> Path:
-    """`outputs/<study>/explorations/`: questions that were asked of all strategies of a model."""
+    """`outputs/<study>/explorations/`, questions that were asked of all strategies of a model."""
     return study_dir(study) / "explorations"
 
 
 def published() -> Path:
-    """`outputs/published/`: the records that a site is built from, a folder a study."""
+    """`outputs/published/`, the records that a site is built from, with one folder per study."""
     return outputs() / "published"
 
 

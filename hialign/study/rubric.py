@@ -1,8 +1,9 @@
 """The judge's rubric (Table 6) and the prompt that carries it (Appendix D).
 
-Unlike the paper's template, the untrusted conversation and response come last (so that all before
-them is the same in each call and can be cached) and stand between delimiters that they cannot
-contain. The paper asks for a bare JSON array; JSON mode needs an object, so the array is wrapped.
+The prompt differs from the paper's template in three points. The untrusted conversation and response
+come last, so that all before them is the same in each call and can be cached. They are put between
+delimiters that they cannot contain. The paper asks for a bare JSON array, but JSON mode needs an
+object, so the array is wrapped in one.
 """
 
 import json
@@ -25,7 +26,7 @@ DIMENSIONS = (  # Table 6, in its order
 )
 SCORES = (1, 2, 3, 4, 5)
 
-# Parts of the prompt that a rubric file does not set: the parser, the delimiters and the local
+# Parts of the prompt that a rubric file does not set, because the parser, the delimiters and the local
 # judge rely on them. They are part of the rubric's sha256 all the same.
 SYSTEM = """{role}
 
@@ -53,7 +54,8 @@ MATERIAL = """<<<PROMPT {mark}>>>
 {response}
 <<<END RESPONSE {mark}>>>"""
 REQUEST = "Score the response between the marks. Answer with the JSON object alone."
-# For a local judge, which pays for each token: the item's and the suffix's on each response.
+# For a local judge, whose time grows with each token. The item and the suffixes are read for each
+# response, the fixed part once.
 LOCAL_FIXED = """Grade an answer from 1 to 5 against a baseline that is worth exactly 3.
 Baseline question: {baseline_prompt}
 Baseline answer: {baseline_response}
@@ -81,27 +83,27 @@ class Rubric(BaseModel):
     criteria: dict[int, str]  # score -> what earns it
     groups: dict[str, list[str]]  # group -> dimensions
     dimensions: dict[str, str]  # name -> definition
-    short: dict[str, str] = {}  # name -> definition in a few words; the definition by default
+    short: dict[str, str] = {}  # name -> definition in a few words. By default the definition.
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
         if not self.dimensions:
-            raise ValueError("dimensions: there are none")
+            raise ValueError("dimensions: name at least one")
         if tuple(sorted(self.criteria)) != SCORES:
             raise ValueError("criteria: they must be for the scores 1, 2, 3, 4 and 5")
         grouped = sorted(name for names in self.groups.values() for name in names)
         if grouped != sorted(self.dimensions):
-            odd = sorted(set(grouped) ^ set(self.dimensions)) or "one stands in two groups"
-            raise ValueError(f"groups: each dimension must be in exactly one group; see {odd}")
+            odd = sorted(set(grouped) ^ set(self.dimensions)) or "one is in two groups"
+            raise ValueError(f"groups: each dimension must be in exactly one group: see {odd}")
         if unknown := sorted(set(self.short) - set(self.dimensions)):
-            raise ValueError(f"short: {', '.join(unknown)}: no such dimension")
+            raise ValueError(f"short: {', '.join(unknown)}: there is no such dimension")
         short = {name: self.short.get(name, text) for name, text in self.dimensions.items()}
         object.__setattr__(self, "short", short)
         return self
 
     @cached_property
     def sha256(self) -> str:
-        """Of the content and the prompt's fixed words; comments and layout of the file do not count."""
+        """Of the content and the prompt's fixed words, not of comments and layout of the file."""
         return sha256_of(self.model_dump(mode="json"), TEMPLATE)
 
     @cached_property
@@ -111,12 +113,12 @@ class Rubric(BaseModel):
 
 
 def rubric_file(path: "str | Path | None" = None) -> Path:
-    """Where the rubric stands: `path`, or the paper's."""
+    """The file of the rubric, by default the paper's."""
     return Path(path).expanduser() if path else Path(__file__).with_name("rubric.yml")
 
 
 def load_rubric(path: "str | Path | None" = None) -> Rubric:
-    """The rubric in the YAML file `path`; by default the paper's (Table 6).
+    """The rubric in the YAML file `path`, by default the paper's (Table 6).
 
     Raises HialignError naming the file and the key for anything unknown, missing or at odds.
     """
@@ -130,11 +132,12 @@ def messages(
     problem: str = "",
     order: Sequence[str] | None = None,
 ) -> list[dict[str, Any]]:
-    """The chat messages for one judgment: all that is fixed first, the untrusted texts last.
+    """The chat messages for one judgment. What is fixed comes first, the untrusted texts last.
 
-    `prompt` may be a conversation of several turns. `problem` says what was wrong with the answer
-    before, when a judge is asked again (inside the one user message: some chat templates refuse two
-    in a row). `order` names all dimensions in the order to ask for them (default: the rubric's).
+    `prompt` may be a conversation of several turns. When a judge is asked again, `problem` says what
+    was wrong with its last answer. It is put into the one user message, because some chat templates
+    refuse two in a row. `order` names all dimensions in the order to ask for them (default: the
+    rubric's).
     """
     request = f"{REQUEST}\nYour answer before could not be used: {problem}." if problem else REQUEST
     return [
@@ -144,7 +147,7 @@ def messages(
 
 
 def system_prompt(rubric: Rubric, order: Sequence[str]) -> str:
-    """The same text in each call of a run, but for the `order` of the dimensions."""
+    """The system prompt. Within a run only the `order` of the dimensions changes it."""
     dimensions = {name: rubric.dimensions[name] for name in order}
     return SYSTEM.format(
         role=rubric.role.strip(),
@@ -159,8 +162,8 @@ def system_prompt(rubric: Rubric, order: Sequence[str]) -> str:
 def material(prompt: str, response: str) -> str:
     """The untrusted texts between their delimiters.
 
-    The mark is a hash of both texts, so neither can hold it; whatever else looks like a delimiter in
-    them is defused.
+    The mark is a hash of both texts, so neither can hold it. Anything else in them that looks like a
+    delimiter is defused.
     """
     mark = sha256_of(prompt, response)[:12]
     return MATERIAL.format(mark=mark, prompt=neutralized(prompt), response=neutralized(response))
@@ -172,5 +175,5 @@ def neutralized(text: str) -> str:
 
 
 def sha256_of(*parts: Any) -> str:
-    """sha256 of the parts, none of which can pass for another by running over its border."""
+    """sha256 of the parts and of where one ends and the next begins."""
     return json_sha256(parts, sort_keys=False)

@@ -1,7 +1,7 @@
 """The sections of a study: its models, data, training, responses, evaluation and judge.
 
-Every default is the paper's value and says where it stands. What the paper leaves open is a named
-setting with our choice and the reason (`book/choices.md` tells them together).
+A default is the paper's value, and its comment says where the paper has it. What the paper leaves
+open is a named setting with our choice and the reason (collected in `book/choices.md`).
 """
 
 import json
@@ -35,11 +35,12 @@ class ModelSettings(Settings):
     revision: str | None = None  # of a hub id; the paper names none
     name: str = ""  # folder name under outputs/<study>/
     label: str = ""  # in tables and plots
-    # Table 5 has bfloat16; on a CPU it is slower than float32 and less exact, hence `auto`
+    # Table 5 has bfloat16. On a CPU it is slower than float32 and less exact, hence `auto`.
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    attention: str | None = None  # transformers' attn_implementation; its own choice by default
-    # The paper does not say which template it used: the tokenizer's own, or, for a base model
-    # without one, the plain template of hialign.models. A path to a Jinja file replaces both.
+    attention: str | None = None  # transformers' attn_implementation. null: its own choice
+    # The paper does not say which template it used. By default it is the tokenizer's own, or the
+    # plain template of hialign.engine for a base model without one. A path to a Jinja file replaces
+    # both.
     chat_template: str | None = None
     _hint: str = PrivateAttr("")
 
@@ -61,12 +62,12 @@ class ModelSettings(Settings):
 
 
 def is_folder(source: str) -> bool:
-    """Whether a model's source is a folder that exists; relative ones are in the repository."""
+    """Whether a model's source is an existing folder. Relative ones are in the repository."""
     return os.path.isdir(paths.from_root(source))
 
 
 def model_from(source: str) -> ModelSettings:
-    """The model of a `source` that somebody typed. HialignError says what is wrong with it."""
+    """The model of a `source` that a user typed. HialignError says what is wrong with it."""
     try:
         return ModelSettings(source=source)
     except ValidationError as error:
@@ -76,17 +77,17 @@ def model_from(source: str) -> ModelSettings:
 class PreferenceSettings(Settings):
     """Preference pairs, and how they are split (section 4.1)."""
 
-    source: str = "Anthropic/hh-rlhf"  # section 4.1; or a file, a folder, a hub set, `builtin`
+    source: str = "Anthropic/hh-rlhf"  # section 4.1. Or a file, folder, hub set, `builtin`
     revision: str | None = None
-    # Tranches of hh-rlhf. The paper names none: the four that the hub loads by default (no
-    # red-team attempts, which are not preference pairs).
+    # Tranches of hh-rlhf. The paper names none. null: the four that the hub loads by default, which
+    # leave out the red-team attempts, as these are not preference pairs.
     subsets: list[str] | None = None
-    train: Pairs | None = Field(10_000, ge=1)  # section 4.1: 10k; null takes all there are
+    train: Pairs | None = Field(10_000, ge=1)  # section 4.1: 10k. null: all
     evaluation: Pairs | None = Field(1_000, ge=1)  # section 4.1: 1k held out
     seed: Seed = 42  # Table 5 (seed for data)
 
 
-# These change time, memory or money, and no number beyond rounding.
+# Settings that change time, memory or money, but no result beyond rounding.
 COSTS_ONLY = {
     "training": (
         *("gradient_checkpointing", "save_steps", "engine", "tokens_per_pass"),
@@ -109,7 +110,7 @@ class TrainingSettings(Settings):
     adam_beta2: float = Field(0.999, ge=0, lt=1)  # Table 5
     batch_size: Batch = 6  # Table 5, pairs on a device
     gradient_accumulation_steps: Batch = 4  # Table 5: 24 pairs an optimizer step
-    # Table 5; as it is written, so that 1 stays 1 in a copy
+    # Table 5. `int` comes first, so that 1 stays 1 in a copy.
     epochs: int | float = Field(1, gt=0, le=10_000)
     beta: float = Field(0.1, gt=0)  # Table 5, the DPO beta of Eq. 1
     lora_rank: Rank = 16  # Table 5
@@ -117,26 +118,25 @@ class TrainingSettings(Settings):
     lora_dropout: float = Field(0.05, ge=0, lt=1)  # Table 5
     # Table 5
     target_modules: list[str] = Field(["q_proj", "k_proj", "v_proj", "o_proj"], min_length=1)
-    gradient_checkpointing: bool = True  # Table 5; costs time, changes no number
+    gradient_checkpointing: bool = True  # Table 5. It costs time and changes no result.
     max_length: Tokens = Field(2048, ge=8)  # Table 5, tokens of prompt and response
     seed: Seed = 42  # Table 5
-    # Not in the paper. Scheduler and warm-up: the defaults of transformers' Trainer, which the
+    # Not in the paper. Scheduler and warm-up have the defaults of transformers' Trainer, which the
     # paper says it used.
     scheduler: str = "linear"
     warmup_steps: Steps = 0
     max_grad_norm: float = Field(1.0, ge=0)  # Trainer's default
-    # Not in the paper. TRL's own default switches every dropout off, LoRA's too, which would make
-    # Table 5's 0.05 a dead letter: we leave it on.
+    # Not in the paper. TRL's own default switches every dropout off, including LoRA's, so that Table
+    # 5's 0.05 would have no effect. We leave dropout on.
     disable_dropout: bool = False
-    # Not in the paper. TRL's default: what is over `max_length` is cut from the end.
+    # Not in the paper. TRL's default cuts what is over `max_length` from the end.
     truncation: Literal["keep_start", "keep_end"] = "keep_start"
     save_steps: Steps = Field(50, ge=1)  # a killed run resumes from here
-    # How it is computed, which changes time and memory and no number (beyond rounding): the packed
-    # engine or stock TRL; the tokens of one forward pass (null: 1024 on a CPU; on a GPU 8192 with
-    # checkpointing, 4096 without); whether `reproduce` trains a model's blocks in one pass.
-    engine: Literal["packed", "stock"] = "packed"
+    # How training is computed, which changes time and memory, but no result beyond rounding.
+    engine: Literal["packed", "stock"] = "packed"  # `stock` is TRL's own trainer
+    # Of one forward pass. null: 1024 on a CPU, on a GPU 8192 with checkpointing and 4096 without
     tokens_per_pass: Tokens | None = None
-    one_pass: bool = True
+    one_pass: bool = True  # whether `hialign reproduce` trains all blocks of a model in one pass
     report_to: list[str] = Field([])  # trackers of transformers' Trainer: tensorboard, wandb, …
 
     @property
@@ -149,22 +149,22 @@ class ResponseSettings(Settings):
     """How a cell answers the held-out prompts. The paper gives no decoding settings."""
 
     prompts: Pairs | None = Field(1_000, ge=1)  # section 4.1: the 1k held-out prompts
-    # Greedy: one answer a prompt that anyone can make again, so that strategies differ by their
-    # weights and not by a draw.
+    # Greedy decoding gives one answer per prompt, which anyone can reproduce. Strategies then differ
+    # by their weights and not by a draw.
     temperature: float = Field(0.0, ge=0, le=100)
     top_p: float = Field(1.0, gt=0, le=1)
-    max_new_tokens: Tokens = 512  # long enough for hh-rlhf answers; cut ones are marked
+    max_new_tokens: Tokens = 512  # long enough for hh-rlhf. Cut answers are marked.
     max_prompt_tokens: Tokens = Field(1536, ge=8)  # with the answer within Table 5's 2048
     batch_size: Batch = 16
     seed: Seed = 42
 
 
 class EvaluationSettings(Settings):
-    """Judge-free evaluation; ours, the paper has none."""
+    """The evaluation without a judge. It is ours, as the paper has none."""
 
-    pairs: Pairs | None = Field(None, ge=1)  # of the held-out pairs; null takes all
-    # Built-in held-out prompts (24 there are) whose three contrasts give the strategy x objective
-    # matrix; 0 leaves it out.
+    pairs: Pairs | None = Field(None, ge=1)  # of the held-out pairs. null: all
+    # How many of the 24 built-in held-out prompts are used. Their three contrasts give the matrix of
+    # strategy x objective. 0 leaves it out.
     contrast_prompts: Pairs = 24
     batch_size: Batch = 8
     resamples: Resamples = Field(10_000, ge=100)  # bootstrap
@@ -175,40 +175,41 @@ class Prices(Settings):
 
     input: float = Field(ge=0)
     output: float = Field(ge=0)
-    cached_input: float | None = Field(None, ge=0)  # null: as much as any other input
-    batch_discount: float = Field(0.5, ge=0, le=1)  # what a batch saves of it
+    cached_input: float | None = Field(None, ge=0)  # null: the price of other input
+    batch_discount: float = Field(0.5, ge=0, le=1)  # share of the price that a batch saves
 
 
 class JudgeSettings(Settings):
     """Who scores the responses (section 4.1, Appendix D)."""
 
     backend: Literal["openai", "local"] = "openai"
-    model: str = (
-        "qwen3-max-2025-09-23"  # section 4.1: Qwen3-Max; a dated snapshot, so that it stays
-    )
+    # Section 4.1: Qwen3-Max. A dated snapshot does not change behind its name.
+    model: str = "qwen3-max-2025-09-23"
     revision: str | None = None  # of a local judge from the hub
     base_url: str | None = None  # null: the client's own default
-    api_key_env: str = "OPENAI_API_KEY"  # where the key is; keys never stand in files
+    api_key_env: str = "OPENAI_API_KEY"  # the variable with the key. Keys are never in files.
     name: str = ""  # judgments-<name>.jsonl
-    temperature: float = Field(0.0, ge=0, le=100)  # not in the paper: the least noise there is
+    temperature: float = Field(0.0, ge=0, le=100)  # not in the paper. 0 has the least noise.
     max_tokens: Tokens = Field(4096, ge=16)
     seed: Seed = 42
     # More fields of a request, as the endpoint names them (`enable_thinking: false`, …).
     extra_body: dict[str, Any] = Field({})
     rubric: str | None = None  # a file of your own instead of Table 6
-    # `random`: the dimensions in another order for each prompt (drawn from `seed`; the same for all
-    # strategies), so that none always comes first. It ends a provider's caching of the prompt.
+    # `random` draws the order of the dimensions from `seed` for each prompt, the same for all
+    # strategies, so that no dimension always comes first. Providers cannot cache the prompt then.
     dimension_order: Literal["fixed", "random"] = "fixed"  # fixed: Table 6
-    # What a run costs, and not what it finds.
-    attempts: int = Field(3, ge=1, le=1_000)  # asks per response before its scores are missing
+    # These change what a run costs, and not its results.
+    attempts: int = Field(
+        3, ge=1, le=1_000
+    )  # requests per response, after which its scores are missing
     concurrency: int = Field(16, ge=1, le=10_000)  # requests in flight
     requests_per_minute: int | None = Field(None, ge=1, le=10**9)
     tokens_per_minute: int | None = Field(None, ge=1, le=10**12)
     timeout: float = Field(300.0, gt=0, le=86_400)  # seconds for one answer
     prices: Prices | None = None
     max_cost: float | None = Field(None, gt=0)  # USD for all of the study's judgments
-    # Not in the paper. The share of a cell's responses that may stay without a valid judgment before
-    # the stage counts as failed. It changes no score.
+    # Not in the paper. If a larger share of a cell's responses has no valid judgment, the stage counts
+    # as failed. This changes no score.
     max_failed: float = Field(0.05, ge=0, le=1)
 
     @model_validator(mode="after")
@@ -217,7 +218,7 @@ class JudgeSettings(Settings):
         prefix = "local-" if self.backend == "local" else ""
         name = self.name or prefix + paths.slug(bare).lstrip(".-")
         if "/" in name:
-            raise ValueError(f"the name {name!r} has a slash; give another `name`")
+            raise ValueError(f"the name {name!r} has a slash: give another `name`")
         object.__setattr__(self, "name", check_name(name))
         return self
 
@@ -227,36 +228,37 @@ class JudgeSettings(Settings):
         try:
             json.dumps(body, allow_nan=False)
         except (TypeError, ValueError, RecursionError) as error:
-            raise ValueError(f"a request cannot hold it ({error})") from None
+            raise ValueError(f"it cannot be sent as JSON ({error})") from None
         return body
 
     @model_validator(mode="after")
     def _sensible(self) -> Self:
         if self.max_cost is not None and self.prices is None:
-            raise ValueError("max_cost needs prices: input and output, USD per million tokens")
+            raise ValueError("max_cost needs prices: give input and output, USD per million tokens")
         if self.backend == "local" and self.dimension_order == "random":
-            raise ValueError("dimension_order: a local judge is asked for each dimension apart")
+            raise ValueError(
+                "dimension_order: a local judge scores each dimension alone, so leave it out"
+            )
         return self
 
 
 class ValidationSettings(Settings):
     """What the judge is measured against (`hialign judge STUDY --validate`)."""
 
-    judges: list[JudgeSettings] = Field(
-        []
-    )  # further judges, who score a part of the same responses
+    # Further judges, which score a part of the same responses
+    judges: list[JudgeSettings] = Field([])
 
 
 class AnalysisSettings(Settings):
-    """What the statistics of the judge's scores need to be told before these are seen.
+    """What the statistics of the judge's scores need to know before any score is seen.
 
-    No stage depends on it: changing it makes no run stale.
+    No stage depends on these settings, so changing them makes no run stale.
     """
 
     # Non-inferiority: a strategy matches Full-DPO if it loses less than this, in points of the 1-5
-    # scale. Not in the paper, whose "matches" has no margin: a third of what Full-DPO gains over
-    # Base in its Table 2 (0.302), so that whatever matches keeps two thirds of the gain. A judge
-    # whose scores lie closer together than the paper's (std 1.3) needs a smaller one. An alignment
-    # tax below it counts as none.
+    # scale. The paper says "matches" without a margin. Ours is a third of what Full-DPO gains over
+    # Base in its Table 2 (0.302), so that a strategy that matches keeps two thirds of the gain. A
+    # judge whose scores vary less than the paper's (std 1.3) needs a smaller margin. An alignment tax
+    # below the margin counts as none.
     margin: float = Field(0.1, gt=0)
-    power: float = Field(0.8, gt=0.05, lt=1)  # of a test, for the number of prompts that it needs
+    power: float = Field(0.8, gt=0.05, lt=1)  # of a test, for the number of prompts it needs

@@ -44,7 +44,7 @@ from hialign.study.settings import (
 
 STAGES = ("train", "respond", "evaluate", "judge")
 Sections = dict[str, Any]  # settings by the name of their section, as a record holds them
-# The probes of a model, in the order in which they are run, and their settings
+# The probes of a model in the order in which they are run, with their settings
 PROBES: Mapping[str, type[Settings]] = {
     "gradients": GradientSettings,
     "matrix": MatrixSettings,
@@ -77,7 +77,7 @@ class Study(Settings):
 
     @property
     def argument(self) -> str:
-        """How a user named the study, as a shell takes it: for the commands in error messages."""
+        """The name that the user gave the study, quoted for the commands in error messages."""
         return self._argument or shlex.quote(self.name)
 
     @field_validator("name")
@@ -107,22 +107,24 @@ class Study(Settings):
         for key in ("name", "label"):  # folders, and rows of tables
             values = [getattr(m, key) for m in self.models]
             if len(set(values)) < len(values):
-                raise ValueError(f"two models have the same {key}: give one a `{key}` of its own")
+                raise ValueError(
+                    f"two models have the same {key}: give one of them another `{key}`"
+                )
         _check_apart("models", [model.name for model in self.models])
         for model in self.models:
             for block in self.blocks:
                 if len((paths.slug(model.name) + paths.slug(block)).encode()) > 200:
                     raise ValueError(
                         f"model {brief(model.name)} and block {brief(block)} make a file name that "
-                        "is too long; give the model a shorter `name`, or write layers as ranges"
+                        "is too long: give the model a shorter `name`, or write layers as ranges"
                     )
         return self
 
     def model(self, name: str | None = None) -> ModelSettings:
-        """The model called `name` (its name, label or source); the first if None.
+        """The model called `name` (its name, label or source). None is the first model.
 
-        A model that the study does not list has to look like a source: `embedded:…`, `random:…`, a
-        folder or `org/name`. Anything else is a slip, and HialignError says which model is nearest.
+        A model that the study does not list must look like a source: `embedded:…`, `random:…`, a
+        folder or `org/name`. Anything else is a mistake, and HialignError names the nearest model.
         """
         if name is None:
             return self.models[0]
@@ -131,18 +133,18 @@ class Study(Settings):
                 return model
         listed = {n.casefold(): n for m in self.models for n in (m.source, m.label, m.name)}
         source = is_source(name)
-        least = 0.8 if source else 0.4  # of likeness
+        least = 0.8 if source else 0.4  # similarity
         close = difflib.get_close_matches(name.casefold(), listed, n=1, cutoff=least)
         hint = f"did you mean {listed[close[0]]!r}?" if close else ""
         if not source:
             names = one_line(", ".join(model.name for model in self.models), 300)
             raise HialignError(
                 f"study {self.name} has no model {brief(name)}{f' ({hint})' if hint else ''}: it has "
-                f"{names}; one that it does not list is given as a folder or as `org/name`"
+                f"{names}: name one of these, or give any other as a folder or as `org/name`"
             )
-        found = model_from(name)
-        found._hint = hint
-        return found
+        unlisted = model_from(name)
+        unlisted._hint = hint
+        return unlisted
 
     def cells(self) -> list["Cell"]:
         return [Cell(self, model, block) for model in self.models for block in self.blocks]
@@ -152,7 +154,7 @@ class Study(Settings):
 
 
 def is_source(name: str) -> bool:
-    """Whether `name` can only be meant as where a model is: a prefix, a folder or `org/name`."""
+    """Whether `name` can only be meant as a model's source: it has a prefix, or is a folder or `org/name`."""
     if name.startswith(("embedded:", "random:", ".", "/", "~")):
         return True
     named = re.fullmatch(r"[\w.-]+/[\w.-]+", name, re.ASCII) is not None
@@ -160,16 +162,16 @@ def is_source(name: str) -> bool:
 
 
 def _check_apart(kind: str, names: Sequence[str]) -> None:
-    """Refuse two names that would be one folder on some disk, as where case does not count."""
-    known: dict[str, str] = {}
+    """Refuse two names that would share a folder on some disks, such as those that ignore case."""
+    folders: dict[str, str] = {}
     for name in names:
         folder = unicodedata.normalize("NFC", paths.slug(name)).casefold()
-        if folder in known:
+        if folder in folders:
             raise ValueError(
-                f"the {kind} {known[folder]!r} and {name!r} would share the folder {folder}: "
-                "call one otherwise"
+                f"the {kind} {folders[folder]!r} and {name!r} would share the folder {folder}: "
+                "rename one of them"
             )
-        known[folder] = name
+        folders[folder] = name
 
 
 @dataclass(frozen=True)
@@ -189,16 +191,16 @@ class Cell:
         return blocks_.strategy_of(self.block)
 
     def settings(self, stage: str) -> Sections:
-        """All that `stage` depends on in the study, for its manifest and to tell what is stale."""
+        """The settings that `stage` depends on, for its manifest and for telling what is stale."""
         study = self.study
         parts: dict[str, Any] = {"model": self.model, "block": self.block}
         parts["preferences"] = study.preferences
         if self.block != "base":
             parts["training"] = study.training
-        elif stage == "evaluate":  # of pairs that are cut as in training
+        elif stage == "evaluate":  # its pairs are cut as in training
             used = {"beta", "max_length", "truncation"}
             parts["training"] = study.training.model_dump(include=used)
-        if probe := blocks_.probe_of(self.block):  # what it measured chose the layers
+        if probe := blocks_.probe_of(self.block):  # the probe chose the layers
             parts["probe"] = self.probe_settings(probe)
         if stage in ("respond", "evaluate", "judge"):
             parts["responses"] = study.responses
@@ -209,7 +211,7 @@ class Cell:
         return {k: v.model_dump() if isinstance(v, Settings) else v for k, v in parts.items()}
 
     def probe_settings(self, probe: str) -> Sections:
-        """All that the record of a probe of the cell's model depends on in the study."""
+        """The settings that the record of a probe of the cell's model depends on."""
         study, probes = self.study, self.study.probes or ProbeSettings()
         parts: dict[str, Any] = {"model": self.model, "preferences": study.preferences}
         parts["training"] = study.training
@@ -222,20 +224,20 @@ class Cell:
         return json_sha256(without_costs(self.probe_settings(probe)), 16)
 
     def fingerprint(self, stage: str) -> str:
-        """A short hash of `settings(stage)`: when it differs from a manifest's, the run is stale.
+        """A short hash of `settings(stage)`. If a manifest has another one, the run is stale.
 
-        Settings that change what a run costs and not what it finds are left out.
+        Settings that change what a run costs, and not its results, are left out.
         """
         return json_sha256(without_costs(self.settings(stage)), 16)
 
 
 def without_costs(settings: Sections) -> Sections:
-    """`settings` less what changes a run's cost alone; in those of its probe too."""
-    kept = dict(settings)
-    for part, names in COSTS_ONLY.items():
-        if kept.get(part):
-            kept[part] = {k: v for k, v in kept[part].items() if k not in names}
-    return kept | ({"probe": without_costs(kept["probe"])} if "probe" in kept else {})
+    """`settings`, and those of its probe, without the ones that change a run's cost alone."""
+    rest = dict(settings)
+    for section, names in COSTS_ONLY.items():
+        if rest.get(section):
+            rest[section] = {k: v for k, v in rest[section].items() if k not in names}
+    return rest | ({"probe": without_costs(rest["probe"])} if "probe" in rest else {})
 
 
 def study_names() -> list[str]:
@@ -246,7 +248,7 @@ def load_study(study: "str | Path | Study") -> Study:
     """The study called `study` (in `studies/`) or in the file `study`.
 
     Raises HialignError naming the file and the key for anything unknown or out of bounds. Relative
-    folders in a study are relative to the repository.
+    folders in a study start at the repository.
     """
     if isinstance(study, Study):
         return study
@@ -256,8 +258,8 @@ def load_study(study: "str | Path | Study") -> Study:
         path = paths.studies() / f"{given}.yml"
         if not os.path.isfile(path):
             raise HialignError(
-                f"there is no study {brief(given)}: the ones in studies/ are "
-                f"{', '.join(study_names())}; or give the path of a .yml file"
+                f"there is no study {brief(given)}: give the path of a .yml file, or one of "
+                f"{', '.join(study_names())}"
             )
     loaded = load_yaml(Study, path, "study", defaults={"name": path.stem})
     loaded._argument = shlex.quote(given)

@@ -743,7 +743,7 @@ def test_a_layer_out_of_range_is_refused_before_a_model_is_loaded(
     cell: Callable[..., Cell], outputs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(training, "load_model", lambda *_: pytest.fail("a model was loaded"))
-    with pytest.raises(HialignError, match="layer 9 is out of range; this model has 6") as caught:
+    with pytest.raises(HialignError, match="layer 9 is out of range: this model has 6") as caught:
         train(cell("layers:2,9"))
     one_line(caught)
     assert not outputs.exists()

@@ -296,7 +296,7 @@ def test_what_was_asked_is_kept_and_needs_no_model(copied: Study, no_model: None
     explorer = Explorer(copied.cells()[-1])
     again = explorer.ask(QUESTION)
     assert again.model_copy(update={"note": ""}) == first.model_copy(update={"note": ""})
-    assert "no model was run" in again.note
+    assert "No model was run" in again.note
     assert list(explorer.kept()) == [QUESTION]
     assert "no model is loaded" in explorations.ready(explorer, QUESTION).data
     asked = exploration.asked(explorer)

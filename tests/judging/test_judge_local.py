@@ -20,7 +20,7 @@ from hialign.engine import models
 from hialign.judging.items import judge
 from hialign.judging.local import LocalJudge
 from hialign.judging.validation.injection import load_attacks, variants
-from hialign.records.agreement import agreement_of, published
+from hialign.records.agreement import published, report_on
 from hialign.records.files import read_jsonl
 from hialign.study import model_files
 from hialign.study.errors import HialignError
@@ -218,7 +218,7 @@ def test_judging_with_a_local_model(tmp_path: Path, rubric: Rubric) -> None:
 def test_the_embedded_judge_has_a_published_agreement(rubric: Rubric) -> None:
     """Its scores may be shown only beside it; a new rubric or other words of ours need a new one."""
     [record] = [r for r in published() if r["model"] == "embedded:smollm2-135m-instruct"]
-    assert agreement_of(record["weights_sha256"], rubric.sha256) == record
+    assert report_on(record["weights_sha256"], rubric.sha256, published()) == record
     natural = next(row for row in record["rows"] if row["subset"] == "natural")
     assert natural["n"] + natural["missing"] == 100
     assert {row["n"] + row["missing"] for row in record["preferences"]["rows"]} == {100}

@@ -28,10 +28,10 @@ from hialign.judging.validation.validate import Sizes, validate, validate_study
 from hialign.preferences.llmbar import load_llmbar
 from hialign.records.agreement import (
     OTHERS,
-    agreement_of,
     measured,
     publish,
     published,
+    report_on,
     report_path,
 )
 from hialign.records.files import read_json, write_json, write_jsonl
@@ -587,9 +587,9 @@ def test_reports_are_kept_for_one_judge_and_rubric(tmp_path: Path) -> None:
     publish(record | {"date": "2"}, path)
     publish(record | {"weights_sha256": "v"}, path)
     assert [r.get("date") for r in published(path)] == ["2", None]
-    assert (agreement_of("w", "r", path) or {})["date"] == "2"
-    assert agreement_of("w", "another", path) is None
-    assert agreement_of("x", "r", path) is None
+    assert (report_on("w", "r", published(path)) or {})["date"] == "2"
+    assert report_on("w", "another", published(path)) is None
+    assert report_on("x", "r", published(path)) is None
     assert published(tmp_path / "none.json") == []
 
 

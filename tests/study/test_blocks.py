@@ -172,7 +172,7 @@ def test_a_layer_out_of_range_is_refused() -> None:
     with pytest.raises(HialignError) as caught:
         layers_of("layers:8-12,20", 18)
     assert str(caught.value) == (
-        "block 'layers:8-12,20': layer 20 is out of range; this model has 18 layers, 0 to 17"
+        "block 'layers:8-12,20': layer 20 is out of range: this model has 18 layers, 0 to 17"
     )
     assert layers_of("layers:16-17", 18) == [16, 17]
     with pytest.raises(HialignError, match="layer 18 is out of range"):
@@ -185,7 +185,7 @@ def test_a_range_that_runs_backwards_is_refused() -> None:
     with pytest.raises(HialignError) as caught:
         layers_of("layers:12-8", 30)
     assert str(caught.value) == (
-        "block 'layers:12-8': the range '12-8' runs backwards; write low-high"
+        "block 'layers:12-8': the range '12-8' runs backwards: write low-high"
     )
 
 
@@ -194,7 +194,7 @@ def test_too_few_layers_for_three_blocks(depth: int) -> None:
     with pytest.raises(HialignError) as caught:
         layers_of("mid", depth)
     assert str(caught.value) == (
-        f"a model of {depth} layers cannot be split into three blocks: 3 at least"
+        f"a model of {depth} layers cannot be split into three blocks: it needs at least 3"
     )
     assert layers_of("full", depth) == list(range(depth))
 
@@ -221,7 +221,7 @@ def test_a_depth_may_be_numpys() -> None:
 
 @pytest.mark.parametrize("block", [5, None, ["mid"], True, b"mid"])
 def test_a_block_that_is_no_name_is_refused(block: Any) -> None:
-    message = f"^a block is a name such as 'mid' .*, and {re.escape(repr(block))} is none"
+    message = f"^a block is a name such as 'mid' .*, and {re.escape(repr(block))} is not one"
     with pytest.raises(HialignError, match=message) as caught:
         layers_of(block, 28)
     assert ("write 'layers:5' for that layer" in str(caught.value)) == (block == 5)
@@ -247,7 +247,7 @@ def test_a_window_is_these_layers(depth: int, data: st.DataObject) -> None:
 
 def test_a_window_is_refused_where_layers_are() -> None:
     with pytest.raises(
-        HialignError, match="'window:4-6': layer 6 is out of range; this model has 6"
+        HialignError, match="'window:4-6': layer 6 is out of range: this model has 6"
     ):
         layers_of("window:4-6", 6)
     with pytest.raises(HialignError, match="the range '4-2' runs backwards"):

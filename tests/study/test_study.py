@@ -173,15 +173,15 @@ PLACES = [
         {"probes": {"ila": {"gate_start": -math.inf}}},
         "probes.ila.gate_start: Input should be a fin",
     ),
-    ({"judge": {"extra_body": {"x": [math.nan]}}}, "judge.extra_body: a request cannot hold it"),
+    ({"judge": {"extra_body": {"x": [math.nan]}}}, "judge.extra_body: it cannot be sent as JSON"),
     ({"training": {"adam_beta1": 1.0}}, "training.adam_beta1: Input should be less than 1"),
     ({"training": {"adam_beta2": -0.1}}, "training.adam_beta2: Input should be greater than or"),
-    ({"training": {"batch_size": True}}, "training.batch_size: a number is wanted, and no truth"),
-    ({"training": {"epochs": True}}, "training.epochs: a number is wanted, and no truth value (it"),
-    ({"training": {"tokens_per_pass": True}}, "training.tokens_per_pass: a number is wanted"),
+    ({"training": {"batch_size": True}}, "training.batch_size: it must be a number, not true"),
+    ({"training": {"epochs": True}}, "training.epochs: it must be a number, not true or false (it"),
+    ({"training": {"tokens_per_pass": True}}, "training.tokens_per_pass: it must be a number"),
     (
         {"probes": {"ila": {"top": [True]}}},
-        "probes.ila.top: a number is wanted, and no truth value",
+        "probes.ila.top: it must be a number, not true or false",
     ),
     # what is no list
     ({"models": "random:llama"}, "models: Input should be a valid list (it is 'random:llama')"),
@@ -314,9 +314,7 @@ def test_a_folder_is_no_study(tmp_path: Path) -> None:
     (tmp_path / "folder.yml").mkdir()
     with pytest.raises(HialignError, match=r"cannot read the study .*folder\.yml: Is a directory"):
         load_study(tmp_path / "folder.yml")
-    with pytest.raises(
-        HialignError, match=r"there is no study .*; or give the path of a \.yml file"
-    ):
+    with pytest.raises(HialignError, match=r"there is no study .*: give the path of a \.yml file"):
         load_study(tmp_path)
 
 
@@ -411,7 +409,7 @@ def test_a_model_that_is_not_listed_has_to_look_like_a_source(
         with pytest.raises(HialignError) as caught:
             study.model(name)
         assert f"no model {name!r} (did you mean {nearest!r}?): it has" in one_line(caught)
-        assert "Qwen/Qwen2.5-7B, random-llama; " in one_line(caught)
+        assert "Qwen/Qwen2.5-7B, random-llama: " in one_line(caught)
     for name in ("", "gpt2", "a/b/c", "org/a b", "a\nb", "\0", "x" * 10_000):
         with pytest.raises(HialignError, match="study tiny has no model "):
             study.model(name)

@@ -18,7 +18,7 @@ from hialign.probes.pairs import ProbePair
 from hialign.probes.record import probe_settings
 from hialign.probes.tuned import tuned_blocks
 from hialign.statistics.intervals import pooled_interval
-from hialign.statistics.margins import known, rounded
+from hialign.statistics.margins import or_none, rounded
 from hialign.study.blocks import Choice, share_of, split_layers
 from hialign.study.probe_settings import IlaSettings
 
@@ -62,7 +62,7 @@ def interventions(
 
     def estimate(values: np.ndarray) -> dict[str, Any]:
         ends = pooled_interval(values.tolist(), prompts, probes.resamples, seed=probes.seed)
-        low, high = (known(end) for end in ends)
+        low, high = (or_none(end) for end in ends)
         return {"mean": float(values.mean()), "low": low, "high": high, "n": len(values)}
 
     values = {name: np.array(rounded(of_pairs)) for name, of_pairs in margins.items()}

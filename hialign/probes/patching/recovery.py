@@ -9,7 +9,7 @@ import torch
 from hialign.probes.pairs import ProbePair
 from hialign.probes.patching.runs import LogProbs
 from hialign.statistics.intervals import pooled_interval, ratio_interval
-from hialign.statistics.margins import gained, known
+from hialign.statistics.margins import gained, or_none
 
 VERSIONS = ("summed", "normalized")  # of m: nats, and nats a token of each response
 Margins = dict[str, list[float]]  # version -> m of each pair
@@ -44,7 +44,7 @@ def margins(values: LogProbs, pairs: Sequence[ProbePair]) -> Margins:
 
 def estimate(value: float, ends: tuple[float, float], n: int) -> dict[str, Any]:
     """An estimate as records hold it; no interval where there is none."""
-    low, high = (known(end) for end in ends)
+    low, high = (or_none(end) for end in ends)
     return {"estimate": value, "low": low, "high": high, "n": n}
 
 
