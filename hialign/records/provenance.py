@@ -1,5 +1,6 @@
 """Which hialign wrote a record: its version and commit."""
 
+import functools
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
 
@@ -13,8 +14,10 @@ def hialign_version() -> str:
         return "unknown"
 
 
+@functools.cache  # git takes long beside what asks: a book names its commit under each exhibit
 def commit() -> str | None:
-    """The commit of the checkout, with `+changes` if the tree differs from it; None in a wheel."""
+    """The commit of the checkout as this process began to work, with `+changes` if the tree differed
+    from it; None in a wheel."""
     if not paths.in_checkout():
         return None
     try:
