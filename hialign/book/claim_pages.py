@@ -1,4 +1,4 @@
-"""The claims ledger as a part of its page: a table of verdicts, and a section a claim."""
+"""The claims ledger as a part of its page: a table of verdicts, and a section for each claim."""
 
 from html import escape
 
@@ -9,11 +9,9 @@ from hialign.report.claims import kinds, ledger
 from hialign.statistics.intervals import p_text
 from hialign.study.study import Study
 
-CLAIMS = "% claims"  # a comment on the ledger's page, which a build puts the claims in place of
-
 
 def claim_sections(study: Study) -> str:
-    """The ledger as a table, then a section for each claim with its evidence."""
+    """The ledger as a table, then a section for each claim with its evidence, in Markdown."""
     found = ledger.findings(study)
     parts = ["## The ledger", raw(_ledger(found))]
     for paper, title in ledger.PAPERS.items():

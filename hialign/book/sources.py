@@ -1,41 +1,31 @@
 """What a reader finds below an exhibit: its data, what drew it, the runs behind it."""
 
-import re
 from html import escape
 from pathlib import Path
 
-from hialign.book.markup import raw
 from hialign.records import provenance
 from hialign.report import exhibits
 from hialign.study import paths
 from hialign.study.settings import ModelSettings
 from hialign.study.study import Cell, Study
 
-SHOWN = re.compile(r'^```\{code-cell\}[^`]*?book\.show\(study, "([a-z0-9-]+)"\)\n```\n', re.M)
 
-
-def with_sources(text: str, study: Study) -> str:
-    """A page's text with a line under each exhibit: its data, what drew it, the runs behind it."""
-    return SHOWN.sub(lambda m: m[0] + "\n" + raw(_source(study, m[1])) + "\n", text)
-
-
-def _source(study: Study, name: str) -> str:
-    exhibit, known = exhibits.EXHIBITS[name], exhibits.about(study, name)
+def source(study: Study, name: str) -> str:
+    """What stands below an exhibit, as HTML that a reader unfolds."""
+    exhibit, about = exhibits.EXHIBITS[name], exhibits.about(study, name)
     kinds = (["csv", "json"] if exhibit.has_data else []) + (
         ["svg", "png"] if exhibit.is_figure else []
     )
     files = " ".join(f'<a href="data/{name}.{k}" download>{k.upper()}</a>' for k in kinds)
-    module = Path(known["file"]).stem
-    lines = f"lines {known['line']} to {known['last_line']}"
-    function = (
-        f'<a href="source/{module}.html#line-{known["line"]}"><code>{known["function"]}</code></a>'
-    )
-    commit = f"commit {escape(str(known['commit'] or 'unknown'))}"
-    runs = ", ".join(_run_link(study, run) for run in known["runs"]) or "none"
-    command = escape(known["command"])
+    lines = f"lines {about['line']} to {about['last_line']}"
+    page = f"source/{source_page(about['file'])}#line-{about['line']}"
+    function = f'<a href="{page}"><code>{about["function"]}</code></a>'
+    commit = f"commit {escape(str(about['commit'] or 'unknown'))}"
+    runs = ", ".join(_run_link(study, run) for run in about["runs"]) or "none"
+    command = escape(about["command"])
     rows = {"Data": files} if files else {}
     rows |= {"Drawn by": f"{function}, {lines} at {commit}"}
-    rows |= {"From": runs} if exhibit.stages or exhibit.probes else {}
+    rows |= {"From": runs} if exhibit.records else {}
     rows |= {"Make it again": f"<code>{command}</code>"}
     inner = "".join(f"<dt>{k}</dt><dd>{v}</dd>" for k, v in rows.items())
     title = escape(exhibit.title)
@@ -63,8 +53,13 @@ def page_name(cell: Cell) -> str:
     return f"runs/{paths.slug(cell.model.name)}-{paths.slug(cell.block)}"
 
 
+def source_page(file: str) -> str:
+    """The page of a module: `report.where.ila.html`, as modules of two rooms may share a name."""
+    return file.removeprefix("hialign/").removesuffix(".py").replace("/", ".") + ".html"
+
+
 def write_sources(folder: Path) -> None:
-    """The modules that draw exhibits, as pages with an anchor a line: `judged.html#line-41`."""
+    """The modules that draw exhibits, as pages with an anchor for each line (`#line-41`)."""
     from pygments import highlight
     from pygments.formatters import HtmlFormatter
     from pygments.lexers import PythonLexer
@@ -76,7 +71,7 @@ def write_sources(folder: Path) -> None:
         code = highlight((paths.package().parent / file).read_text("utf-8"), PythonLexer(), look)
         title = escape(f"{file} at commit {provenance.commit() or 'unknown'}")
         page = SOURCE.format(title=title, code=code)
-        (folder / f"{Path(file).stem}.html").write_text(page, encoding="utf-8")
+        (folder / source_page(file)).write_text(page, encoding="utf-8")
 
 
 SOURCE = """<!DOCTYPE html>

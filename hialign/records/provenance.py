@@ -17,7 +17,8 @@ def hialign_version() -> str:
 
 
 def commit() -> str | None:
-    """The commit of the checkout, with `+changes` if files differ from it. None in a wheel."""
+    """The commit of the checkout as this process began to work, with `+changes` if files differed
+    from it. None in a wheel."""
     return _commit(paths.root()) if paths.in_checkout() else None
 
 

@@ -1,7 +1,7 @@
 """The book's figures and tables by name: what draws each, its data, and the runs behind it.
 
-A build writes them all once (`write_all`), as picture, CSV and JSON, and pages show what was
-written (`hialign.book.build.show`). Outside a build they are drawn when asked for.
+A build writes them all once (`write_all`), as picture, CSV and JSON, and pages show what was written
+(`hialign.book.render`). `hialign show` writes one of them.
 """
 
 import inspect
@@ -24,21 +24,24 @@ from hialign.report.claims import ledger
 from hialign.report.where import gradients, ila, overview, patching, sweep
 from hialign.study import paths
 from hialign.study.errors import HialignError
-from hialign.study.study import PROBES, Study
+from hialign.study.study import PROBES, STAGES, Study
 
 INTERVAL = re.compile(r"([−-]?[\d.,]+) to ([−-]?[\d.,]+)")
 
 
 @dataclass(frozen=True)
 class Exhibit:
-    """A figure or table of the book."""
+    """A figure or table of the book.
+
+    `records` names the stages and probes whose records it shows. `draw` makes a Table or a
+    matplotlib Figure, `data` the numbers in a figure. Both take the study, or nothing.
+    """
 
     name: str
     title: str
-    draw: Callable[..., Any]  # of the study, or of nothing: a Table, or a matplotlib Figure
-    stages: str = ""  # the stages whose records it shows
-    data: Callable[..., pd.DataFrame] | None = None  # a figure's numbers, of the same
-    probes: str = ""  # the probes whose records it shows
+    records: str
+    draw: Callable[..., Any]
+    data: Callable[..., pd.DataFrame] | None = None
 
     @property
     def is_figure(self) -> bool:
@@ -53,153 +56,152 @@ def _curves(study: Study) -> pd.DataFrame:
     return frames.training(study)[[*frames.CELL_COLUMNS, "step", "loss"]]
 
 
-def _probe_exhibits() -> Iterator[Exhibit]:
-    """Those of the probes: name, title, what draws it, a figure's numbers."""
-    every = "gradients ila patching sweep weights"
-    for name, title, draw, data, probes in (
-        (
-            "figure-where",
-            "Every measure by layer",
-            overview.overview,
-            overview.layers,
-            every,
-        ),
-        ("table-where", "Shares of each third", overview.shares, None, every),
-        (
-            "table-where-lacking",
-            "Measures that are lacking",
-            overview.lacking,
-            None,
-            every,
-        ),
-        (
-            "table-where-correlations",
-            "Measures compared",
-            overview.correlations,
-            None,
-            every,
-        ),
-        ("figure-windows", "Windows", sweep.windows, sweep.curve, "sweep"),
-        ("table-windows", "Windows and controls", sweep.controls, None, "sweep"),
-        (
-            *("figure-gradients", "Gradient norm by layer"),
-            *(gradients.curves, gradients.layers, "gradients"),
-        ),
-        ("table-gradients-modules", "By module", gradients.modules, None, "gradients"),
-        ("table-inequality", "Hypothesis 2", gradients.inequality, None, "gradients"),
-        (
-            *("figure-gradients-along", "Gradients along training"),
-            *(gradients.along, gradients.shares, "gradients"),
-        ),
-        ("figure-matrix", "Strategy by objective", sweep.matrix, sweep.cells, "matrix"),
-        ("table-effects", "Own third against others", sweep.effects, None, "matrix"),
-        ("figure-ila-gates", "Matrices by gate", ila.gates, ila.layers, "ila"),
-        ("table-ila-rankings", "Data sets and losses", ila.rankings, None, "ila"),
-        ("table-ila-overlaps", "Overlap of data sets", ila.overlaps, None, "ila"),
-        (
-            *("figure-ila-interventions", "Tuned by rank"),
-            *(ila.interventions, ila.variants, "ila"),
-        ),
-        ("table-ila-differences", "Interventions compared", ila.differences, None, "ila"),
-        ("table-patching", "What was patched", patching.made, None, "patching"),
-        (
-            *("figure-patching", "Recovery by layer"),
-            *(patching.recovery, patching.layers, "patching"),
-        ),
-        ("table-patching-thirds", "The middle third", patching.thirds, None, "patching"),
-        (
-            *("figure-patching-windows", "Recovery by windows"),
-            *(patching.windows, patching.layers, "patching"),
-        ),
-        (
-            *("figure-patching-lasso", "LASSO with stability selection"),
-            *(patching.lasso, patching.kept, "patching"),
-        ),
-        ("table-patching-regression", "Regression", patching.regression, None, "patching"),
-        (
-            *("figure-patching-rank", "Recovery against rank"),
-            *(patching.rank, patching.ranks, "patching"),
-        ),
-    ):
-        yield Exhibit(name, title, draw, "", data, probes)
-
+EVERY_STAGE, EVERY_PROBE = " ".join(STAGES), " ".join(PROBES)
+MEASURES = "gradients ila patching sweep weights"  # of where alignment happens, layer by layer
+VERDICTS = "train evaluate judge"
 
 # As a reader meets them. "table-3" is the paper's Table 3; names without a number are ours.
-EXHIBITS = {
-    exhibit.name: exhibit
-    for exhibit in (
-        Exhibit("table-1", "Table 1: the strategies", tables.table1),
-        Exhibit("table-2", "Table 2: Overall score by strategy", score_tables.table2, "judge"),
-        Exhibit("table-3", "Table 3: the best combinations", score_tables.table3, "judge"),
-        Exhibit("table-4", "Table 4: the partition", tables.table4),
-        Exhibit("table-5", "Table 5: hyper-parameters", tables.table5, "train"),
-        Exhibit("table-6", "Table 6: the judge's dimensions", tables.table6),
-        Exhibit("figure-1", "Figure 1: the scheme", figures.figure1),
-        Exhibit("figure-2", "Figure 2: Overall by model", figures.figure2, "judge", scores.by_cell),
-        Exhibit("figure-3", "Figure 3: dimensions", heatmap.figure3, "judge", heatmap.squares),
-        Exhibit("figure-4", "Figure 4: training loss", figures.figure4, "train", _curves),
-        Exhibit("figure-5", "Figure 5: training time", figures.figure5, "train", tables.cells),
-        Exhibit("table-comparisons", "Strategies compared", score_tables.comparisons, "judge"),
-        Exhibit("table-power", "Prompts needed", score_tables.power, "judge"),
-        Exhibit("table-dimensions", "Differences by dimension", score_tables.dimensions, "judge"),
-        Exhibit("table-alignment-tax", "The alignment tax", score_tables.alignment_tax, "judge"),
-        Exhibit("table-beside-paper", "The paper beside ours", score_tables.beside_paper, "judge"),
-        Exhibit("table-accuracy", "Held-out preferences", tables.accuracy, "evaluate"),
-        Exhibit(
-            *("figure-accuracy", "Held-out preferences", figures.accuracy, "evaluate"),
-            data=tables.accuracy,
-        ),
-        Exhibit("table-objectives", "Margins by objective", tables.objectives, "evaluate"),
-        Exhibit(
-            *("figure-objectives", "Margins by objective", figures.objectives, "evaluate"),
-            data=tables.objectives,
-        ),
-        Exhibit("table-divergence", "Distance from Base", tables.divergence, "respond evaluate"),
-        Exhibit(
-            *("figure-divergence", "Distance from Base", figures.divergence, "respond evaluate"),
-            data=tables.divergence,
-        ),
-        Exhibit("table-cells", "The cells", tables.cells, "train"),
-        Exhibit("table-claims", "Verdicts by paper", ledger.overview, "train evaluate judge"),
-        Exhibit("table-headlines", "The main claims", ledger.headlines, "train evaluate judge"),
-        Exhibit("table-stages", "The stages", run_tables.stages, "train respond evaluate judge"),
-        Exhibit("table-totals", "Time and cost", run_tables.totals, "train respond evaluate judge"),
-        Exhibit("table-failures", "Failed stages", run_tables.failures),
-        Exhibit("table-probes", "The probes", run_tables.probes, probes=" ".join(PROBES)),
-        Exhibit("table-judge-made", "How the judge was measured", judge_tables.made),
-        Exhibit("table-judge-agreement", "The judge and people", judge_tables.judge_agreement),
-        Exhibit("table-judge-preferences", "The judge and preferences", judge_tables.preferences),
-        Exhibit("table-judge-reliability", "The judge and itself", judge_tables.reliability),
-        Exhibit("table-judge-length", "The judge and length", judge_tables.length),
-        Exhibit(
-            *("figure-judge-injection", "Attacks on the judge", judge_tables.injection_figure),
-            data=judge_tables.injection,
-        ),
-        Exhibit("table-judge-injection", "Attacks on the judge", judge_tables.injection),
-        Exhibit("table-judge-usage", "What judging took", judge_tables.usage, "judge"),
-        Exhibit("table-judge-failures", "Missing judgments", judge_tables.failures, "judge"),
-        Exhibit("table-audit-statements", "Text and tables", statements.disagreements),
-        Exhibit(
-            *("figure-audit-models", "The Llama models beside the others", audit_tables.by_models),
-            data=audit_tables.points,
-        ),
-        Exhibit("table-audit-llama", "What is left for the Llama models", audit_tables.llama),
-        Exhibit("table-audit-gains", "Gains over Base by model", audit_tables.gains),
-        Exhibit("table-audit-comparisons", "The text's comparisons", statements.comparisons),
-        Exhibit("table-audit-pairing", "The same, if paired", statements.pairing),
-        Exhibit("table-audit-sizes", "How large the differences are", statements.sizes),
-        Exhibit("table-audit-versions", "v1 beside v2", statements.versions),
-        Exhibit("table-audit-checks", "Checks that assume nothing", audit_tables.checks),
-        *_probe_exhibits(),
-    )
-}
+_ALL = [
+    Exhibit("table-1", "Table 1: the strategies", "", tables.table1),
+    Exhibit("table-2", "Table 2: Overall score by strategy", "judge", score_tables.table2),
+    Exhibit("table-3", "Table 3: the best combinations", "judge", score_tables.table3),
+    Exhibit("table-4", "Table 4: the partition", "", tables.table4),
+    Exhibit("table-5", "Table 5: hyper-parameters", "train", tables.table5),
+    Exhibit("table-6", "Table 6: the judge's dimensions", "", tables.table6),
+    Exhibit("figure-1", "Figure 1: the scheme", "", figures.figure1),
+    Exhibit("figure-2", "Figure 2: Overall by model", "judge", figures.figure2, scores.by_cell),
+    Exhibit("figure-3", "Figure 3: dimensions", "judge", heatmap.figure3, heatmap.squares),
+    Exhibit("figure-4", "Figure 4: training loss", "train", figures.figure4, _curves),
+    Exhibit("figure-5", "Figure 5: training time", "train", figures.figure5, tables.cells),
+    Exhibit("table-comparisons", "Strategies compared", "judge", score_tables.comparisons),
+    Exhibit("table-power", "Prompts needed", "judge", score_tables.power),
+    Exhibit("table-dimensions", "Differences by dimension", "judge", score_tables.dimensions),
+    Exhibit("table-alignment-tax", "The alignment tax", "judge", score_tables.alignment_tax),
+    Exhibit("table-beside-paper", "The paper beside ours", "judge", score_tables.beside_paper),
+    Exhibit("table-accuracy", "Held-out preferences", "evaluate", tables.accuracy),
+    Exhibit(
+        "figure-accuracy", "Held-out preferences", "evaluate", figures.accuracy, tables.accuracy
+    ),
+    Exhibit("table-objectives", "Margins by objective", "evaluate", tables.objectives),
+    Exhibit(
+        "figure-objectives",
+        "Margins by objective",
+        "evaluate",
+        figures.objectives,
+        tables.objectives,
+    ),
+    Exhibit("table-divergence", "Distance from Base", "respond evaluate", tables.divergence),
+    Exhibit(
+        "figure-divergence",
+        "Distance from Base",
+        "respond evaluate",
+        figures.divergence,
+        tables.divergence,
+    ),
+    Exhibit("table-cells", "The cells", "train", tables.cells),
+    Exhibit("table-claims", "Verdicts by paper", VERDICTS, ledger.overview),
+    Exhibit("table-headlines", "The main claims", VERDICTS, ledger.headlines),
+    Exhibit("table-stages", "The stages", EVERY_STAGE, run_tables.stages),
+    Exhibit("table-totals", "Time and cost", EVERY_STAGE, run_tables.totals),
+    Exhibit("table-failures", "Failed stages", "", run_tables.failures),
+    Exhibit("table-probes", "The probes", EVERY_PROBE, run_tables.probes),
+    Exhibit("table-judge-made", "How the judge was measured", "", judge_tables.made),
+    Exhibit("table-judge-agreement", "The judge and people", "", judge_tables.judge_agreement),
+    Exhibit("table-judge-preferences", "The judge and preferences", "", judge_tables.preferences),
+    Exhibit("table-judge-reliability", "The judge and itself", "", judge_tables.reliability),
+    Exhibit("table-judge-length", "The judge and length", "", judge_tables.length),
+    Exhibit(
+        "figure-judge-injection",
+        "Attacks on the judge",
+        "",
+        judge_tables.injection_figure,
+        judge_tables.injection,
+    ),
+    Exhibit("table-judge-injection", "Attacks on the judge", "", judge_tables.injection),
+    Exhibit("table-judge-usage", "What judging took", "judge", judge_tables.usage),
+    Exhibit("table-judge-failures", "Missing judgments", "judge", judge_tables.failures),
+    Exhibit("table-audit-statements", "Text and tables", "", statements.disagreements),
+    Exhibit(
+        "figure-audit-models",
+        "The Llama models beside the others",
+        "",
+        audit_tables.by_models,
+        audit_tables.points,
+    ),
+    Exhibit("table-audit-llama", "What is left for the Llama models", "", audit_tables.llama),
+    Exhibit("table-audit-gains", "Gains over Base by model", "", audit_tables.gains),
+    Exhibit("table-audit-comparisons", "The text's comparisons", "", statements.comparisons),
+    Exhibit("table-audit-pairing", "The same, if paired", "", statements.pairing),
+    Exhibit("table-audit-sizes", "How large the differences are", "", statements.sizes),
+    Exhibit("table-audit-versions", "v1 beside v2", "", statements.versions),
+    Exhibit("table-audit-checks", "Checks that assume nothing", "", audit_tables.checks),
+    Exhibit("figure-where", "Every measure by layer", MEASURES, overview.overview, overview.layers),
+    Exhibit("table-where", "Shares of each third", MEASURES, overview.shares),
+    Exhibit("table-where-lacking", "Measures that are lacking", MEASURES, overview.lacking),
+    Exhibit("table-where-correlations", "Measures compared", MEASURES, overview.correlations),
+    Exhibit("figure-windows", "Windows", "sweep", sweep.windows, sweep.curve),
+    Exhibit("table-windows", "Windows and controls", "sweep", sweep.controls),
+    Exhibit(
+        "figure-gradients",
+        "Gradient norm by layer",
+        "gradients",
+        gradients.curves,
+        gradients.layers,
+    ),
+    Exhibit("table-gradients-modules", "By module", "gradients", gradients.modules),
+    Exhibit("table-inequality", "Hypothesis 2", "gradients", gradients.inequality),
+    Exhibit(
+        "figure-gradients-along",
+        "Gradients along training",
+        "gradients",
+        gradients.along,
+        gradients.shares,
+    ),
+    Exhibit("figure-matrix", "Strategy by objective", "matrix", sweep.matrix, sweep.cells),
+    Exhibit("table-effects", "Own third against others", "matrix", sweep.effects),
+    Exhibit("figure-ila-gates", "Matrices by gate", "ila", ila.gates, ila.layers),
+    Exhibit("table-ila-rankings", "Data sets and losses", "ila", ila.rankings),
+    Exhibit("table-ila-overlaps", "Overlap of data sets", "ila", ila.overlaps),
+    Exhibit("figure-ila-interventions", "Tuned by rank", "ila", ila.interventions, ila.variants),
+    Exhibit("table-ila-differences", "Interventions compared", "ila", ila.differences),
+    Exhibit("table-patching", "What was patched", "patching", patching.made),
+    Exhibit("figure-patching", "Recovery by layer", "patching", patching.recovery, patching.layers),
+    Exhibit("table-patching-thirds", "The middle third", "patching", patching.thirds),
+    Exhibit(
+        "figure-patching-windows",
+        "Recovery by windows",
+        "patching",
+        patching.windows,
+        patching.layers,
+    ),
+    Exhibit(
+        "figure-patching-lasso",
+        "LASSO with stability selection",
+        "patching",
+        patching.lasso,
+        patching.kept,
+    ),
+    Exhibit("table-patching-regression", "Regression", "patching", patching.regression),
+    Exhibit(
+        "figure-patching-rank", "Recovery against rank", "patching", patching.rank, patching.ranks
+    ),
+]
+EXHIBITS = {exhibit.name: exhibit for exhibit in _ALL}
 
 
 def draw(study: Study, name: str) -> Any:
-    """The exhibit called `name`: a Table or a matplotlib Figure."""
+    """The exhibit called `name`: a Table or a matplotlib Figure. HialignError if it cannot be drawn."""
     if name not in EXHIBITS:
         raise HialignError(f"there is no exhibit {name!r}: they are {', '.join(EXHIBITS)}")
-    return _of(study, EXHIBITS[name].draw)
+    try:
+        return _of(study, EXHIBITS[name].draw)
+    except HialignError:
+        raise
+    except Exception as error:
+        raise HialignError(
+            f"the exhibit {name} of study {study.name} could not be drawn: "
+            f"{type(error).__name__}: {error}"
+        ) from error
 
 
 def _of(study: Study, function: Callable[..., Any]) -> Any:
@@ -210,29 +212,35 @@ def _of(study: Study, function: Callable[..., Any]) -> Any:
 # --- writing -------------------------------------------------------------------------------------
 
 
+def write_all(study: Study, folder: Path) -> None:
+    """Every exhibit into `folder`. HialignError names the first one that cannot be drawn."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in EXHIBITS:
+        write(study, name, folder)
+
+
 def write(study: Study, name: str, folder: Path) -> list[Path]:
     """`<name>.csv` and `.json`, and the picture: `.svg` and `.png` of a figure, a table's `.html`."""
-    drawn, exhibit, made = draw(study, name), EXHIBITS[name], []
+    shown, exhibit = draw(study, name), EXHIBITS[name]
+    kinds = ("svg", "png") if exhibit.is_figure else ("html",)
+    paths_written = [folder / f"{name}.{kind}" for kind in kinds]
+    for path in paths_written:
+        if exhibit.is_figure:
+            save(shown, path)
+        else:
+            with whole_file(path) as temporary:
+                temporary.write_text(shown._repr_html_(), encoding="utf-8")
+    frame = shown
     if exhibit.is_figure:
-        for kind in ("svg", "png"):
-            path = folder / f"{name}.{kind}"
-            save(drawn, path)
-            made.append(path)
         frame = _of(study, exhibit.data) if exhibit.data else None
-    else:
-        frame = drawn
-        path = folder / f"{name}.html"
-        with whole_file(path) as temporary:
-            temporary.write_text(drawn._repr_html_(), encoding="utf-8")
-        made.append(path)
     if frame is not None:
         values = numbers(frame)
         with whole_file(folder / f"{name}.csv") as temporary:
             values.to_csv(temporary, index=False)
         content = about(study, name) | {"rows": json.loads(values.to_json(orient="records"))}
         write_json(folder / f"{name}.json", content)
-        made += [folder / f"{name}.csv", folder / f"{name}.json"]
-    return made
+        paths_written += [folder / f"{name}.csv", folder / f"{name}.json"]
+    return paths_written
 
 
 def save(figure: Any, path: Path) -> None:
@@ -281,20 +289,23 @@ def about(study: Study, name: str) -> dict[str, Any]:
 
 
 def runs_behind(study: Study, name: str) -> Iterator[dict[str, str]]:
-    """The cells whose records of the exhibit's stages are there, and its probes' records: model, block
-    (empty for a probe), stage, file."""
-    for stage in EXHIBITS[name].stages.split():
-        for cell in study.cells():
-            file = stage_manifest(cell, stage)
+    """The records that an exhibit shows, where they are there: model, block (empty for a probe),
+    stage, file."""
+    folder = paths.study_dir(study.name)
+    for record in EXHIBITS[name].records.split():
+        if record in PROBES:
+            stage = f"probe-{record}"
+            runs = [
+                (model.name, "", paths.probe_record(study.name, model.name, record))
+                for model in study.models
+            ]
+        else:
+            stage = record
+            runs = [(c.model.name, c.block, stage_manifest(c, record)) for c in study.cells()]
+        for model, block, file in runs:
             if file.is_file():
-                place = str(file.relative_to(paths.study_dir(study.name)))
-                yield {"model": cell.model.name, "block": cell.block, "stage": stage, "file": place}
-    for probe in EXHIBITS[name].probes.split():
-        for model in study.models:
-            file = paths.probe_record(study.name, model.name, probe)
-            if file.is_file():
-                place = str(file.relative_to(paths.study_dir(study.name)))
-                yield {"model": model.name, "block": "", "stage": f"probe-{probe}", "file": place}
+                place = str(file.relative_to(folder))
+                yield {"model": model, "block": block, "stage": stage, "file": place}
 
 
 def source_file(function: Callable[..., Any]) -> str:

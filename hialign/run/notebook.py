@@ -88,7 +88,7 @@ def _execute(template: Path, parameters: Mapping[str, Any], output: Path) -> Non
     from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillException, PapermillExecutionError
 
-    from hialign.book.kernels import PATIENT, Kernel
+    from hialign.run.kernels import PATIENT, Kernel
 
     stage = template.stem
     failed = output.with_name(output.stem + ".failed.ipynb")

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from nbclient import NotebookClient
-
 from hialign.book.kernels import Kernel
+from nbclient import NotebookClient
 
 WHERE = (
     "from ipykernel.kernelapp import IPKernelApp; k = IPKernelApp.instance(); "
