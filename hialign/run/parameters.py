@@ -119,7 +119,6 @@ def _quiet(stage: str) -> None:
 
     torch.set_num_threads(processes.threads(stage))
     warnings.filterwarnings("ignore", category=FutureWarning)
-    warnings.filterwarnings("ignore", message="IProgress not found")  # our bars need no widgets
     datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()

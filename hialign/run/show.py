@@ -6,7 +6,6 @@ escaped, and a long text is cut.
 
 import difflib
 import math
-import platform
 import re
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -26,7 +25,6 @@ from hialign.judging.local import LocalJudge
 from hialign.preferences.formats import transcript
 from hialign.records import frames
 from hialign.records.files import read_jsonl
-from hialign.records.provenance import hialign_version
 from hialign.records.status import cell_status, command_of, judge_of, probe_status
 from hialign.report import plots, run_tables
 from hialign.report.display import Table, span, table_of
@@ -86,18 +84,9 @@ COSTS = {  # the fields of a record that say what a stage did, and their columns
     "cost": "Cost (USD)",
 }
 LONGEST = 700  # characters of a text that is shown
+ALIKE = 0.7  # share of words and spaces that two responses have in common, to mark the others
 MARKED = "background: rgba(213, 94, 0, 0.25); border-bottom: 2px solid currentColor"
 SCROLLING = "max-height: 24rem; overflow: auto; border: 1px solid rgba(128, 128, 128, 0.5)"
-
-
-def versions() -> None:
-    """Print the versions of hialign, Python and torch, and the GPU if there is one."""
-    gpu = "no CUDA GPU"
-    if torch.cuda.is_available():
-        device = torch.cuda.get_device_properties(0)
-        gpu = f"{device.name} with {device.total_memory / 2**30:.0f} GiB"
-    python = platform.python_version()
-    print(f"hialign {hialign_version()}, Python {python}, torch {torch.__version__}, {gpu}")
 
 
 def heading(stage: str, *cells: Cell) -> HTML:
@@ -123,7 +112,8 @@ def next_steps(stage: str, *cells: Cell) -> HTML:
     ]
     commands = [command_of(cell, after) for cell, after in stages]
     commands.append(f"hialign reproduce {cells[0].study.argument}")
-    return _html(f"<pre>{escape(chr(10).join(commands))}</pre>")
+    lines = "\n".join(commands)
+    return _html(f"<pre><code>{escape(lines)}</code></pre>")
 
 
 # --- texts -----------------------------------------------------------------------------------------
@@ -134,13 +124,12 @@ def text(content: str) -> HTML:
     return _html(f'<div tabindex="0" style="{TEXT}; {SCROLLING}">{escape(content)}</div>')
 
 
-def pair(row: Mapping[str, Any], differences: bool = False) -> HTML:
-    """The prompt of a preference pair, and its two responses side by side. `differences` marks the
-    words that the two do not share."""
-    chosen, rejected = (_cut(transcript(row[side])) for side in ("chosen", "rejected"))
-    bodies = _marked(chosen, rejected) if differences else (escape(chosen), escape(rejected))
+def pair(row: Mapping[str, Any]) -> HTML:
+    """The prompt of a preference pair, and its two responses side by side. If these share most of
+    their words, the others are marked."""
     prompt = escape(_cut(transcript(row["prompt"])))
-    cards = _cards(dict(zip(("Chosen", "Rejected"), bodies, strict=True)))
+    chosen, rejected = _marked(*(_cut(transcript(row[side])) for side in ("chosen", "rejected")))
+    cards = _cards({"Chosen": chosen, "Rejected": rejected})
     return _html(f'<b>Prompt</b><div style="{TEXT}">{prompt}</div>{cards}')
 
 
@@ -198,10 +187,12 @@ def _cards(texts: Mapping[str, str]) -> str:
 
 
 def _marked(first: str, second: str) -> tuple[str, str]:
-    """Two texts as HTML in which the words that they do not share are marked."""
+    """Two texts as HTML; where they are much alike, the words that they do not share are marked."""
     words = [re.findall(r"\S+|\s+", content) for content in (first, second)]
-    parts: tuple[list[str], list[str]] = ([], [])
     matcher = difflib.SequenceMatcher(a=words[0], b=words[1], autojunk=False)
+    if matcher.ratio() < ALIKE:
+        return escape(first), escape(second)
+    parts: tuple[list[str], list[str]] = ([], [])
     for tag, *ends in matcher.get_opcodes():
         for side, (start, end) in enumerate((ends[:2], ends[2:])):
             run = escape("".join(words[side][start:end]))
@@ -347,16 +338,13 @@ def evaluation(content: Mapping[str, Any]) -> Table:
 def divergence(content: Mapping[str, Any]) -> Table:
     """How far a cell has moved from Base on its own responses, and how long these are."""
     values = content["divergence"]
-    names = {
-        "kl": "Kullback-Leibler divergence from Base (nats per token)",
-        "response_tokens": "Length of a response (tokens)",
+    row = {
+        "KL from Base (nats/token)": values["kl"],
+        "95% interval of KL": _interval(values, "kl"),
+        "Response length (tokens)": values["response_tokens"],
+        "95% interval of length": _interval(values, "response_tokens"),
     }
-    return table_of(
-        [
-            {"Measure": title, "Mean": values[name], "95% interval": _interval(values, name)}
-            for name, title in names.items()
-        ]
-    )
+    return table_of([row])
 
 
 def _interval(values: Mapping[str, Any], name: str) -> str | None:

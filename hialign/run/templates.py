@@ -63,7 +63,7 @@ LIMITS = "## What these numbers can and cannot say\n\n{limits}"
 def set_up_cell() -> str:
     """The source of the set-up cell, with what pip installs hialign from."""
     source = (paths.package() / "run" / "setup_cell.py").read_text(encoding="utf-8").rstrip()
-    return source.replace('_package = ""', f'_package = "{repository.package()}"')
+    return source.replace('_package = [""', f'_package = ["{repository.package()}"')
 
 
 def probe_notebook(probe: str) -> "NotebookNode":
