@@ -15,10 +15,10 @@ import nbformat
 import pytest
 import yaml
 
-from hialign.book import repository
+from hialign.book import publish, repository
 from hialign.run import parameters, show, templates
 from hialign.study import paths
-from hialign.study.study import PROBES
+from hialign.study.study import PROBES, STAGES
 
 ROOT = paths.root()
 LOGIC = (ast.If, ast.For, ast.While, ast.With, ast.Try, ast.FunctionDef, ast.ClassDef, ast.Lambda)
@@ -137,6 +137,12 @@ def test_a_probes_notebook_calls_what_there_is(probe: str) -> None:
     book = nbformat.read(paths.notebooks() / f"probe-{probe}.ipynb", as_version=4)
     calls = {c.source for c in book.cells if c.source.startswith("show.view(")}
     assert calls == {f'show.view(cell, "{probe}", "{view}")' for view in show.VIEWS[probe]}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_an_executed_notebook_that_shows_texts_is_published_with_them_alone(stage: str) -> None:
+    assert publish.HOLDS_TEXTS.search(f"{stage}-model-mid.ipynb")
+    assert not publish.HOLDS_TEXTS.search("probe-ila-model-all.ipynb")
 
 
 def test_an_address_is_written_into_all_templates(
