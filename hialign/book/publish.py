@@ -36,7 +36,9 @@ COPIED = (
 )
 LEFT = re.compile(r"^\.|\.earlier\.|\.partial|\.failed\.|^explore-")
 WRITTEN_BY_MODELS = re.compile(r"^(responses|judgments-.*)\.jsonl$|/explorations/")
-HOLDS_TEXTS = re.compile(r"^(responses|judgments-.*)\.jsonl$|^(respond|judge)-.*\.ipynb$")
+HOLDS_TEXTS = re.compile(
+    r"^(responses|judgments-.*)\.jsonl$|^(train|respond|evaluate|judge)-.*\.ipynb$"
+)
 SECRET_NAME = re.compile(r"KEY|TOKEN|SECRET|PASSWORD", re.IGNORECASE)
 SHORTEST_SECRET = 8  # characters: a shorter value of such a variable is found everywhere
 SECRETS = (

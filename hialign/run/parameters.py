@@ -1,6 +1,7 @@
 """A notebook's parameters: names, types, and the cell that they name."""
 
 import difflib
+import warnings
 from collections.abc import Mapping, MutableMapping
 from typing import Any
 
@@ -10,8 +11,9 @@ from hialign.study import blocks
 from hialign.study.errors import HialignError
 from hialign.study.study import Cell, load_study
 
-# What IPython and Jupyter themselves put into a notebook's namespace
-SHELL_NAMES = {"In", "Out", "exit", "quit", "open", "get_ipython", "hialign"}
+SHELL_NAMES = {"In", "Out"}  # what IPython itself keeps in a notebook's namespace
+# A parameter is a plain value, as papermill writes it. Modules and functions are none.
+PLAIN = (str, int, float, list, tuple, dict, type(None))
 PARAMETERS: Mapping[str, tuple[type, ...]] = {
     "study": (str,),
     "model": (str, type(None)),
@@ -35,21 +37,27 @@ def parameters_of(stage: str) -> dict[str, tuple[type, ...]]:
 def begin(namespace: Mapping[str, Any], stage: str) -> Cell:
     """Check a notebook's parameters (its `globals()`) and give the cell that they name.
 
-    Raises HialignError for a name that is no parameter (`-p bloc late`), for a value of another
-    type, and for a study, model or block that does not exist, before anything is loaded. A cell that
-    is run again finds what the notebook itself has named since: that is no parameter either way.
+    Every plain value that was named so far counts as a parameter, so that a misspelt one is refused
+    (`-p bloc late`). When the cell is run again, later cells have named other things, and only the
+    stage's own parameters count. Raises HialignError for a name that is no parameter, for a value of
+    another type, and for a study, model or block that does not exist, before anything is loaded.
     """
     again = BEGUN in namespace
+    parameters = parameters_of(stage)
     given = {
         name: value
         for name, value in namespace.items()
-        if not name.startswith("_") and name not in SHELL_NAMES and not _is_module(value)
-        if not again or name in parameters_of(stage)
+        if name in parameters or (not again and _is_plain(name, value))
     }
     check_types(given, stage)
     _mark(namespace)
     _quiet(stage)
     return cell_named({"block": "base", **given})
+
+
+def _is_plain(name: str, value: Any) -> bool:
+    """Whether a name in a notebook's namespace may be a parameter."""
+    return isinstance(value, PLAIN) and not name.startswith("_") and name not in SHELL_NAMES
 
 
 def begin_pass(namespace: Mapping[str, Any], stage: str) -> list[Cell]:
@@ -82,12 +90,12 @@ def _mark(namespace: Mapping[str, Any]) -> None:
 
 
 def check_types(values: Mapping[str, Any], stage: str) -> None:
-    where, known = f"notebook {stage}", parameters_of(stage)
+    where, parameters = f"notebook {stage}", parameters_of(stage)
     for name, value in values.items():
-        if name not in known:
-            raise HialignError(unknown(name, list(known), where))
-        if not isinstance(value, known[name]):
-            wanted = " or ".join(t.__name__.replace("NoneType", "None") for t in known[name])
+        if name not in parameters:
+            raise HialignError(unknown(name, list(parameters), where))
+        if not isinstance(value, parameters[name]):
+            wanted = " or ".join(t.__name__.replace("NoneType", "None") for t in parameters[name])
             raise HialignError(f"{where}: parameter {name} must be {wanted}, it is {value!r}")
 
 
@@ -102,26 +110,15 @@ def unknown(name: str, known: list[str], where: str) -> str:
     return f"{where} has no parameter {name!r}{hint}: it has {', '.join(known)}"
 
 
-def _is_module(value: Any) -> bool:
-    import types
-
-    return isinstance(value, types.ModuleType)
-
-
 def _quiet(stage: str) -> None:
     """Keep the libraries' own progress bars and notices out of a saved notebook, and have it compute
     with as many threads as any other."""
-    import warnings
-
-    import torch
-
-    torch.set_num_threads(processes.threads(stage))
-
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    warnings.filterwarnings("ignore", message="IProgress not found")  # our bars need no widgets
     import datasets
+    import torch
     import transformers
 
+    torch.set_num_threads(processes.threads(stage))
+    warnings.filterwarnings("ignore", category=FutureWarning)
     datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()

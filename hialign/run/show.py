@@ -1,156 +1,391 @@
-"""What the notebooks show of what they ran."""
+"""What the notebooks show of a step: pairs, prompts and answers as text, and tables of the rest.
 
-from collections.abc import Mapping
+Whatever a model, a judge or a data set wrote is untrusted. It is shown as text, with its markup
+escaped, and a long text is cut.
+"""
+
+import difflib
+import math
+import re
+from collections.abc import Mapping, Sequence
+from html import escape
 from typing import Any
 
+import torch
+from IPython.display import HTML
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from hialign.engine.measures import choice
+from hialign.engine.models import config_of, load_tokenizer
+from hialign.engine.modules import decoder_layers, target_modules
+from hialign.judging.ledger import source_of
+from hialign.judging.local import LocalJudge
+from hialign.preferences.formats import transcript
 from hialign.records import frames
 from hialign.records.files import read_jsonl
-from hialign.records.status import cell_status, probe_status
-from hialign.report import judge_tables
+from hialign.records.status import cell_status, command_of, judge_of, probe_status
+from hialign.report import plots, run_tables
+from hialign.report.display import Table, span, table_of
+from hialign.report.exploration import GRID, TEXT
+from hialign.report.judge_tables import judge_line
 from hialign.report.where import gradients, ila, overview, patching, sweep
-from hialign.study.study import Cell
+from hialign.statistics.intervals import interval_text
+from hialign.study.rubric import Rubric, load_rubric, messages
+from hialign.study.settings import ModelSettings
+from hialign.study.study import Cell, stages_of
 
-# What a probe's notebook shows of its record: figures, then tables
-VIEWS: Mapping[str, tuple[Any, ...]] = {
-    "gradients": (gradients.curves, gradients.along, gradients.inequality),
-    "matrix": (sweep.matrix, sweep.effects),
-    "ila": (ila.gates, ila.interventions, ila.rankings, ila.overlaps),
-    "patching": (
-        *(patching.recovery, patching.rank),
-        *(patching.made, patching.thirds, patching.regression),
-    ),
-    "sweep": (sweep.windows, sweep.controls),
-    "weights": (overview.overview, overview.layers),
+# The figures and tables of each probe's record, by the names that its notebook uses
+VIEWS: Mapping[str, Mapping[str, Any]] = {
+    "gradients": {
+        "curves": gradients.curves,
+        "along": gradients.along,
+        "inequality": gradients.inequality,
+    },
+    "matrix": {"matrix": sweep.matrix, "effects": sweep.effects},
+    "ila": {
+        "gates": ila.gates,
+        "rankings": ila.rankings,
+        "overlaps": ila.overlaps,
+        "interventions": ila.interventions,
+    },
+    "patching": {
+        "made": patching.made,
+        "recovery": patching.recovery,
+        "thirds": patching.thirds,
+        "regression": patching.regression,
+        "rank": patching.rank,
+    },
+    "sweep": {"windows": sweep.windows, "controls": sweep.controls},
+    "weights": {"layers": overview.layers, "overview": overview.overview},
 }
+STATUS = {
+    "missing": "has not run yet",
+    "done": "has run with these settings before",
+    "stale": "has run before, and what it left is out of date",
+    "damaged": "has run before, and its files were changed since",
+    "failed": "failed the last time",
+}
+NEXT = {"train": ("respond",), "respond": ("evaluate", "judge"), "evaluate": ("judge",)}
+COSTS = {  # the fields of a record that say what a stage did, and their columns
+    "strategy": "Strategy",
+    "probe": "Probe",
+    "pairs": "Pairs",
+    "prompts": "Prompts",
+    "n": "Responses",
+    "steps": "Optimizer steps",
+    "tokens": "Tokens",
+    "cut": "Cut at the limit",
+    "empty": "Empty",
+    "done": "Scored now",
+    "reused": "Scored before",
+    "failed": "Failed",
+    "cost": "Cost (USD)",
+}
+LONGEST = 700  # characters of a text that is shown
+ALIKE = 0.7  # share of words and spaces that two responses have in common, to mark the others
+MARKED = "background: rgba(213, 94, 0, 0.25); border-bottom: 2px solid currentColor"
+SCROLLING = "max-height: 24rem; overflow: auto; border: 1px solid rgba(128, 128, 128, 0.5)"
 
 
-def views(cell: Cell, probe: str) -> list[Any]:
-    """What the record of a probe of the cell's model shows: figures and tables, for a notebook."""
-    only = cell.study.model_copy(update={"models": [cell.model]})
-    return [draw(only) for draw in VIEWS[probe]]
+def heading(stage: str, *cells: Cell) -> HTML:
+    """What is about to run, one line per cell: a stage of a cell, or `probe-…` of its model."""
+    lines = []
+    for cell in cells:
+        about = f"<b>{escape(cell.model.label)}</b>"
+        probe = stage.removeprefix("probe-")
+        if probe != stage:
+            status, what = probe_status(cell.study, cell.model, probe), f"The {probe} probe"
+        else:
+            status, what = cell_status(cell, stage), f"The stage {stage}"
+            about += f", block <b>{escape(cell.block)}</b> ({escape(cell.strategy)})"
+        about += f", study <b>{escape(cell.study.name)}</b>."
+        lines.append(f"{about} {what} {STATUS[status]}.")
+    return _html("<br>".join(lines))
 
 
-def heading(cell: Cell, stage: str, *others: Cell) -> Any:
-    """What is about to run, as a line of Markdown a cell under the parameters."""
-    from IPython.display import Markdown
-
-    notes = {
-        "done": "has run with these settings before and runs again",
-        "stale": "is out of date and runs again",
-        "damaged": "has files that were changed since and runs again",
-        "failed": "failed before and is tried again",
-    }
-    lines = [
-        f"**{c.model.label}**, block **{c.block}** ({c.strategy}) of study **{c.study.name}**: "
-        f"stage {stage} {notes.get(cell_status(c, stage), 'has not run yet')}."
-        for c in (cell, *others)
+def next_steps(stage: str, *cells: Cell) -> HTML:
+    """The commands that go on from a stage of some cells, and the one that does all the rest."""
+    stages = [
+        (cell, after) for after in NEXT.get(stage, ()) for cell in cells if after in stages_of(cell)
     ]
-    return Markdown("\n\n".join(lines))
+    commands = [command_of(cell, after) for cell, after in stages]
+    commands.append(f"hialign reproduce {cells[0].study.argument}")
+    lines = "\n".join(commands)
+    return _html(f"<pre><code>{escape(lines)}</code></pre>")
 
 
-def probe_heading(cell: Cell, probe: str) -> Any:
-    """As `heading`, of a probe."""
-    from IPython.display import Markdown
+# --- texts -----------------------------------------------------------------------------------------
 
-    notes = {
-        "done": "has a record of these settings, which is used if it came from the same",
-        "stale": "has a record that is out of date and runs again",
-        "damaged": "has a record that was changed since and runs again",
-        "failed": "failed before and is tried again",
-    }
-    state = probe_status(cell.study, cell.model, probe)
-    return Markdown(
-        f"**{cell.model.label}** of study **{cell.study.name}**: the {probe} probe "
-        f"{notes.get(state, 'has not run yet')}."
+
+def text(content: str) -> HTML:
+    """A text as it is, special tokens and line breaks included; a long one scrolls."""
+    return _html(f'<div tabindex="0" style="{TEXT}; {SCROLLING}">{escape(content)}</div>')
+
+
+def pair(row: Mapping[str, Any]) -> HTML:
+    """The prompt of a preference pair, and its two responses side by side. If these share most of
+    their words, the others are marked."""
+    prompt = escape(_cut(transcript(row["prompt"])))
+    chosen, rejected = _marked(*(_cut(transcript(row[side])) for side in ("chosen", "rejected")))
+    cards = _cards({"Chosen": chosen, "Rejected": rejected})
+    return _html(f'<b>Prompt</b><div style="{TEXT}">{prompt}</div>{cards}')
+
+
+def prompts(rows: Sequence[Mapping[str, Any]], most: int = 3) -> Table:
+    """The first prompts of a study."""
+    table = table_of([{"Prompt": _cut(transcript(row["prompt"]), 200)} for row in rows[:most]])
+    table.attrs["caption"] = f"The first {len(table)} of {len(rows)} prompts"
+    return table
+
+
+def answers(cell: Cell, most: int = 2) -> HTML:
+    """What every strategy that has responded answered to the first prompts, side by side."""
+    blocks = dict.fromkeys(("base", *cell.study.blocks, cell.block))
+    cells = [Cell(cell.study, cell.model, block) for block in blocks]
+    responses = {c.strategy: frames.responses_of(c)[:most] for c in cells}
+    parts = []
+    for place, row in enumerate(frames.responses_of(cell)[:most]):
+        cards = {
+            strategy: escape(_cut(rows[place]["response"])) or "<i>an empty response</i>"
+            for strategy, rows in responses.items()
+            if len(rows) > place and rows[place]["prompt_id"] == row["prompt_id"]
+        }
+        parts.append(f'<div style="{TEXT}"><b>{escape(_cut(row["prompt"]))}</b></div>')
+        parts.append(_cards(cards))
+    return _html("".join(parts))
+
+
+def request(cell: Cell, item: Mapping[str, Any]) -> HTML:
+    """What the study's judge is given for one response: the text before its answer begins.
+
+    A local judge is asked for one dimension at a time, and this is the request for the first.
+    """
+    judge = judge_of(cell.study)
+    rubric = load_rubric(judge.rubric)
+    if judge.backend == "openai":
+        turns = messages(rubric, item["prompt"], item["response"])
+        return text("\n\n".join(f"[{turn['role']}]\n{turn['content']}" for turn in turns))
+    tokenizer = load_tokenizer(source_of(judge))
+    local = LocalJudge(without_weights(source_of(judge)), tokenizer, rubric, judge.name)
+    ids = local.prompt_ids(item["prompt"], item["response"], next(iter(rubric.dimensions)))
+    return text(tokenizer.decode(ids))
+
+
+def _cut(content: str, most: int = LONGEST) -> str:
+    return content if len(content) <= most else f"{content[:most].rstrip()} …"
+
+
+def _cards(texts: Mapping[str, str]) -> str:
+    """Titled texts side by side; the texts are HTML."""
+    cards = (
+        f'<section><b>{escape(title)}</b><div style="{TEXT}">{content}</div></section>'
+        for title, content in texts.items()
     )
+    return f'<div style="{GRID}; margin: 0.5rem 0 1rem">{"".join(cards)}</div>'
 
 
-def probed(cell: Cell, probe: str) -> None:
-    """Show the figures and tables of a probe's record."""
-    from IPython.display import display
+def _marked(first: str, second: str) -> tuple[str, str]:
+    """Two texts as HTML; where they are much alike, the words that they do not share are marked."""
+    words = [re.findall(r"\S+|\s+", content) for content in (first, second)]
+    matcher = difflib.SequenceMatcher(a=words[0], b=words[1], autojunk=False)
+    if matcher.ratio() < ALIKE:
+        return escape(first), escape(second)
+    parts: tuple[list[str], list[str]] = ([], [])
+    for tag, *ends in matcher.get_opcodes():
+        for side, (start, end) in enumerate((ends[:2], ends[2:])):
+            run = escape("".join(words[side][start:end]))
+            marked = f'<span style="{MARKED}">{run}</span>' if run.strip() else run
+            parts[side].append(run if tag == "equal" else marked)
+    return "".join(parts[0]), "".join(parts[1])
 
-    from hialign.run.show import views
 
-    for view in views(cell, probe):
-        display(view)
+def _html(content: str) -> HTML:
+    # The classes keep MathJax away from dollar signs in what a model wrote.
+    return HTML(f'<div class="hialign mathjax_ignore tex2jax_ignore">{content}</div>')
 
 
-def loss(*cells: Cell) -> Any:
-    """The DPO loss of each optimizer step of some cells as a figure, with the untrained model's log 2."""
-    import math
+# --- training --------------------------------------------------------------------------------------
 
-    import matplotlib.pyplot as plt
 
-    from hialign.report.plots import colour_of, style
+def partition(thirds: Mapping[str, range], *cells: Cell) -> Table:
+    """The three blocks of a model (`split_layers`), and the layers that some cells tune."""
+    depth = thirds["global"].stop
+    layers: dict[str, Sequence[int]] = {f"block {name}": third for name, third in thirds.items()}
+    layers |= {f"tuned by {cell.strategy}": choice(cell, depth).layers for cell in cells}
+    rows = [
+        {
+            "Which": name,
+            "Layers": span(chosen) or "none",
+            "How many": len(chosen),
+            "Drawn": "".join("■" if layer in chosen else "□" for layer in range(depth)),
+        }
+        for name, chosen in layers.items()
+    ]
+    table = table_of(rows)
+    table.attrs["caption"] = f"{depth} layers, counted from 0"
+    return table
 
-    style()
-    figure, axes = plt.subplots(figsize=(6, 3), layout="constrained")
-    plt.close(figure)  # else the notebook shows it twice
-    axes.axhline(
-        math.log(2), color="grey", linestyle="--", linewidth=1, label="log 2: no preference"
+
+def adapters(*cells: Cell) -> Table:
+    """How many parameters the adapters of some cells of one model have (section 3.2.3).
+
+    An adapter of rank r on a matrix of m x n has r (m + n) parameters. The model's shapes are read
+    from its configuration, and no weights are loaded.
+    """
+    training, model = cells[0].study.training, without_weights(cells[0].model)
+    _, depth = decoder_layers(model)
+    total = sum(parameter.numel() for parameter in model.parameters())
+    rows = []
+    for cell in cells:
+        chosen = choice(cell, depth)
+        rank = chosen.rank or training.lora_rank
+        matrices = chosen.modules or target_modules(model, chosen.layers, training.target_modules)
+        trained = rank * sum(sum(model.get_submodule(name).weight.shape) for name in matrices)
+        rows.append(
+            {
+                "Strategy": cell.strategy,
+                "Matrices with an adapter": len(matrices),
+                "Rank": rank,
+                "Parameters that train": trained,
+                "Share of the model (%)": 100 * trained / total,
+            }
+        )
+    table = table_of(rows)
+    table.attrs["caption"] = (
+        f"The model itself has {total:,} parameters, and all of them are frozen"
     )
+    return table
+
+
+def without_weights(settings: ModelSettings) -> PreTrainedModel:
+    """A model's modules and their shapes on torch's `meta` device, which takes no memory."""
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config_of(settings))
+
+
+def loss(*cells: Cell) -> Figure:
+    """The DPO loss of each optimizer step of some cells, and log 2, where an untrained model is."""
+    figure, (axes,) = plots.canvas(6, 3)
+    axes.axhline(math.log(2), color="grey", linestyle="--", linewidth=1, label="log 2: untrained")
     for cell in cells:
         file = cell.folder / "training.jsonl"
         steps = read_jsonl(file) if file.is_file() and cell.block != "base" else []
         if steps:
-            values = [s["step"] for s in steps], [s["loss"] for s in steps]
-            marker = "o" if len(steps) < 60 else ""
-            colour = colour_of(cell.study, cell.block)
-            axes.plot(*values, marker=marker, color=colour, label=cell.strategy)
+            axes.plot(
+                [step["step"] for step in steps],
+                [step["loss"] for step in steps],
+                marker="o" if len(steps) < 60 else "",
+                color=plots.colour_of(cell.study, cell.block),
+                label=plots.plain(cell.strategy),
+            )
     axes.set(xlabel="optimizer step", ylabel="DPO loss (nats)")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(frameon=False)
     return figure
 
 
-def evaluation(content: Mapping[str, Any]) -> Any:
-    """The accuracies and margins of an `evaluation.json`, a row an objective, with intervals."""
-    from hialign.report import display
-    from hialign.statistics.intervals import interval_text
+def confinement(*manifests: Mapping[str, Any]) -> Table:
+    """What training changed, from checksums of every tensor before and after it."""
+    rows = []
+    for manifest in manifests:
+        proof = manifest.get("confinement", {})
+        rows.append(
+            {
+                "Strategy": manifest["strategy"],
+                "Original tensors checked": proof.get("base_parameters_checked"),
+                "Original tensors changed": proof.get("base_parameters_changed"),
+                "Adapter tensors": proof.get("adapter_tensors"),
+                "Adapter tensors changed": proof.get("adapter_tensors_changed"),
+                "Layers with adapters": span(proof.get("adapted_layers", ())) or "none",
+            }
+        )
+    return table_of(rows)
 
+
+def costs(*records: Mapping[str, Any]) -> Table:
+    """What a stage did and what it took, one row per record."""
+    rows = []
+    for record in records:
+        row = {
+            title: record[key]
+            for key, title in COSTS.items()
+            if isinstance(record.get(key), str | int | float)
+        }
+        row |= {"Minutes": record["seconds"] / 60}
+        row |= {"Peak memory (GiB)": record["peak_memory_bytes"] / 2**30}
+        rows.append(row | {"Device": record["device"]})
+    return table_of(rows)
+
+
+# --- measures --------------------------------------------------------------------------------------
+
+
+def evaluation(content: Mapping[str, Any]) -> Table:
+    """The accuracies and margins of an `evaluation.json`, one row per objective, with intervals."""
     rows = []
     for objective, values in content["objectives"].items():
         row: dict[str, Any] = {"Pairs of": objective, "Pairs": values["n"]}
         for name in ("likelihood_accuracy", "reward_accuracy", "reward_margin"):
             title = name.replace("_", " ").capitalize()
             row[title] = values[name]
-            row[f"95% interval of {name.replace('_', ' ')}"] = interval_text(
-                values[f"{name}_low"], values[f"{name}_high"]
-            )
+            row[f"95% interval of {title.lower()}"] = _interval(values, name)
         rows.append(row)
-    return display.Table(rows)
+    return table_of(rows)
 
 
-def scores(cell: Cell) -> Any:
+def divergence(content: Mapping[str, Any]) -> Table:
+    """How far a cell has moved from Base on its own responses, and how long these are."""
+    values = content["divergence"]
+    row = {
+        "KL from Base (nats/token)": values["kl"],
+        "95% interval of KL": _interval(values, "kl"),
+        "Response length (tokens)": values["response_tokens"],
+        "95% interval of length": _interval(values, "response_tokens"),
+    }
+    return table_of([row])
+
+
+def _interval(values: Mapping[str, Any], name: str) -> str | None:
+    return interval_text(values[f"{name}_low"], values[f"{name}_high"])
+
+
+def rubric(content: Rubric) -> Table:
+    """The dimensions of a rubric with their groups and definitions."""
+    rows = [
+        {"Group": group, "Dimension": name, "What is scored from 1 to 5": content.dimensions[name]}
+        for group, names in content.groups.items()
+        for name in names
+    ]
+    return table_of(rows)
+
+
+def scores(cell: Cell) -> Table:
     """The mean score of each dimension over the cell's responses, and how many have one."""
-    from hialign.report import display
-
     table = frames.judgments(cell.study)
-    here = table[(table["model"] == cell.model.label) & (table["block"] == cell.block)]
-    means = here.groupby("dimension", sort=False)["score"].agg(["mean", "std", "count"])
+    own = table[(table["model"] == cell.model.label) & (table["block"] == cell.block)]
+    means = own.groupby("dimension", sort=False)["score"].agg(["mean", "std", "count"])
     names = {
         "dimension": "Dimension",
         "mean": "Mean score",
         "std": "Std",
         "count": "Responses scored",
     }
-    shown = display.Table(means.reset_index().rename(columns=names))
-    shown.attrs["caption"] = judge_tables.judge_line(cell.study)
+    shown = Table(means.reset_index().rename(columns=names))
+    shown.attrs["caption"] = judge_line(cell.study)
     return shown
 
 
-def summary(*manifests: Mapping[str, Any]) -> Any:
-    """The plain values of some manifests as a table, a column each; nested ones stay in the files."""
-    import pandas as pd
+# --- probes ----------------------------------------------------------------------------------------
 
-    columns = {}
-    for manifest in manifests:
-        plain = {
-            key: f"{value:.6g}" if isinstance(value, float) else str(value)
-            for key, value in manifest.items()
-            if isinstance(value, str | int | float)
-            or (isinstance(value, list) and len(value) < 200)
-        }
-        plain.pop("pairs", None)
-        columns["value" if len(manifests) == 1 else str(manifest["block"])] = plain
-    return pd.DataFrame(columns).rename_axis("record").fillna("")
+
+def settings(cell: Cell, probe: str) -> Table:
+    """The settings of a probe: its own, and those that all probes of the study share."""
+    parts = cell.probe_settings(probe)
+    return run_tables.flat(parts[probe] | parts["probes"])
+
+
+def view(cell: Cell, probe: str, name: str) -> Any:
+    """A figure or a table (`VIEWS`) of a probe's record of the cell's model."""
+    return VIEWS[probe][name](cell.study.model_copy(update={"models": [cell.model]}))

@@ -10,10 +10,10 @@ from typing import Any
 import nbformat
 import pytest
 
-from hialign.run import notebook, parameters, workflow
+from hialign.run import notebook, parameters, show, workflow
 from hialign.study import paths
 from hialign.study.errors import HialignError
-from hialign.study.study import STAGES
+from hialign.study.study import STAGES, load_study
 
 
 def run_cli(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -27,7 +27,6 @@ def test_templates_are_stripped_and_have_one_parameters_cell(stage: str) -> None
     code = [c for c in book.cells if c.cell_type == "code"]
     assert all(not c.outputs and c.execution_count is None for c in code)
     assert sum("parameters" in c.metadata.get("tags", []) for c in code) == 1
-    assert len(code) <= 6, "a notebook holds calls and plots, no logic"
 
 
 @pytest.mark.parametrize(
@@ -67,8 +66,10 @@ def test_begin_refuses_names_that_are_no_parameters() -> None:
         parameters.begin(namespace, "train")
 
 
-def test_begin_gives_the_cell() -> None:
-    cell = parameters.begin({"study": "smoke", "model": None, "block": "mid"}, "train")
+def test_begin_gives_the_cell_and_takes_no_function_or_module_for_a_parameter() -> None:
+    namespace = {"study": "smoke", "model": None, "block": "mid"}
+    others = {"begin": parameters.begin, "json": json, "Path": Path, "In": ["x"], "Out": {}}
+    cell = parameters.begin(namespace | others, "train")
     assert (cell.study.name, cell.model.name, cell.strategy) == (
         "smoke",
         "random-llama",
@@ -92,6 +93,11 @@ def test_papermill_alone_runs_a_notebook_from_anywhere_and_refuses_a_misspelt_pa
     book = nbformat.read(tmp_path / "out.ipynb", as_version=4)
     text = json.dumps([c.get("outputs", []) for c in book.cells])
     assert text.count("it/s") + text.count("s/it") <= 4, "a progress bar floods the notebook"
+    assert len(text) < 150_000, "most of it is the figure"
+    # What the notebook said before training is what training then did.
+    table = show.adapters(load_study("smoke").cell(None, "mid"))
+    assert table["Parameters that train"].tolist() == [manifest["trainable_parameters"]]
+    assert f"{manifest['parameters']:,} parameters" in table.attrs["caption"]
 
     bad = [*command, "-p", "study", "smoke", "-p", "bloc", "mid"]
     done = subprocess.run(bad, cwd=tmp_path, capture_output=True, text=True, timeout=600)

