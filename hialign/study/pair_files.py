@@ -24,7 +24,7 @@ def data_files(settings: PreferenceSettings) -> list[Path]:
 
 
 def place_of(source: str) -> Path:
-    """Where a local source lies; relative paths start at the repository.
+    """Where a local source lies. Relative paths start at the repository.
 
     A local copy of hh-rlhf, `$HIALIGN_SHARED_DATA/hh-rlhf`, stands in for the set on the hub.
     """
