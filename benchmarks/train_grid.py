@@ -1,6 +1,6 @@
 """Training a grid of blocks: stock TRL against hialign, side by side in one run.
 
-    python benchmarks/train_grid.py [--quick] [--data ../shared/data/hh-rlhf] [--out FILE.json]
+    python benchmarks/train_grid.py [--quick] [--data FOLDER] [--out FILE.json]
     python benchmarks/train_grid.py --growth          # time per pair against length and depth
     python benchmarks/train_grid.py --shape llama-3.1-8b --max-length 2048   # on a GPU
 
@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from hialign.records.files import write_json
+from hialign.study.pair_files import HH_RLHF
 
 STRATEGIES = ("local", "mid", "global", "full")
 WAYS = ("stock", "stock-no-checkpointing", "one-by-one", "one-pass")
@@ -92,7 +93,7 @@ def pairs_of(args: argparse.Namespace, tokenizer: Any) -> Any:
     needed = args.batch * args.accumulation * args.steps
     if not args.synthetic:
         real = PreferenceSettings(
-            source=str(Path(args.data).resolve()),
+            source=str(Path(args.data).resolve()) if Path(args.data).exists() else args.data,
             subsets=["harmless-base"],
             train=needed,
             evaluation=1,
@@ -297,7 +298,7 @@ def median(rounds: list[dict[str, Any]], unit: str) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--data", default="../shared/data/hh-rlhf")
+    parser.add_argument("--data", default=HH_RLHF, help="a set on the hub, or a folder")
     parser.add_argument("--batch", type=int, default=6)
     parser.add_argument("--accumulation", type=int, default=4)
     parser.add_argument("--max-length", type=int, default=512)
@@ -322,8 +323,6 @@ def main() -> None:
         return
     if args.quick:
         args.rounds, args.batch, args.accumulation = 1, 4, 1
-    if not (args.growth or args.synthetic or Path(args.data).is_dir()):
-        parser.error(f"--data {args.data}: no such folder; it names one of hh-rlhf's layout")
     from hialign.engine.environment import environment
 
     kept = Kept(args, environment())

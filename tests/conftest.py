@@ -85,10 +85,16 @@ def outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real data, which is no part of the repository."""
-    folder = paths.shared_data()
+    folder = paths.shared_data() or paths.root().parent / "shared" / "data"
     if not (folder / "hh-rlhf").is_dir():
-        pytest.skip("real data not found at ../shared/data")
+        pytest.skip(f"real data not found at {folder} (HIALIGN_SHARED_DATA moves it)")
     return folder
+
+
+@pytest.fixture(autouse=True)
+def no_local_copies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Studies of tests see no local copy of a set on the hub, whatever the user's shell names."""
+    monkeypatch.delenv("HIALIGN_SHARED_DATA", raising=False)
 
 
 @pytest.fixture

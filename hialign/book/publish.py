@@ -151,7 +151,7 @@ def check(folder: Path, environment: Mapping[str, str] = os.environ) -> None:
 def _places() -> list[str]:
     """Folders of this machine, as they would stand in a file; not those that every machine has."""
     found = {Path.home(), paths.root(), paths.outputs(), paths.cache(), Path(sys.prefix)}
-    found |= {Path.cwd(), paths.shared_data().resolve()}
+    found |= {Path.cwd()} | ({data} if (data := paths.shared_data()) else set())
     deep = [place for place in found if len(place.parts) > 2 or place == Path.home()]
     return sorted((str(place) for place in deep if len(place.parts) > 1), key=len, reverse=True)
 

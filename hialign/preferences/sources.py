@@ -154,6 +154,11 @@ def _read_hub(settings: PreferenceSettings) -> dict[str, Iterator[Located]]:
         raise HialignError(
             f"preferences.source {source} could not be loaded from the hub ({reason}), and there is "
             f"no {place_of(source)}: give a set that you can reach, or a local file or folder"
+            + (
+                ", or set HIALIGN_SHARED_DATA to a folder that has hh-rlhf"
+                if source == HH_RLHF
+                else ""
+            )
         ) from None
     finally:
         config.HF_HUB_OFFLINE = offline

@@ -3,7 +3,7 @@
 from typing import Any
 
 from hialign.engine.models import config_of, depth_of
-from hialign.study.blocks import choice_of, probe_of
+from hialign.study.blocks import MEASURES, choice_of
 from hialign.study.errors import HialignError
 from hialign.study.study import Cell
 
@@ -15,7 +15,7 @@ def check_sizes(cell: Cell) -> None:
     depth, width = depth_of(cell.model), int(config.hidden_size)
     training, responses = cell.study.training, cell.study.responses
     rank = training.lora_rank
-    if not probe_of(cell.block):
+    if cell.block.partition(":")[0] not in MEASURES:  # a measure chooses layers, and no rank
         rank = choice_of(cell.block, depth).rank or rank
     if rank > width:
         raise HialignError(

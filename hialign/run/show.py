@@ -25,7 +25,8 @@ from hialign.judging.local import LocalJudge
 from hialign.preferences.formats import transcript
 from hialign.records import frames
 from hialign.records.files import read_jsonl
-from hialign.records.status import cell_status, command_of, judge_of, probe_status
+from hialign.records.stages import command_of, judge_of
+from hialign.records.status import cell_status, probe_status
 from hialign.report import plots, run_tables
 from hialign.report.display import Table, span, table_of
 from hialign.report.exploration import GRID, TEXT

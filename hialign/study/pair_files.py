@@ -28,7 +28,13 @@ def data_files(settings: PreferenceSettings) -> list[Path]:
 
 
 def place_of(source: str) -> Path:
-    """Where a local source lies. Relative paths start at the repository."""
+    """Where a local source lies. Relative paths start at the repository.
+
+    A local copy of hh-rlhf, `$HIALIGN_SHARED_DATA/hh-rlhf`, stands in for the set on the hub.
+    """
+    data = paths.shared_data()
+    if source == HH_RLHF and data is not None and (data / "hh-rlhf").is_dir():
+        return data / "hh-rlhf"
     try:
         return paths.root() / Path(source).expanduser()
     except RuntimeError as error:  # `~somebody` who has no home on this machine

@@ -1,7 +1,7 @@
 """Every path that the project reads or writes.
 
 Three environment variables move them: `HIALIGN_OUTPUTS` (what runs write), `HIALIGN_CACHE`
-(converted models, reference log-probabilities) and `HIALIGN_SHARED_DATA` (real data for tests).
+(converted models, reference log-probabilities) and `HIALIGN_SHARED_DATA` (copies of public data sets).
 """
 
 import os
@@ -64,10 +64,13 @@ def cache() -> Path:
     return Path(folder).expanduser().resolve()
 
 
-def shared_data() -> Path:
-    """Real data for tests and for `studies/hh-smollm2.yml`; it may not be there."""
+def shared_data() -> Path | None:
+    """A folder with copies of public data sets (`hh-rlhf/`, `llmbar/`), or None if none is named.
+
+    With it, studies that name `Anthropic/hh-rlhf` run without a network.
+    """
     chosen = os.environ.get("HIALIGN_SHARED_DATA")
-    return Path(chosen).expanduser() if chosen else root().parent / "shared" / "data"
+    return Path(chosen).expanduser().resolve() if chosen else None
 
 
 def slug(name: str) -> str:

@@ -65,10 +65,10 @@ def test_agreement_counts_ties_and_missing_scores() -> None:
 
 
 @pytest.fixture
-def llmbar() -> Path:
-    folder = paths.shared_data() / "llmbar"
+def llmbar(shared_data: Path) -> Path:
+    folder = shared_data / "llmbar"
     if not folder.is_dir():
-        pytest.skip("LLMBar not found at ../shared/data/llmbar (HIALIGN_SHARED_DATA moves it)")
+        pytest.skip(f"LLMBar not found at {folder} (HIALIGN_SHARED_DATA moves it)")
     return folder
 
 
@@ -520,7 +520,8 @@ def test_a_folder_of_tranches_is_named_without_its_place(
 @pytest.mark.parametrize(
     ("given", "changes", "told"),
     [
-        (("/nowhere", ""), {}, "princeton-nlp/LLMBar.*--llmbar none"),
+        (("/nowhere", ""), {}, "no folder /nowhere.*princeton-nlp/LLMBar.*--llmbar none"),
+        (("", ""), {}, "no folder of LLMBar is given.*princeton-nlp/LLMBar.*--llmbar none"),
         (("none", ""), {"preferences": {"source": "builtin", "train": 8}}, "--pairs none"),
         (("none", "none"), {}, "nothing to validate"),
         (("none", ""), {"judge": None}, "names no judge"),

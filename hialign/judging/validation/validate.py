@@ -168,17 +168,18 @@ def validate_study(
     """Validate the study's judge; the path of the report.
 
     `llmbar` is the folder of its files, `pairs` a source of preference pairs (as
-    `preferences.source` in a study); either may be `none`. By default LLMBar is looked for beside
-    the repository (`hialign.study.paths.shared_data`), and the pairs are the study's held-out ones, if
-    they come from people. `limit` bounds each part, for a first look.
+    `preferences.source` in a study); either may be `none`. By default LLMBar is
+    `$HIALIGN_SHARED_DATA/llmbar`, and the pairs are the study's held-out ones, if they come from
+    people. `limit` bounds each part, for a first look.
     """
     settings = judge_of(study)
     judges = [settings, *study.validation.judges]
     if len({judge.name for judge in judges}) < len(judges):
         raise HialignError("two judges have the same name: give one a `name` of its own")
-    place = (
-        None if llmbar == "none" else Path(llmbar or paths.shared_data() / "llmbar").expanduser()
-    )
+    data = paths.shared_data()
+    if not llmbar and data is None:
+        raise HialignError(f"no folder of LLMBar is given. {WHERE_LLMBAR}")
+    place = None if llmbar == "none" else Path(llmbar or f"{data}/llmbar").expanduser()
     if place and not place.is_dir():
         raise HialignError(f"there is no folder {place}. {WHERE_LLMBAR}")
     sizes = Sizes().at_most(limit)
