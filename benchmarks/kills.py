@@ -54,8 +54,8 @@ def name_of(pid: int) -> str:
     for word, name in (
         ("ipykernel", "kernel"),
         ("snakemake", "snakemake"),
-        ("hialign.run.cli run", "job"),
-        ("hialign.run.cli book", "book"),
+        ("hialign.run run", "job"),
+        ("hialign.run book", "book"),
         ("build_book", "book build"),
         ("hialign reproduce", "hialign"),
     ):

@@ -1,8 +1,12 @@
 """Processes that end together, and locks that no kill leaves behind.
 
 A study is a tree of processes: `hialign reproduce`, Snakemake, a shell, `hialign run`, a kernel.
-Ctrl-C is passed on to all of them and waited for. When one of them is killed, those below it end by
+Ctrl-C ends all of them and is waited for. When one of them is killed, those below it end by
 themselves. Locks are held on open files (flock), so that the system lets them go with a process.
+
+A Python that is still importing answers SIGINT with a traceback, but ends at SIGTERM without a
+word. So only the command at the top of the tree is sent SIGINT, and whatever it started SIGTERM.
+Those that have work to tidy up turn it into KeyboardInterrupt, by `interruptible`.
 """
 
 import contextlib
@@ -16,8 +20,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import IO
 
 from hialign.study import paths
@@ -34,29 +39,112 @@ def supervised(
     environment: Mapping[str, str],
     scratch: Path,
     output: IO[str] | None = None,
+    meanwhile: Callable[[], None] = lambda: None,
 ) -> int:
     """Run a command in a process group of its own; its exit code. `output` takes what it prints.
 
-    Ctrl-C (or SIGTERM) is passed on to the whole group and waited for; then KeyboardInterrupt is
-    raised. Whatever is left of the group when the command has ended is ended, too. If this process
-    is killed, the command is sent SIGTERM (on Linux). Temporary files lie in a folder of their own
-    below `scratch`, which is deleted afterwards; that of a process that was killed, the next time.
+    `meanwhile` is called a few times a second. At Ctrl-C (or SIGTERM) the command and all that it
+    started are ended, and KeyboardInterrupt is raised. Whatever is left of the group when the
+    command has ended is ended, too. If this process is killed, the command is sent SIGTERM (on
+    Linux). Temporary files lie in a folder of their own below `scratch`, which is deleted
+    afterwards; that of a process that was killed, the next time.
     """
-    with _scratch(scratch) as place:
-        # what torch compiles is kept, wherever temporary files lie
-        kept = {"TORCHINDUCTOR_CACHE_DIR": str(paths.cache() / "torchinductor")}
-        return _supervised(command, {**kept, **environment, "TMPDIR": str(place)}, output)
+    with _scratch(scratch) as place, _recorded_interrupts() as interrupts:
+        # What torch compiles is kept, wherever temporary files lie.
+        cache = {"TORCHINDUCTOR_CACHE_DIR": str(paths.cache() / "torchinductor")}
+        child = subprocess.Popen(
+            command,
+            env={**cache, **environment, "TMPDIR": str(place)},
+            stdout=output,
+            stderr=subprocess.STDOUT if output else None,
+            start_new_session=True,
+            preexec_fn=end_with_parent,
+        )
+        try:
+            signalled: set[int] = set()
+            while child.poll() is None:
+                if interrupts:
+                    _interrupt(child.pid, interrupts, signalled)
+                else:
+                    meanwhile()
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    child.wait(timeout=0.05 if interrupts else 0.2)
+        finally:
+            _end_group(child.pid)
+    if interrupts:
+        raise KeyboardInterrupt
+    return child.returncode
+
+
+def _interrupt(group: int, interrupts: list[float], signalled: set[int]) -> None:
+    """Signal each process of a group once; all of them, harder, if they take too long to end.
+
+    `signalled` are those that were signalled before. A process that is started meanwhile gets its
+    signal the next time. `interrupts` are the moments at which the user pressed Ctrl-C; each further
+    one saves a wait.
+    """
+    times = max(len(interrupts), 1 + int((time.monotonic() - interrupts[0]) / PATIENCE))
+    if times > 2:
+        _signal_group(group, signal.SIGKILL)
+    elif times == 2 and -group not in signalled:
+        signalled.add(-group)
+        _signal_group(group, signal.SIGTERM)
+    elif not Path("/proc/self/stat").is_file():  # nobody tells who belongs to the group
+        if group not in signalled:
+            signalled.add(group)
+            _signal_group(group, signal.SIGINT)
+    else:
+        for pid in set(_members(group)) - signalled:
+            signalled.add(pid)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGINT if pid == group else signal.SIGTERM)
+
+
+@contextlib.contextmanager
+def _recorded_interrupts() -> Iterator[list[float]]:
+    """The moments of Ctrl-C or SIGTERM, which do nothing else here."""
+    moments: list[float] = []
+
+    def record(number: int, frame: object) -> None:
+        # make passes on the Ctrl-C that the terminal has sent already: one within a second is none
+        if not moments or time.monotonic() - moments[-1] > 1:
+            moments.append(time.monotonic())
+
+    with _handled(record):
+        yield moments
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Inside, Ctrl-C and SIGTERM raise KeyboardInterrupt, so that what was begun is tidied up."""
+    with _handled(signal.default_int_handler):
+        yield
+
+
+@contextlib.contextmanager
+def _handled(handler: Callable[[int, FrameType | None], object]) -> Iterator[None]:
+    """Inside, Ctrl-C and SIGTERM call `handler`. Python allows that in the main thread alone."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
 
 
 @contextlib.contextmanager
 def _scratch(folder: Path) -> Iterator[Path]:
     """A folder for the temporary files of this process, below `folder`."""
-    mine = f"{socket.gethostname()}-"
-    for old in folder.glob(f"{mine}*"):
-        pid = old.name.removeprefix(mine)  # of another machine if it is no number
+    prefix = f"{socket.gethostname()}-"
+    for old in folder.glob(f"{prefix}*"):
+        pid = old.name.removeprefix(prefix)  # of another machine if it is no number
         if pid.isdigit() and not _lives(int(pid)):
             shutil.rmtree(old, ignore_errors=True)
-    place = folder / f"{mine}{os.getpid()}"
+    place = folder / f"{prefix}{os.getpid()}"
     try:
         place.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -65,50 +153,6 @@ def _scratch(folder: Path) -> Iterator[Path]:
         yield place
     finally:
         shutil.rmtree(place, ignore_errors=True)
-
-
-def _supervised(
-    command: Sequence[str], environment: Mapping[str, str], output: IO[str] | None
-) -> int:
-    asked: list[float] = []
-    child = subprocess.Popen(
-        command,
-        env=dict(environment),
-        stdout=output,
-        stderr=subprocess.STDOUT if output else None,
-        start_new_session=True,
-        preexec_fn=end_with_parent,
-    )
-
-    def pass_on(number: int, _: object) -> None:
-        now = time.monotonic()
-        if not asked:
-            _signal_group(child.pid, signal.SIGINT)
-        elif now - asked[-1] > 1:  # make passes on the Ctrl-C that the terminal has sent already
-            _signal_group(child.pid, signal.SIGTERM)
-        asked.append(now)
-
-    before = {}
-    if threading.current_thread() is threading.main_thread():  # no other may say what signals do
-        before = {n: signal.signal(n, pass_on) for n in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        while not asked:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                child.wait(timeout=0.2)
-                break
-        for number in (signal.SIGTERM, signal.SIGKILL):
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                child.wait(timeout=PATIENCE)
-                break
-            _signal_group(child.pid, number)
-        child.wait()
-    finally:
-        _end_group(child.pid)
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    if asked:
-        raise KeyboardInterrupt
-    return child.returncode
 
 
 def end_with_parent() -> None:
@@ -139,8 +183,15 @@ def _alive(group: int) -> bool:
     """Whether a process of a group has not ended. One that nobody has waited for yet has."""
     if not Path("/proc/self/stat").is_file():
         return _signal_group(group, 0)
-    stats = (_stat(path.parent.name) for path in Path("/proc").glob("[0-9]*/stat"))
-    return any(stat[2] == str(group) and stat[0] != "Z" for stat in stats if stat)
+    return any(_members(group))
+
+
+def _members(group: int) -> Iterator[int]:
+    """The processes of a group that have not ended, as /proc has them."""
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        stat = _stat(path.parent.name)
+        if stat and stat[2] == str(group) and stat[0] != "Z":
+            yield int(path.parent.name)
 
 
 def _stat(pid: int | str) -> list[str]:
@@ -157,15 +208,21 @@ def watched() -> str:
     return f"{socket.gethostname()}:{os.getpid()}"
 
 
+def is_gone(process: str) -> bool:
+    """Whether a process, as `watched` names it, has ended; False if it is another machine's."""
+    host, _, pid = process.rpartition(":")
+    return host == socket.gethostname() and not _lives(int(pid))
+
+
 def end_with_watched(seconds: float = 0.5) -> None:
     """Send this process SIGTERM when the one that `WATCHED` names is gone (if any is named, and it
     is on this machine). A shell stands between the two, so that the system cannot."""
-    host, _, pid = os.environ.get(WATCHED, "").rpartition(":")
-    if host != socket.gethostname():
+    process = os.environ.get(WATCHED, "")
+    if process.rpartition(":")[0] != socket.gethostname():
         return
 
     def watch() -> None:
-        while _lives(int(pid)):
+        while not is_gone(process):
             time.sleep(seconds)
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(PATIENCE)
@@ -217,7 +274,7 @@ def locked(path: Path, doing: str) -> Iterator[None]:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise HialignError(
-                f"{_told(path)} is at it already: wait for its end, or stop it"
+                f"{_holder(path)} is at it already: wait for its end, or stop it"
             ) from None
         stream.truncate(0)
         stream.write(f"{os.getpid()} on {socket.gethostname()}: {doing}\n")
@@ -228,17 +285,17 @@ def locked(path: Path, doing: str) -> Iterator[None]:
 
 def held(folder: Path) -> list[str]:
     """Who holds a lock in a folder, and what for."""
-    found = []
+    holders = []
     for path in sorted(folder.glob("*.lock")):
         with path.open("a+", encoding="utf-8") as stream:
             try:
                 fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except OSError:
-                found.append(_told(path))
-    return found
+                holders.append(_holder(path))
+    return holders
 
 
-def _told(path: Path) -> str:
+def _holder(path: Path) -> str:
     text = path.read_text(encoding="utf-8").strip()
     return f"process {text[:200]}" if text else "another process"
 

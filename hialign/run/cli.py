@@ -48,14 +48,17 @@ def run(
     ] = None,
 ) -> None:
     """Execute one notebook (papermill) into its place under outputs/."""
+    from hialign.records import running
     from hialign.records.processes import end_with_watched
-    from hialign.run.notebook import parse_value
+    from hialign.run.notebook import parse_value, what_of
     from hialign.run.notebook import run as run_notebook
 
     end_with_watched()
-    given = parameter or []
-    values = {name: parse_value(value) for name, value in zip(given[::2], given[1::2], strict=True)}
-    typer.echo(run_notebook(notebook, values))
+    pairs = zip((parameter or [])[::2], (parameter or [])[1::2], strict=True)
+    values = {name: parse_value(value) for name, value in pairs}
+    what = what_of(notebook, str(values.get("model")), str(values.get("block", "")))
+    with running.reported(what):
+        typer.echo(run_notebook(notebook, values))
 
 
 @app.command()
@@ -116,9 +119,11 @@ def verify(study: StudyName = "demo") -> None:
 def book(study: StudyName = "demo") -> None:
     """Build the book of STUDY from what has run so far."""
     from hialign.book.build import build
+    from hialign.records import processes, running
     from hialign.study.study import load_study
 
-    typer.echo(build(load_study(study)))
+    with processes.interruptible(), running.reported("book"):
+        typer.echo(build(load_study(study)))
 
 
 @app.command()
@@ -241,8 +246,6 @@ def main() -> None:
     except HialignError as error:
         typer.secho(f"hialign: {error}", fg="red", err=True)
         raise SystemExit(1) from None
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None
 
 
 def _pairs(arguments: list[str]) -> list[str]:
@@ -260,4 +263,6 @@ def _pairs(arguments: list[str]) -> list[str]:
 
 
 if __name__ == "__main__":
-    main()
+    from hialign.run.__main__ import main as start
+
+    start()

@@ -16,6 +16,7 @@ from hialign.records import processes
 from hialign.records.probe_files import forget
 from hialign.records.stages import UPSTREAM
 from hialign.records.status import required, state
+from hialign.run import console
 from hialign.run.checks import check_sizes
 from hialign.run.parameters import PASSES, cell_named, cells_of, check_types, parameters_of, unknown
 from hialign.study import paths
@@ -50,14 +51,25 @@ def run(notebook: str, parameters: Mapping[str, Any], too_many_failed: bool = Tr
     for one in cells:
         check(one, stage)
     output = paths.notebook_output(cell.study.name, stage, cell.model.name, block)
-    doing = f"{stage}: {cell.model.name}, {block}"
-    with processes.locked(paths.working(cell.study.name) / f"{output.stem}.lock", doing):
+    doing = what_of(stage, cell.model.name, "" if whole else block)
+    place = paths.working(cell.study.name)
+    with (
+        processes.interruptible(),
+        processes.locked(place / f"{output.stem}.lock", doing),
+        console.shown(doing, place / f"{output.stem}.progress"),
+    ):
         _execute(template, parameters, output)
     if whole:  # the record of a probe has been shown: its parts are needed no more
         forget(cell, stage.removeprefix("probe-"))
     if stage == "judge" and too_many_failed:
         check_judged(cell)
     return output
+
+
+def what_of(stage: str, model: str, block: str = "") -> str:
+    """A stage of a cell (or about a model) as people read it: `train: random-llama, all blocks`."""
+    blocks = {"all": ", all blocks", "measured": ", blocks that probes chose", "": ""}
+    return f"{stage}: {model}{blocks.get(block, f', {block}')}"
 
 
 def check_judged(cell: Cell) -> None:
@@ -114,7 +126,7 @@ def _execute(template: Path, parameters: Mapping[str, Any], output: Path) -> Non
         os.replace(temporary, failed)
         output.unlink(missing_ok=True)
         if error.ename == "HialignError":
-            raise HialignError(str(error.evalue)) from None
+            raise HialignError(f"{error.evalue} (the notebook: {failed})") from None
         raise HialignError(
             f"notebook {stage} failed: {error.ename}: {_first_line(error.evalue)} "
             f"(the whole of it is in {failed})"

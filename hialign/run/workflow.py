@@ -1,20 +1,24 @@
 """`hialign reproduce`: what is not done is run, in order, and nothing else.
 
-`hialign.records.status` decides what is done. Snakemake runs the rest: it knows the order, and how many jobs
-may run at once.
+`hialign.records.status` decides what is done. Snakemake runs the rest: it knows the order, and how
+many jobs may run at once. What it prints is in a log; `hialign.run.console` shows what happens.
 """
 
 import os
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 from hialign.book import build as book
 from hialign.preferences.pairs import load_pairs
 from hialign.records import processes
 from hialign.records.status import DONE, State, probe_state, state
+from hialign.run import console
 from hialign.run.checks import check_sizes
+from hialign.run.notebook import what_of
 from hialign.study import paths
 from hialign.study.blocks import probe_of
 from hialign.study.errors import HialignError
@@ -37,19 +41,19 @@ def jobs_of(study: Study, thorough: bool = True, with_book: bool = True) -> Iter
     every = []
     for cell in study.cells():
         for stage in stages_of(cell):
-            what = f"{stage}: {cell.model.name}, {cell.block}"
+            what = what_of(stage, cell.model.name, cell.block)
             every.append(Job(stage_marker(cell, stage), what, state(cell, stage, thorough), stage))
     for model in study.models:
         for probe in probes_of(study):
-            what = f"probe: {probe}, {model.name}"
-            found = probe_state(study, model, probe, thorough)
-            every.append(Job(probe_marker(study, model, probe), what, found, "probe"))
+            what = what_of(f"probe-{probe}", model.name)
+            measured = probe_state(study, model, probe, thorough)
+            every.append(Job(probe_marker(study, model, probe), what, measured, "probe"))
     yield from every
     if not with_book:
         return
     waiting = any(job.state != DONE for job in every)
-    found = State("stale", "what it shows will be made again") if waiting else book.state(study)
-    yield Job(book_marker(), "book", found, "book")
+    built = State("stale", "what it shows will be made again") if waiting else book.state(study)
+    yield Job(book_marker(), "book", built, "book")
 
 
 # --- markers -------------------------------------------------------------------------------------
@@ -97,8 +101,8 @@ def reproduce(
     """Run what is not done of the study called `name`, and build its book.
 
     What would fail late is checked first: the study, its data, its models, a judge's key. Raises
-    HialignError with what to do if a job fails; the others still run to their end. Interrupted, it
-    waits for its jobs to end, and the same command goes on.
+    HialignError with what to do if a job fails; the others still run to their end. Ctrl-C ends the
+    jobs and is raised again; the same command then goes on.
     """
     study = load_study(name)
     if dry_run:
@@ -109,17 +113,20 @@ def reproduce(
         print(f"{len(todo)} of {len(jobs)} jobs would run")
         return
     where = paths.study_dir(study.name)
+    index = f" The book: {paths.html_dir(study.name) / 'index.html'}" if with_book else ""
     with processes.locked(where / ".reproduce.lock", f"hialign reproduce {study.argument}"):
         processes.wait_for_all(paths.working(study.name))
         jobs = list(jobs_of(study, with_book=with_book))
         if all(job.state == DONE for job in jobs):
-            print("Nothing to be done.")
-        else:
-            _check(study, jobs)
-            _mark(where, jobs)
-            _run(study, name, where, cores, profile, with_book)
-    if with_book:
-        print(f"The book: {paths.html_dir(study.name) / 'index.html'}")
+            print(f"Nothing to be done.{index}")
+            return
+        _check(study, jobs)
+        _mark(where, jobs)
+        began = time.monotonic()
+        log = where / ".workflow" / "snakemake.log"
+        if _run(study, name, cores, profile, jobs, log):
+            _refuse_what_is_left(study, with_book, log)
+        print(f"Complete after {console.duration(time.monotonic() - began)}.{index}")
 
 
 def _check(study: Study, jobs: list[Job], key: bool = True) -> None:
@@ -139,7 +146,12 @@ def _check(study: Study, jobs: list[Job], key: bool = True) -> None:
             check_sizes(cell)
 
 
-def _run(study: Study, name: str, where: Path, cores: int, profile: str, with_book: bool) -> None:
+def _run(study: Study, name: str, cores: int, profile: str, jobs: list[Job], log: Path) -> int:
+    """Have Snakemake run the jobs that are not done; its exit code. `log` is what it prints."""
+    if find_spec("snakemake") is None:
+        raise HialignError("snakemake is not installed: `pip install 'hialign[book]'`")
+    where = paths.study_dir(study.name)
+    with_book = any(job.stage == "book" for job in jobs)
     command = [
         *(sys.executable, "-m", "snakemake"),
         *("--snakefile", str(paths.workflow() / "Snakefile")),
@@ -151,7 +163,6 @@ def _run(study: Study, name: str, where: Path, cores: int, profile: str, with_bo
         *("--rerun-triggers", "software-env"),
         # One cell at a time asks a judge behind an API, as often and for as much as the settings let.
         *("--resources", "judge_api=1"),
-        *("--quiet", "rules", "host"),
         *(["--profile", str(paths.workflow() / profile)] if profile else []),
     ]
     path = f"{os.path.dirname(sys.executable)}{os.pathsep}{os.environ.get('PATH', '')}"
@@ -159,26 +170,28 @@ def _run(study: Study, name: str, where: Path, cores: int, profile: str, with_bo
     environment[processes.THREADS] = str(processes.threads())
     if not profile:  # jobs of a cluster outlive this process
         environment[processes.WATCHED] = processes.watched()
-    try:
-        failed = processes.supervised(command, environment, paths.scratch(study.name))
-    except KeyboardInterrupt:
-        print(
-            f"\nInterrupted. What is done is kept: `hialign reproduce {study.argument}` goes on "
-            "from here.",
-            file=sys.stderr,
+    markers = dict.fromkeys(where / job.marker for job in jobs if job.state != DONE)
+    print(f"{len(markers)} stages are to be run.", flush=True)
+    with console.Board([*markers]) as board, log.open("w", encoding="utf-8") as stream:
+        return processes.supervised(
+            command, environment, paths.scratch(study.name), stream, meanwhile=board.update
         )
-        raise
-    if failed:
-        left = [job for job in jobs_of(study, with_book=with_book) if job.state != DONE]
-        first = next((job for job in left if job.state.status == "failed"), left[0])
-        again = f"`hialign reproduce {study.argument}` goes on from here"
-        if first.stage == "judge" and not first.state.why.startswith("its"):
-            again = f"`hialign judge {study.argument} --retry-failed` asks for these again"
-        raise HialignError(
-            f"study {study.name} is not complete: {first.what} {first.state} (one of {len(left)} "
-            f"jobs that are not done, see `hialign status {study.argument}`); {again}, and "
-            f"`hialign book {study.argument}` builds what there is"
-        )
+
+
+def _refuse_what_is_left(study: Study, with_book: bool, log: Path) -> None:
+    """HialignError with what to do, if a job of the study is not done."""
+    left = [job for job in jobs_of(study, with_book=with_book) if job.state != DONE]
+    if not left:
+        return
+    first = next((job for job in left if job.state.status == "failed"), left[0])
+    again = f"`hialign reproduce {study.argument}` goes on from here"
+    if first.stage == "judge" and not first.state.why.startswith("its"):
+        again = f"`hialign judge {study.argument} --retry-failed` asks for these again"
+    raise HialignError(
+        f"study {study.name} is not complete: {first.what} {first.state} (one of {len(left)} "
+        f"jobs that are not done, see `hialign status {study.argument}`); {again}, and "
+        f"`hialign book {study.argument}` builds what there is (the log of the workflow: {log})"
+    )
 
 
 def _absolute(name: str) -> str:

@@ -48,7 +48,7 @@ class Run:
 
     def __init__(self, study: Path, temporary: Path, with_book: bool = False) -> None:
         self.log = study.with_suffix(".log").open("w+", encoding="utf-8")
-        command = [sys.executable, "-m", "hialign.run.cli", "reproduce", str(study), "--cores", "2"]
+        command = [sys.executable, "-m", "hialign.run", "reproduce", str(study), "--cores", "2"]
         command += [] if with_book else ["--no-book"]
         self.process = subprocess.Popen(
             command,
@@ -123,7 +123,7 @@ def test_a_book_that_is_killed_leaves_no_worker_and_no_file(
     undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     monkeypatch.setenv("HIALIGN_OUTPUTS", str(undisturbed / "outputs"))
-    command = [sys.executable, "-m", "hialign.run.cli", "book", str(undisturbed / "tiny.yml")]
+    command = [sys.executable, "-m", "hialign.run", "book", str(undisturbed / "tiny.yml")]
     silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     run = subprocess.Popen(command, env=os.environ | {"TMPDIR": str(tmp_path)}, **silent)
     until = time.monotonic() + 120
@@ -168,7 +168,7 @@ def test_a_study_and_a_stage_by_hand_have_the_same_threads(
 ) -> None:
     """So that their adapters are equal to the last bit; OMP_NUM_THREADS is 1 in these tests."""
     monkeypatch.setenv("HIALIGN_OUTPUTS", str(tmp_path / "outputs"))
-    command = [sys.executable, "-m", "hialign.run.cli", "run", "train", "-p", "block", "mid"]
+    command = [sys.executable, "-m", "hialign.run", "run", "train", "-p", "block", "mid"]
     command += ["-p", "study", str(undisturbed / "tiny.yml")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr

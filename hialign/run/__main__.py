@@ -1,0 +1,33 @@
+"""The command `hialign`, from its first moment: Ctrl-C ends it in one line.
+
+Importing takes a second or more, and Python answers Ctrl-C with a traceback meanwhile. Here nothing
+is imported before that is settled.
+"""
+
+import os
+import signal
+import sys
+from types import FrameType
+
+
+def main() -> None:
+    """Run the command line; Ctrl-C ends it at once until its work begins (`interruptible`)."""
+    signal.signal(signal.SIGINT, _end)
+    from hialign.run import cli
+
+    try:
+        cli.main()
+    except KeyboardInterrupt:
+        _end()
+
+
+def _end(number: int = signal.SIGINT, frame: FrameType | None = None) -> None:
+    """End without another word of Python's, as there is nothing (left) to tidy up."""
+    with_arguments = " ".join(["hialign", *sys.argv[1:]])
+    text = f"\nInterrupted. What is done is kept: `{with_arguments}` goes on from here.\n"
+    os.write(2, text.encode(errors="replace"))
+    os._exit(130)
+
+
+if __name__ == "__main__":
+    main()
