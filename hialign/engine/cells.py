@@ -1,4 +1,4 @@
-"""Cells in training: what is refused beforehand, and what a run leaves in its folder."""
+"""Training of cells: what is refused before it, and what it leaves in a cell's folder."""
 
 import hashlib
 import shutil
@@ -6,23 +6,24 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+from transformers.trainer_utils import SchedulerType
+from transformers.training_args import OptimizerNames
 
 from hialign.engine import dpo, environment
 from hialign.engine.measures import choice
 from hialign.engine.models import depth_of, identity, load_model
+from hialign.engine.modules import in_adapter
 from hialign.engine.reference import Reference
-from hialign.engine.tokens import token_pairs
-from hialign.engine.trainer import is_of
 from hialign.preferences.pairs import load_pairs
 from hialign.records import files, status
 from hialign.study import blocks, paths
 from hialign.study.errors import HialignError
 from hialign.study.settings import TrainingSettings
 from hialign.study.study import Cell
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 
 def train(cell: Cell) -> dict[str, Any]:
@@ -62,17 +63,18 @@ def train_together(cells: Sequence[Cell]) -> list[dict[str, Any]]:
     }
     tuned = {block: chosen for block, chosen in choices.items() if chosen.layers}
     passes = [tuned] if tuned else []
-    if len(tuned) > 1 and (why := dpo.why_stock(model, tokenizer, pairs.train, settings)):
-        print(f"The blocks are trained one after the other by stock TRL: {why}")
+    prepared = dpo.prepare(model, tokenizer, pairs.train, settings)
+    if len(tuned) > 1 and prepared.why_stock:
+        print(f"The blocks are trained one after the other by stock TRL: {prepared.why_stock}")
         passes = [{block: chosen} for block, chosen in tuned.items()]
     manifests: dict[str, dict[str, Any]] = {}
     for c in cells:
         if not choices[c.block].layers:
             started = time.perf_counter()
             if not tuned:  # for the cells that are trained by themselves
-                limits = settings.max_length, settings.truncation
-                tokens = token_pairs(tokenizer, pairs.train, *limits).tokens
-                dpo.fill_reference(Reference(model, weights, tokens), model, tokenizer)
+                reference = Reference(model, weights, prepared.pairs.tokens)
+                packed = not prepared.why_stock
+                dpo.fill_reference(reference, model, tokenizer, packed=packed)
             manifest = _of_cell(common | depends[c.block], c, [])
             manifest |= {"status": "untrained", "steps": 0, "tokens": 0, "trainable_parameters": 0}
             manifest |= {"seconds": time.perf_counter() - started, "shared_seconds": 0.0}
@@ -83,22 +85,21 @@ def train_together(cells: Sequence[Cell]) -> list[dict[str, Any]]:
             model, tokenizer = load_model(cell.model)  # the one before has its adapter in it
         members = [c for c in cells if c.block in together]
         about = {c.block: common | depends[c.block] for c in members}
-        manifests |= _train_pass(members, model, tokenizer, pairs.train, together, about)
+        manifests |= _train_pass(members, model, tokenizer, prepared, together, weights, about)
     return [manifests[c.block] for c in cells]
 
 
 def _train_pass(
     cells: Sequence[Cell],
     model: Any,
-    tokenizer: "PreTrainedTokenizerBase",
-    pairs: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: dpo.TrainingPairs,
     choices: dict[str, blocks.Choice],
+    weights: dict[str, str],
     about: dict[str, dict[str, Any]],
 ) -> dict[str, dict[str, Any]]:
     """Train some cells in one pass and publish each; their manifests."""
-    import torch
-
-    settings, weights = cells[0].study.training, identity(cells[0].model)
+    settings = cells[0].study.training
     checkpoints = _checkpoints(cells, choices)
     trainer = dpo.train_blocks(
         model, tokenizer, pairs, choices, settings, weights, work=checkpoints
@@ -110,9 +111,9 @@ def _train_pass(
             steps = dpo.steps_of(trainer, strategy)
             manifest = _of_cell(about[cell.block], cell, strategy.layers) | {
                 "status": "trained",
-                "pairs": len(trainer.reference.values),
-                "pairs_too_long": len(pairs) - len(trainer.reference.values),
-                "pairs_truncated": trainer.truncated,
+                "pairs": len(pairs.pairs.tokens),
+                "pairs_too_long": pairs.pairs.total - len(pairs.pairs.tokens),
+                "pairs_truncated": pairs.pairs.truncated,
                 "steps": len(steps),
                 "tokens": steps[-1]["tokens"],
                 "seconds": sum(s["seconds"] for s in steps),
@@ -120,7 +121,9 @@ def _train_pass(
                 "trained_with": [c.block for c in cells if c is not cell],
                 "engine": "stock TRL" if trainer.is_stock else "packed",
                 "trainable_parameters": sum(
-                    p.numel() for n, p in adapted.named_parameters() if is_of(n, strategy.adapter)
+                    p.numel()
+                    for n, p in adapted.named_parameters()
+                    if in_adapter(n, strategy.adapter)
                 ),
                 "peak_memory_bytes": environment.peak_memory_bytes(),
                 "confinement": trainer.confinement[cell.block],
@@ -177,9 +180,6 @@ def _checkpoints(cells: Sequence[Cell], choices: dict[str, blocks.Choice]) -> Pa
 
 def _check_choices(settings: TrainingSettings) -> None:
     """Refuse names that transformers does not know, before anything is loaded."""
-    from transformers.trainer_utils import SchedulerType
-    from transformers.training_args import OptimizerNames
-
     known = {"optimizer": OptimizerNames, "scheduler": SchedulerType}
     for key, kinds in known.items():
         names = [kind.value for kind in kinds]
@@ -223,18 +223,3 @@ def _publish(
         files.write_jsonl(folder / "training.jsonl", steps)
         written = {name: folder / name for name in (*status.ADAPTER, "training.jsonl")}
     return files.write_record(folder / "manifest.json", manifest | {"files": files.stamps(written)})
-
-
-def load_cell(cell: Cell) -> "tuple[Any, PreTrainedTokenizerBase]":
-    """The cell's model with its adapter active (Base: the model alone), and its tokenizer.
-
-    Raises HialignError if the cell was not trained, or was trained with other settings than the
-    study has now, or if its adapter is not the one that training left.
-    """
-    status.required(cell, "train")
-    model, tokenizer = load_model(cell.model)
-    if cell.block == "base":
-        return model, tokenizer
-    from peft import PeftModel
-
-    return PeftModel.from_pretrained(model, cell.folder / "adapter").eval(), tokenizer

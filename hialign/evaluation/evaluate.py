@@ -10,10 +10,15 @@ Ours, the paper has none. Three questions for each cell, Base included:
 
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from contextlib import nullcontext
+from typing import Any
+
+import torch
 
 from hialign.engine import environment
+from hialign.engine.adapters import load_cell
 from hialign.engine.chat_template import chat_ids
+from hialign.engine.decoder import pair_log_probs
 from hialign.engine.logprobs import response_logits
 from hialign.engine.models import identity
 from hialign.engine.progress import Progress
@@ -27,9 +32,6 @@ from hialign.statistics.margins import accuracy_interval, hit, with_interval
 from hialign.study.errors import HialignError
 from hialign.study.study import Cell
 
-if TYPE_CHECKING:
-    import torch
-
 
 def evaluate(cell: Cell) -> dict[str, Any]:
     """Measure the cell on held-out and contrast pairs and leave `evaluation.json` in its folder.
@@ -38,8 +40,6 @@ def evaluate(cell: Cell) -> dict[str, Any]:
     and `grammar`, `coherence`, `factuality` the built-in contrasts of held-out prompts; under
     `divergence` stand KL from base and response length. Every figure has a 95% interval.
     """
-    from hialign.engine.cells import load_cell
-
     settings = cell.study.evaluation
     depends = status.depends(cell, "evaluate")
     status.required(cell, "respond")
@@ -59,8 +59,6 @@ def evaluate(cell: Cell) -> dict[str, Any]:
             f"training.max_length {limits[0]}: the prompts of all held-out pairs of "
             f"{cell.study.name} are longer, so there is nothing to evaluate; raise it"
         )
-    from hialign.engine.decoder import pair_log_probs
-
     reference = Reference(model, identity(cell.model), list(tokens.values()))
     with _adapters_off(model):
         base = reference.fill(lambda pairs: pair_log_probs(model, pairs, pad, "reference"))
@@ -140,15 +138,13 @@ def _summary(
 
 
 def _divergence(
-    cell: Cell, model: "torch.nn.Module", tokenizer: Any, responses: Sequence[dict[str, Any]]
+    cell: Cell, model: torch.nn.Module, tokenizer: Any, responses: Sequence[dict[str, Any]]
 ) -> dict[str, Any]:
     """KL(cell || base) per token, averaged over each response and then over responses; and length.
 
     At each position of the cell's own response the divergence of the two next-token distributions
     is summed over the whole vocabulary. Empty responses have no position and are left out.
     """
-    import torch
-
     settings = cell.study.evaluation
     lengths = [float(r["tokens"]) for r in responses]
     resamples = settings.resamples
@@ -198,6 +194,4 @@ def _divergence(
 
 def _adapters_off(model: Any) -> Any:
     """The base model inside a tuned one; nothing to do for Base itself."""
-    from contextlib import nullcontext
-
     return model.disable_adapter() if hasattr(model, "disable_adapter") else nullcontext()

@@ -6,7 +6,10 @@ computed twice: where there is no GPU, or no adapter, it can still be looked at.
 
 import itertools
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from IPython.display import Markdown
 
 from hialign.engine import environment
 from hialign.engine.models import identity
@@ -23,10 +26,6 @@ from hialign.records.files import sha256_of, write_json
 from hialign.study.blocks import strategy_of
 from hialign.study.errors import HialignError
 
-if TYPE_CHECKING:
-    import torch
-    from IPython.display import Markdown
-
 # Parameters up to which a model is loaded where there is no GPU: 5 GB in float32, some seconds an
 # answer. Larger ones would fill a laptop's memory.
 LARGEST_ON_CPU = 1_300_000_000
@@ -41,8 +40,6 @@ class Explorer(Explorations):
 
     def why_not(self) -> str:
         """Why no model is run here; empty where one can be."""
-        import torch
-
         if self.strategies:
             return ""
         lacking = [b for b in self.blocks if b != "base" and not self.adapter(b).is_file()]
@@ -139,9 +136,7 @@ class Explorer(Explorations):
             f"in {seconds:.1f} s.",
         )
 
-    def _candidates(
-        self, before: list[int], a: "torch.Tensor", b: "torch.Tensor"
-    ) -> list[Candidate]:
+    def _candidates(self, before: list[int], a: torch.Tensor, b: torch.Tensor) -> list[Candidate]:
         """The likeliest tokens after `before` by either of two distributions."""
         found = {t for p in (a, b) for t in p.topk(min(CANDIDATES, len(p))).indices.tolist()}
         tokenizer, rows = self.load().tokenizer, []
@@ -178,11 +173,9 @@ def gib(size: float) -> str:
     return f"{size / 2**30:.1f} GiB"
 
 
-def ready(explorer: Explorer, question: str) -> "Markdown":
+def ready(explorer: Explorer, question: str) -> Markdown:
     """What answering takes: load the model if `question` is not kept and one can be run here, and
     say how long that took and how much memory it needs."""
-    from IPython.display import Markdown
-
     label, blocks = explorer.settings.label, explorer.blocks
     lines = [
         f"**{label}** of study **{explorer.study.name}**, "
@@ -205,8 +198,6 @@ def ready(explorer: Explorer, question: str) -> "Markdown":
 
 
 def _device(model: Any) -> str:
-    import torch
-
     if model.device.type != "cuda":
         return "the processor"
     total = torch.cuda.get_device_properties(model.device).total_memory

@@ -4,7 +4,11 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
+from transformers import GenerationConfig
+
 from hialign.engine import environment
+from hialign.engine.adapters import load_cell
 from hialign.engine.chat_template import chat_text
 from hialign.engine.progress import Progress
 from hialign.preferences.formats import Message, transcript
@@ -21,10 +25,6 @@ def respond(cell: Cell) -> dict[str, Any]:
     `max_new_tokens` cut it). The same prompts in the same batches for every strategy. Returns the
     stage's manifest, which is written last.
     """
-    import torch
-
-    from hialign.engine.cells import load_cell
-
     settings = cell.study.responses
     depends = status.depends(cell, "respond")
     prompts = load_pairs(cell.study.preferences).prompts(settings.prompts)
@@ -57,10 +57,6 @@ def chat(cell: Cell, question: str | list[Message], loaded: Any = None) -> str:
     It decodes as the study's responses were decoded (`responses`). For several questions, load the
     model once: `chat(cell, question, loaded=load_cell(cell))`.
     """
-    import torch
-
-    from hialign.engine.cells import load_cell
-
     model, tokenizer = loaded or load_cell(cell)
     messages = [{"role": "user", "content": question}] if isinstance(question, str) else question
     torch.manual_seed(cell.study.responses.seed)
@@ -77,8 +73,6 @@ def answers(
     progress: bool = True,
 ) -> list[dict[str, Any]]:
     """A row of `responses.jsonl` for each prompt, in order; batches are made by length."""
-    import torch
-
     ends = plain_decoding(model, tokenizer)
     tokenizer.padding_side = "left"  # generation goes on at the right
     tokenizer.truncation_side = "left"  # of a long conversation the end is kept
@@ -119,8 +113,6 @@ def plain_decoding(model: Any, tokenizer: Any) -> list[int]:
 
     Qwen2.5's repetition penalty or Qwen3's top_k must have no say in what strategies answer.
     """
-    from transformers import GenerationConfig
-
     ends = _ends(model.generation_config.eos_token_id, tokenizer.eos_token_id)
     model.generation_config = GenerationConfig(
         eos_token_id=ends, pad_token_id=tokenizer.pad_token_id, top_k=0

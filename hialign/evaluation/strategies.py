@@ -8,7 +8,11 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from peft import PeftModel
+from transformers import PreTrainedTokenizerBase
 
 from hialign.engine.chat_template import chat_text
 from hialign.engine.logprobs import response_logits
@@ -19,10 +23,6 @@ from hialign.study import paths
 from hialign.study.errors import HialignError
 from hialign.study.settings import ModelSettings, ResponseSettings
 
-if TYPE_CHECKING:
-    import torch
-    from transformers import PreTrainedTokenizerBase
-
 BASE = "__base__"  # PEFT's name for "no adapter" in a batch of several
 
 
@@ -32,8 +32,6 @@ class Strategies:
 
     def __init__(self, settings: ModelSettings, adapters: Mapping[str, Path]) -> None:
         """`adapters` are the folders by block; only safetensors are read from them."""
-        from peft import PeftModel
-
         started = time.perf_counter()
         for block, folder in adapters.items():
             if not (folder / "adapter_model.safetensors").is_file():
@@ -77,8 +75,6 @@ class Strategies:
     ) -> dict[str, tuple[list[int], str]]:
         """What each block's strategy answers, in one batch: the tokens, with the one that ends it,
         and `stop`, or `length` where the limit cut it."""
-        import torch
-
         sampling = {"temperature": settings.temperature, "top_p": settings.top_p}
         ids = torch.tensor([prompt] * len(blocks), device=self.model.device)
         torch.manual_seed(settings.seed)
@@ -99,18 +95,16 @@ class Strategies:
 
     def score(
         self, block: str, prompt: list[int], answers: Sequence[Sequence[int]]
-    ) -> "list[torch.Tensor]":
+    ) -> list[torch.Tensor]:
         """For each answer (tokens) the log-probabilities under a block's strategy, in nats: of the
         whole vocabulary at each of its tokens, (tokens, vocabulary). One forward pass."""
-        import torch
-
         whole = [Tokens((*prompt, *answer), len(prompt)) for answer in answers]
         with torch.inference_mode(), self.active(block) as model:
             pad: Any = self.tokenizer.pad_token_id
             return [logits.log_softmax(-1) for logits, _ in response_logits(model, whole, pad)]
 
 
-def pieces_of(tokenizer: "PreTrainedTokenizerBase", ids: Sequence[int]) -> list[str]:
+def pieces_of(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
     """The text of each token, such that they join to the text of all.
 
     A token that holds only a part of a character is "", and the one that completes it has it.

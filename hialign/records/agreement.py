@@ -12,10 +12,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import typer
+
 from hialign.records.files import read_json, write_json
 from hialign.records.status import stage_manifest
 from hialign.statistics.intervals import wilson
 from hialign.study import paths
+from hialign.study.rubric import load_rubric
 from hialign.study.study import Study
 
 IDENTITY = ("weights_sha256", "revision", "rubric_sha256")
@@ -27,8 +30,6 @@ def measured(study: Study) -> dict[str, Any] | None:
     What the study's own report has goes before what a shipped one has. None if the judge was not measured with these
     weights (or this snapshot) and this rubric: it is only known to be as good as it was found to be.
     """
-    from hialign.study.rubric import load_rubric
-
     if study.judge is None:
         return None
     files = [stage_manifest(cell, "judge") for cell in study.cells()]
@@ -106,9 +107,10 @@ def publish(record: dict[str, Any], path: Path | None = None) -> Path:
     return path
 
 
-def _main() -> None:
-    import typer
+OTHERS = "mean of the others"  # all dimensions but Overall
 
+
+def _main() -> None:
     def command(report: Path) -> None:
         """Add REPORT to what the package ships."""
         typer.echo(publish(read_json(report)))
@@ -118,6 +120,3 @@ def _main() -> None:
 
 if __name__ == "__main__":
     _main()
-
-
-OTHERS = "mean of the others"  # all dimensions but Overall

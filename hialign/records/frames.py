@@ -18,6 +18,7 @@ import pandas as pd
 from hialign.records.files import read_jsonl, read_record
 from hialign.records.status import judgments_file, probe_state, stage_manifest, state
 from hialign.study import paths
+from hialign.study.rubric import load_rubric
 from hialign.study.study import Cell, Study
 
 T = TypeVar("T")
@@ -178,8 +179,6 @@ def responses(study: Study) -> pd.DataFrame:
 @remembered
 def judgments(study: Study) -> pd.DataFrame:
     """A row a cell, prompt and dimension; a judgment that failed has NaN scores."""
-    from hialign.study.rubric import load_rubric
-
     frames = []
     if study.judge:
         names = list(load_rubric(study.judge.rubric).dimensions)

@@ -20,7 +20,10 @@ from hialign.records import files
 from hialign.study import paths
 from hialign.study.blocks import probe_of
 from hialign.study.errors import HialignError
+from hialign.study.model_files import model_files
+from hialign.study.pair_files import data_files
 from hialign.study.probe_settings import ProbeSettings
+from hialign.study.rubric import rubric_file
 from hialign.study.settings import JudgeSettings, ModelSettings, PreferenceSettings
 from hialign.study.study import PROBES, Cell, Study, stages_of, without_costs
 
@@ -129,8 +132,6 @@ def probe_inputs_of(cell: Cell, probe: str) -> dict[str, Path]:
         folder = tuned.folder
         inputs |= {f"{tuned.block}/{name}": folder / name for name in ADAPTER}
     elif source := cell.probe_settings(probe)[probe].get("tuned"):
-        from hialign.study.model_files import model_files
-
         inputs |= {f"tuned/{p.name}": p for p in model_files(ModelSettings(source=source))}
     for source in cell.probe_settings(probe)[probe].get("datasets", ()):
         place = paths.root() / Path(source).expanduser()
@@ -146,14 +147,10 @@ def _tuned(cell: Cell, probe: str) -> Cell | None:
 
 
 def _of_model(model: ModelSettings) -> dict[str, Path]:
-    from hialign.study.model_files import model_files
-
     return {f"model/{path.name}": path for path in model_files(model)}
 
 
 def _of_pairs(settings: PreferenceSettings) -> dict[str, Path]:
-    from hialign.study.pair_files import data_files
-
     found = data_files(settings)
     top = {path.parent for path in found}
     return {
@@ -163,8 +160,6 @@ def _of_pairs(settings: PreferenceSettings) -> dict[str, Path]:
 
 
 def _of_judge(judge: JudgeSettings) -> dict[str, Path]:
-    from hialign.study.rubric import rubric_file
-
     inputs = {"rubric": rubric_file(judge.rubric)}
     if judge.backend == "local":
         inputs |= _of_model(ModelSettings(source=judge.model, revision=judge.revision))
