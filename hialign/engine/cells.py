@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase
 from transformers.trainer_utils import SchedulerType
 from transformers.training_args import OptimizerNames
 
@@ -18,6 +17,8 @@ from hialign.engine.measures import choice
 from hialign.engine.models import depth_of, identity, load_model
 from hialign.engine.modules import in_adapter
 from hialign.engine.reference import Reference
+from hialign.engine.tokens import TokenizedPairs
+from hialign.engine.trainer import StockTrainer
 from hialign.preferences.pairs import load_pairs
 from hialign.records import files, status
 from hialign.study import blocks, paths
@@ -27,18 +28,23 @@ from hialign.study.study import Cell
 
 
 def train(cell: Cell) -> dict[str, Any]:
-    """Tune the cell's block and leave `adapter/`, `training.jsonl` and `manifest.json` in its folder.
+    """Tune the cell's block.
 
-    Base is not tuned: its cell gets a manifest alone, and the reference's log-probabilities are
-    computed for the others. A run that was killed resumes from its last checkpoint. Returns the
-    manifest; raises HialignError before any training for settings that cannot work.
+    Leaves `adapter/`, `training.jsonl` and `manifest.json` in the cell's folder. Base is not tuned:
+    its cell gets a manifest alone, and the reference's log-probabilities are computed for the other
+    cells. A run that was killed resumes from its last checkpoint.
+
+    Returns the manifest. Raises HialignError before any training for settings that cannot work.
     """
     return train_together([cell])[0]
 
 
 def train_together(cells: Sequence[Cell]) -> list[dict[str, Any]]:
-    """`train` for cells of one study and model in one pass over one base model: the same adapters
-    as one by one, for a fraction of the time. The manifests, in the order of the cells."""
+    """Train several cells of one study and model in one pass over one base model.
+
+    The adapters are the same as those of `train`, cell by cell, for a fraction of the time. Returns
+    the manifests, in the order of the cells.
+    """
     cell = cells[0]
     settings = cell.study.training
     _check_choices(settings)
@@ -49,6 +55,7 @@ def train_together(cells: Sequence[Cell]) -> list[dict[str, Any]]:
     model, tokenizer = load_model(cell.model)
     weights = identity(cell.model)
     _check_space(cell.folder)
+    prepared = dpo.prepare(model, tokenizer, pairs.train, settings)
     common: dict[str, Any] = {
         "study": cell.study.name,
         "model": cell.model.name,
@@ -61,49 +68,52 @@ def train_together(cells: Sequence[Cell]) -> list[dict[str, Any]]:
         "parameters": sum(p.numel() for p in model.parameters()),
         **environment.environment(),
     }
+    about = {c.block: common | depends[c.block] for c in cells}
     tuned = {block: chosen for block, chosen in choices.items() if chosen.layers}
     passes = [tuned] if tuned else []
-    prepared = dpo.prepare(model, tokenizer, pairs.train, settings)
     if len(tuned) > 1 and prepared.why_stock:
         print(f"The blocks are trained one after the other by stock TRL: {prepared.why_stock}")
         passes = [{block: chosen} for block, chosen in tuned.items()]
     manifests: dict[str, dict[str, Any]] = {}
     for c in cells:
-        if not choices[c.block].layers:
+        if c.block not in tuned:
             started = time.perf_counter()
             if not tuned:  # for the cells that are trained by themselves
                 reference = Reference(model, weights, prepared.pairs.tokens)
                 packed = not prepared.why_stock
                 dpo.fill_reference(reference, model, tokenizer, packed=packed)
-            manifest = _of_cell(common | depends[c.block], c, [])
-            manifest |= {"status": "untrained", "steps": 0, "tokens": 0, "trainable_parameters": 0}
-            manifest |= {"seconds": time.perf_counter() - started, "shared_seconds": 0.0}
-            manifest |= {"peak_memory_bytes": environment.peak_memory_bytes()}
+            manifest = _of_cell(about[c.block], c, []) | {
+                "status": "untrained",
+                "steps": 0,
+                "tokens": 0,
+                "trainable_parameters": 0,
+                "seconds": time.perf_counter() - started,
+                "shared_seconds": 0.0,
+                "peak_memory_bytes": environment.peak_memory_bytes(),
+            }
             manifests[c.block] = _publish(c, manifest, None, [])
     for number, together in enumerate(passes):
         if number:
             model, tokenizer = load_model(cell.model)  # the one before has its adapter in it
         members = [c for c in cells if c.block in together]
-        about = {c.block: common | depends[c.block] for c in members}
-        manifests |= _train_pass(members, model, tokenizer, prepared, together, weights, about)
+        checkpoints = _checkpoints(members, together)
+        trainer = dpo.train_blocks(
+            model, tokenizer, prepared, together, settings, weights, work=checkpoints
+        )
+        manifests |= _publish_pass(members, trainer, prepared.pairs, about)
+        shutil.rmtree(checkpoints, ignore_errors=True)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
     return [manifests[c.block] for c in cells]
 
 
-def _train_pass(
+def _publish_pass(
     cells: Sequence[Cell],
-    model: Any,
-    tokenizer: PreTrainedTokenizerBase,
-    pairs: dpo.TrainingPairs,
-    choices: dict[str, blocks.Choice],
-    weights: dict[str, str],
+    trainer: StockTrainer,
+    pairs: TokenizedPairs,
     about: dict[str, dict[str, Any]],
 ) -> dict[str, dict[str, Any]]:
-    """Train some cells in one pass and publish each; their manifests."""
-    settings = cells[0].study.training
-    checkpoints = _checkpoints(cells, choices)
-    trainer = dpo.train_blocks(
-        model, tokenizer, pairs, choices, settings, weights, work=checkpoints
-    )
+    """Publish each cell of a finished pass. Returns the manifests by block."""
     adapted = trainer.accelerator.unwrap_model(trainer.model)
     manifests = {}
     with tempfile.TemporaryDirectory(prefix="hialign-") as scratch:
@@ -111,9 +121,9 @@ def _train_pass(
             steps = dpo.steps_of(trainer, strategy)
             manifest = _of_cell(about[cell.block], cell, strategy.layers) | {
                 "status": "trained",
-                "pairs": len(pairs.pairs.tokens),
-                "pairs_too_long": pairs.pairs.total - len(pairs.pairs.tokens),
-                "pairs_truncated": pairs.pairs.truncated,
+                "pairs": len(pairs.tokens),
+                "pairs_too_long": pairs.total - len(pairs.tokens),
+                "pairs_truncated": pairs.truncated,
                 "steps": len(steps),
                 "tokens": steps[-1]["tokens"],
                 "seconds": sum(s["seconds"] for s in steps),
@@ -130,27 +140,27 @@ def _train_pass(
                 "final_loss": steps[-1]["loss"],
             }
             adapted.peft_config[strategy.adapter].base_model_name_or_path = cell.model.source
-            # PEFT would ask the hub whether the vocabulary was changed; attention is all we adapt
-            folder = Path(scratch) / strategy.adapter
-            adapted.save_pretrained(
-                folder,
-                selected_adapters=[strategy.adapter],
-                safe_serialization=True,
-                save_embedding_layers=False,
-            )
-            below = folder / strategy.adapter  # where PEFT puts all but the first
-            if below.is_dir():
-                for file in below.iterdir():
-                    file.rename(folder / file.name)
-                below.rmdir()
+            folder = _save_adapter(adapted, strategy.adapter, Path(scratch))
             manifests[cell.block] = _publish(cell, manifest, folder, steps)
-    shutil.rmtree(checkpoints, ignore_errors=True)
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
     return manifests
 
 
+def _save_adapter(adapted: Any, adapter: str, scratch: Path) -> Path:
+    """Save one adapter of a PEFT model below `scratch`. Returns the folder that holds its files."""
+    folder = scratch / adapter
+    adapted.save_pretrained(
+        folder,
+        selected_adapters=[adapter],
+        safe_serialization=True,
+        # PEFT would ask the hub whether the vocabulary was changed. We adapt attention alone.
+        save_embedding_layers=False,
+    )
+    nested = folder / adapter  # where PEFT puts every adapter but the first
+    return nested if nested.is_dir() else folder
+
+
 def _of_cell(common: dict[str, Any], cell: Cell, layers: list[int]) -> dict[str, Any]:
+    """What every manifest of a cell begins with."""
     settings = cell.study.training
     tuned = {"seed": settings.seed, "effective_batch": settings.effective_batch}
     return common | {
@@ -163,25 +173,26 @@ def _of_cell(common: dict[str, Any], cell: Cell, layers: list[int]) -> dict[str,
 
 
 def _checkpoints(cells: Sequence[Cell], choices: dict[str, blocks.Choice]) -> Path:
-    """Where checkpoints of exactly this pass lie; those of other settings, or of layers that another
-    record chose, are thrown away."""
+    """The folder for the checkpoints of exactly this pass.
+
+    Those of other settings, or of layers that another record chose, are deleted.
+    """
     study, model = cells[0].study, cells[0].model
-    place = paths.study_dir(study.name) / ".checkpoints" / f"{paths.slug(model.name)}"
-    blocks_ = "+".join(paths.slug(c.block) for c in cells)
-    if len(blocks_) > 120:  # no file system takes a name of over 255 bytes
-        blocks_ = hashlib.sha256(blocks_.encode()).hexdigest()[:16]
-    known = repr([(c.fingerprint("train"), choices[c.block]) for c in cells])
-    here = place / f"{blocks_}-{hashlib.sha256(known.encode()).hexdigest()[:16]}"
+    place = paths.study_dir(study.name) / ".checkpoints" / paths.slug(model.name)
+    names = "+".join(paths.slug(c.block) for c in cells)
+    if len(names) > 120:  # no file system takes a name of over 255 bytes
+        names = hashlib.sha256(names.encode()).hexdigest()[:16]
+    key = repr([(c.fingerprint("train"), choices[c.block]) for c in cells])
+    folder = place / f"{names}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
     for other in place.glob("*"):
-        if other != here and other.name.rpartition("-")[0] == blocks_:
+        if other != folder and other.name.rpartition("-")[0] == names:
             shutil.rmtree(other, ignore_errors=True)
-    return here
+    return folder
 
 
 def _check_choices(settings: TrainingSettings) -> None:
     """Refuse names that transformers does not know, before anything is loaded."""
-    known = {"optimizer": OptimizerNames, "scheduler": SchedulerType}
-    for key, kinds in known.items():
+    for key, kinds in (("optimizer", OptimizerNames), ("scheduler", SchedulerType)):
         names = [kind.value for kind in kinds]
         if getattr(settings, key) not in names:
             raise HialignError(
@@ -203,8 +214,10 @@ def _check_space(folder: Path, needed: int = 1 << 28) -> None:
 def _publish(
     cell: Cell, manifest: dict[str, Any], adapter: Path | None, steps: list[dict[str, Any]]
 ) -> dict[str, Any]:
-    """Put a finished run into its folder; the manifest as it was written. The old one goes first,
-    the new one comes last."""
+    """Put a finished run into its folder. Returns the manifest as it was written.
+
+    The old manifest goes first, and the new one comes last.
+    """
     folder = cell.folder
     (folder / "manifest.json").unlink(missing_ok=True)
     written = {}

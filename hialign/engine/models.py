@@ -26,8 +26,8 @@ from hialign.study.errors import HialignError
 from hialign.study.model_files import local_folder
 from hialign.study.settings import ModelSettings, model_from
 
-# For base models, whose tokenizers carry no chat template: the turns of hh-rlhf's own transcripts,
-# and the end-of-text token after each answer, so that a tuned model learns where to stop.
+# For base models, whose tokenizers carry no chat template. These are the turns of hh-rlhf's own
+# transcripts, with the end-of-text token after each answer, from which a tuned model learns to stop.
 PLAIN_CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "{% if not loop.first %}{{ '\\n\\n' }}{% endif %}"  # an expression: tags swallow a line break
@@ -41,12 +41,19 @@ PLAIN_CHAT_TEMPLATE = (
 def load_model(
     source: str | ModelSettings, device: str | torch.device | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A causal language model (in evaluation mode) and its tokenizer.
+    """A causal language model, in evaluation mode, and its tokenizer.
 
-    `source` is a hub id, a folder, `embedded:<name>` or `random:<family>[:<layers>]`. Weights are
-    read from safetensors only, and no code from the hub is run. float32 on a CPU and bfloat16 on a
-    GPU unless `precision` says otherwise. Raises HialignError for whatever keeps the model from
-    being the one that was saved: above all, no weight is ever made up.
+    Weights are read from safetensors only, and no code from the hub is run.
+
+    Args:
+        source: a hub id, a folder, `embedded:<name>` or `random:<family>[:<layers>]`, or settings
+            that name one. The precision is float32 on a CPU and bfloat16 on a GPU unless they say
+            otherwise.
+        device: the GPU if there is one by default.
+
+    Raises:
+        HialignError: if the model that was saved cannot be loaded exactly. No weight is ever made
+            up.
     """
     settings = source if isinstance(source, ModelSettings) else model_from(source)
     on = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -72,7 +79,7 @@ def load_model(
 
 
 def load_tokenizer(settings: ModelSettings) -> PreTrainedTokenizerBase:
-    """The tokenizer, with a chat template and a padding token whatever the model.
+    """The model's tokenizer, which always has a chat template and a padding token.
 
     Raises HialignError if it knows no text, or if its chat template is broken.
     """
@@ -134,7 +141,7 @@ def locate(settings: ModelSettings) -> tuple[str, str | None]:
 
 
 def identity(settings: ModelSettings) -> dict[str, str]:
-    """What tells these weights from any others: the hub's commit, or the files' sha256."""
+    """What tells these weights from all others: the hub's commit, or the files' sha256."""
     place, revision = locate(settings)
     if Path(place).is_dir():
         return {"weights_sha256": weights_sha256(place)}
@@ -151,7 +158,7 @@ def config_of(settings: ModelSettings) -> PreTrainedConfig:
 
 
 def depth_of(settings: ModelSettings) -> int:
-    """How many layers the model has, from its configuration alone."""
+    """The number of the model's layers, from its configuration alone."""
     depth = getattr(config_of(settings).get_text_config(), "num_hidden_layers", None)
     if not isinstance(depth, int) or depth < 1:
         raise HialignError(

@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 
 class Progress(tqdm):  # type: ignore[type-arg]
-    """tqdm; in a notebook it rewrites one output cell instead of printing line upon line."""
+    """tqdm that rewrites one output in a notebook instead of printing line upon line."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._handle: Any = None

@@ -1,4 +1,4 @@
-"""Questions that were asked of all strategies of a model, as they are kept."""
+"""The questions that all strategies of a model were asked, and their answers, as files."""
 
 import hashlib
 import json
@@ -93,7 +93,8 @@ class Explorations:
         """The file of a block's adapter; it is not there where only records were published."""
         return self.cells[block].folder / "adapter" / "adapter_model.safetensors"
 
-    def _file(self, question: str) -> Path:
+    def file_of(self, question: str) -> Path:
+        """The file of a question, asked with these weights, adapters and decoding settings."""
         asked = [question, self.decoding, self.weights, self.runs]
         key = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
         return paths.explorations(self.study.name) / f"{paths.slug(self.settings.name)}-{key}.json"
@@ -101,7 +102,7 @@ class Explorations:
     def known(self, question: str) -> Exploration | None:
         """What is kept of a question; None if it was not asked with these weights, adapters and
         decoding settings."""
-        file = self._file(checked(question))
+        file = self.file_of(checked(question))
         return self._read(file) if file.is_file() else None
 
     def _read(self, file: Path) -> Exploration | None:
