@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hialign import records as records
-    from hialign.engine.cells import load_cell as load_cell
+    from hialign.engine.adapters import load_cell as load_cell
     from hialign.engine.cells import train as train
     from hialign.engine.cells import train_together as train_together
     from hialign.engine.models import load_model as load_model
@@ -31,7 +31,7 @@ _PLACES = {  # public name -> the module that has it
     "evaluate": "evaluation.evaluate",
     "judge": "judging.cells",
     "layers_of": "study.blocks",
-    "load_cell": "engine.cells",
+    "load_cell": "engine.adapters",
     "load_model": "engine.models",
     "load_pairs": "preferences.pairs",
     "load_study": "study.study",

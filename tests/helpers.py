@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from hialign import HialignError, load_model
-from hialign.engine.trainer import is_of
+from hialign.engine.modules import in_adapter
 from hialign.records.files import read_jsonl, write_json, write_jsonl
 from hialign.study.blocks import layers_of
 from hialign.study.rubric import DIMENSIONS
@@ -174,7 +174,7 @@ def adapter_in(trainer: Any, adapter: str) -> dict[str, np.ndarray]:
     return {
         n.replace(f".{adapter}.", "."): p.detach().numpy().copy()
         for n, p in model.named_parameters()
-        if is_of(n, adapter)
+        if in_adapter(n, adapter)
     }
 
 

@@ -1,4 +1,4 @@
-"""Cells in training: what is refused beforehand, and what a run leaves in its folder."""
+"""Training of cells: what is refused before it, and what it leaves in a cell's folder."""
 
 import hashlib
 import shutil
@@ -6,38 +6,45 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from transformers.trainer_utils import SchedulerType
+from transformers.training_args import OptimizerNames
 
 from hialign.engine import dpo, environment
 from hialign.engine.measures import choice
 from hialign.engine.models import depth_of, identity, load_model
+from hialign.engine.modules import in_adapter
 from hialign.engine.reference import Reference
-from hialign.engine.tokens import token_pairs
-from hialign.engine.trainer import is_of
+from hialign.engine.tokens import TokenizedPairs
+from hialign.engine.trainer import StockTrainer
 from hialign.preferences.pairs import load_pairs
-from hialign.records import dependencies, files, stages, status
+from hialign.records import dependencies, files, stages
 from hialign.study import blocks, paths
 from hialign.study.errors import HialignError
 from hialign.study.settings import TrainingSettings
 from hialign.study.study import Cell
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
 
 def train(cell: Cell) -> dict[str, Any]:
-    """Tune the cell's block and leave `adapter/`, `training.jsonl` and `manifest.json` in its folder.
+    """Tune the cell's block.
 
-    Base is not tuned: its cell gets a manifest alone, and the reference's log-probabilities are
-    computed for the others. A run that was killed resumes from its last checkpoint. Returns the
-    manifest; raises HialignError before any training for settings that cannot work.
+    Leaves `adapter/`, `training.jsonl` and `manifest.json` in the cell's folder. Base is not tuned:
+    its cell gets a manifest alone, and the reference's log-probabilities are computed for the other
+    cells. A run that was killed resumes from its last checkpoint.
+
+    Returns the manifest. Raises HialignError before any training for settings that cannot work.
     """
     return train_together([cell])[0]
 
 
 def train_together(cells: Sequence[Cell]) -> list[dict[str, Any]]:
-    """`train` for cells of one study and model in one pass over one base model: the same adapters
-    as one by one, for a fraction of the time. The manifests, in the order of the cells."""
+    """Train several cells of one study and model in one pass over one base model.
+
+    The adapters are the same as those of `train`, cell by cell, for a fraction of the time. Returns
+    the manifests, in the order of the cells.
+    """
     cell = cells[0]
     settings = cell.study.training
     _check_choices(settings)
@@ -48,6 +55,7 @@ def train_together(cells: Sequence[Cell]) -> list[dict[str, Any]]:
     model, tokenizer = load_model(cell.model)
     weights = identity(cell.model)
     _check_space(cell.folder)
+    prepared = dpo.prepare(model, tokenizer, pairs.train, settings)
     common: dict[str, Any] = {
         "study": cell.study.name,
         "model": cell.model.name,
@@ -60,49 +68,52 @@ def train_together(cells: Sequence[Cell]) -> list[dict[str, Any]]:
         "parameters": sum(p.numel() for p in model.parameters()),
         **environment.environment(),
     }
+    about = {c.block: common | depends[c.block] for c in cells}
     tuned = {block: chosen for block, chosen in choices.items() if chosen.layers}
     passes = [tuned] if tuned else []
-    if len(tuned) > 1 and (why := dpo.why_stock(model, tokenizer, pairs.train, settings)):
-        print(f"The blocks are trained one after the other by stock TRL: {why}")
+    if len(tuned) > 1 and prepared.why_stock:
+        print(f"The blocks are trained one after the other by stock TRL: {prepared.why_stock}")
         passes = [{block: chosen} for block, chosen in tuned.items()]
     manifests: dict[str, dict[str, Any]] = {}
     for c in cells:
-        if not choices[c.block].layers:
+        if c.block not in tuned:
             started = time.perf_counter()
             if not tuned:  # for the cells that are trained by themselves
-                limits = settings.max_length, settings.truncation
-                tokens = token_pairs(tokenizer, pairs.train, *limits).tokens
-                dpo.fill_reference(Reference(model, weights, tokens), model, tokenizer)
-            manifest = _of_cell(common | depends[c.block], c, [])
-            manifest |= {"status": "untrained", "steps": 0, "tokens": 0, "trainable_parameters": 0}
-            manifest |= {"seconds": time.perf_counter() - started, "shared_seconds": 0.0}
-            manifest |= {"peak_memory_bytes": environment.peak_memory_bytes()}
+                reference = Reference(model, weights, prepared.pairs.tokens)
+                packed = not prepared.why_stock
+                dpo.fill_reference(reference, model, tokenizer, packed=packed)
+            manifest = _of_cell(about[c.block], c, []) | {
+                "status": "untrained",
+                "steps": 0,
+                "tokens": 0,
+                "trainable_parameters": 0,
+                "seconds": time.perf_counter() - started,
+                "shared_seconds": 0.0,
+                "peak_memory_bytes": environment.peak_memory_bytes(),
+            }
             manifests[c.block] = _publish(c, manifest, None, [])
     for number, together in enumerate(passes):
         if number:
             model, tokenizer = load_model(cell.model)  # the one before has its adapter in it
         members = [c for c in cells if c.block in together]
-        about = {c.block: common | depends[c.block] for c in members}
-        manifests |= _train_pass(members, model, tokenizer, pairs.train, together, about)
+        checkpoints = _checkpoints(members, together)
+        trainer = dpo.train_blocks(
+            model, tokenizer, prepared, together, settings, weights, work=checkpoints
+        )
+        manifests |= _publish_pass(members, trainer, prepared.pairs, about)
+        shutil.rmtree(checkpoints, ignore_errors=True)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
     return [manifests[c.block] for c in cells]
 
 
-def _train_pass(
+def _publish_pass(
     cells: Sequence[Cell],
-    model: Any,
-    tokenizer: "PreTrainedTokenizerBase",
-    pairs: Any,
-    choices: dict[str, blocks.Choice],
+    trainer: StockTrainer,
+    pairs: TokenizedPairs,
     about: dict[str, dict[str, Any]],
 ) -> dict[str, dict[str, Any]]:
-    """Train some cells in one pass and publish each; their manifests."""
-    import torch
-
-    settings, weights = cells[0].study.training, identity(cells[0].model)
-    checkpoints = _checkpoints(cells, choices)
-    trainer = dpo.train_blocks(
-        model, tokenizer, pairs, choices, settings, weights, work=checkpoints
-    )
+    """Publish each cell of a finished pass. Returns the manifests by block."""
     adapted = trainer.accelerator.unwrap_model(trainer.model)
     manifests = {}
     with tempfile.TemporaryDirectory(prefix="hialign-") as scratch:
@@ -110,9 +121,9 @@ def _train_pass(
             steps = dpo.steps_of(trainer, strategy)
             manifest = _of_cell(about[cell.block], cell, strategy.layers) | {
                 "status": "trained",
-                "pairs": len(trainer.reference.values),
-                "pairs_too_long": len(pairs) - len(trainer.reference.values),
-                "pairs_truncated": trainer.truncated,
+                "pairs": len(pairs.tokens),
+                "pairs_too_long": pairs.total - len(pairs.tokens),
+                "pairs_truncated": pairs.truncated,
                 "steps": len(steps),
                 "tokens": steps[-1]["tokens"],
                 "seconds": sum(s["seconds"] for s in steps),
@@ -120,34 +131,36 @@ def _train_pass(
                 "trained_with": [c.block for c in cells if c is not cell],
                 "engine": "stock TRL" if trainer.is_stock else "packed",
                 "trainable_parameters": sum(
-                    p.numel() for n, p in adapted.named_parameters() if is_of(n, strategy.adapter)
+                    p.numel()
+                    for n, p in adapted.named_parameters()
+                    if in_adapter(n, strategy.adapter)
                 ),
                 "peak_memory_bytes": environment.peak_memory_bytes(),
                 "confinement": trainer.confinement[cell.block],
                 "final_loss": steps[-1]["loss"],
             }
             adapted.peft_config[strategy.adapter].base_model_name_or_path = cell.model.source
-            # PEFT would ask the hub whether the vocabulary was changed; attention is all we adapt
-            folder = Path(scratch) / strategy.adapter
-            adapted.save_pretrained(
-                folder,
-                selected_adapters=[strategy.adapter],
-                safe_serialization=True,
-                save_embedding_layers=False,
-            )
-            below = folder / strategy.adapter  # where PEFT puts all but the first
-            if below.is_dir():
-                for file in below.iterdir():
-                    file.rename(folder / file.name)
-                below.rmdir()
+            folder = _save_adapter(adapted, strategy.adapter, Path(scratch))
             manifests[cell.block] = _publish(cell, manifest, folder, steps)
-    shutil.rmtree(checkpoints, ignore_errors=True)
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
     return manifests
 
 
+def _save_adapter(adapted: Any, adapter: str, scratch: Path) -> Path:
+    """Save one adapter of a PEFT model below `scratch`. Returns the folder that holds its files."""
+    folder = scratch / adapter
+    adapted.save_pretrained(
+        folder,
+        selected_adapters=[adapter],
+        safe_serialization=True,
+        # PEFT would ask the hub whether the vocabulary was changed. We adapt attention alone.
+        save_embedding_layers=False,
+    )
+    nested = folder / adapter  # where PEFT puts every adapter but the first
+    return nested if nested.is_dir() else folder
+
+
 def _of_cell(common: dict[str, Any], cell: Cell, layers: list[int]) -> dict[str, Any]:
+    """What every manifest of a cell begins with."""
     settings = cell.study.training
     tuned = {"seed": settings.seed, "effective_batch": settings.effective_batch}
     return common | {
@@ -160,28 +173,26 @@ def _of_cell(common: dict[str, Any], cell: Cell, layers: list[int]) -> dict[str,
 
 
 def _checkpoints(cells: Sequence[Cell], choices: dict[str, blocks.Choice]) -> Path:
-    """Where checkpoints of exactly this pass lie; those of other settings, or of layers that another
-    record chose, are thrown away."""
+    """The folder for the checkpoints of exactly this pass.
+
+    Those of other settings, or of layers that another record chose, are deleted.
+    """
     study, model = cells[0].study, cells[0].model
-    place = paths.study_dir(study.name) / ".checkpoints" / f"{paths.slug(model.name)}"
-    blocks_ = "+".join(paths.slug(c.block) for c in cells)
-    if len(blocks_) > 120:  # no file system takes a name of over 255 bytes
-        blocks_ = hashlib.sha256(blocks_.encode()).hexdigest()[:16]
-    known = repr([(c.fingerprint("train"), choices[c.block]) for c in cells])
-    here = place / f"{blocks_}-{hashlib.sha256(known.encode()).hexdigest()[:16]}"
+    place = paths.study_dir(study.name) / ".checkpoints" / paths.slug(model.name)
+    names = "+".join(paths.slug(c.block) for c in cells)
+    if len(names) > 120:  # no file system takes a name of over 255 bytes
+        names = hashlib.sha256(names.encode()).hexdigest()[:16]
+    key = repr([(c.fingerprint("train"), choices[c.block]) for c in cells])
+    folder = place / f"{names}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
     for other in place.glob("*"):
-        if other != here and other.name.rpartition("-")[0] == blocks_:
+        if other != folder and other.name.rpartition("-")[0] == names:
             shutil.rmtree(other, ignore_errors=True)
-    return here
+    return folder
 
 
 def _check_choices(settings: TrainingSettings) -> None:
     """Refuse names that transformers does not know, before anything is loaded."""
-    from transformers.trainer_utils import SchedulerType
-    from transformers.training_args import OptimizerNames
-
-    known = {"optimizer": OptimizerNames, "scheduler": SchedulerType}
-    for key, kinds in known.items():
+    for key, kinds in (("optimizer", OptimizerNames), ("scheduler", SchedulerType)):
         names = [kind.value for kind in kinds]
         if getattr(settings, key) not in names:
             raise HialignError(
@@ -203,8 +214,10 @@ def _check_space(folder: Path, needed: int = 1 << 28) -> None:
 def _publish(
     cell: Cell, manifest: dict[str, Any], adapter: Path | None, steps: list[dict[str, Any]]
 ) -> dict[str, Any]:
-    """Put a finished run into its folder; the manifest as it was written. The old one goes first,
-    the new one comes last."""
+    """Put a finished run into its folder. Returns the manifest as it was written.
+
+    The old manifest goes first, and the new one comes last.
+    """
     folder = cell.folder
     (folder / "manifest.json").unlink(missing_ok=True)
     written = {}
@@ -223,18 +236,3 @@ def _publish(
         files.write_jsonl(folder / "training.jsonl", steps)
         written = {name: folder / name for name in (*stages.ADAPTER, "training.jsonl")}
     return files.write_record(folder / "manifest.json", manifest | {"files": files.stamps(written)})
-
-
-def load_cell(cell: Cell) -> "tuple[Any, PreTrainedTokenizerBase]":
-    """The cell's model with its adapter active (Base: the model alone), and its tokenizer.
-
-    Raises HialignError if the cell was not trained, or was trained with other settings than the
-    study has now, or if its adapter is not the one that training left.
-    """
-    status.required(cell, "train")
-    model, tokenizer = load_model(cell.model)
-    if cell.block == "base":
-        return model, tokenizer
-    from peft import PeftModel
-
-    return PeftModel.from_pretrained(model, cell.folder / "adapter").eval(), tokenizer

@@ -1,22 +1,21 @@
 """Chat templates: a conversation as the text or the tokens that a model is given.
 
-All of the package renders through these functions, so that a broken template is always told in
-one line that names the model, the template and the conversation.
+The whole package renders through these functions. The error about a broken template is therefore
+always one line that names the model, the template and the conversation.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
 
 from hialign.study.errors import HialignError
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 Message = dict[str, str]
 
 
 def chat_text(
-    tokenizer: "PreTrainedTokenizerBase",
+    tokenizer: PreTrainedTokenizerBase,
     messages: Sequence[Message],
     what: str = "",
     **options: Any,
@@ -36,17 +35,17 @@ def chat_text(
 
 
 def chat_ids(
-    tokenizer: "PreTrainedTokenizerBase",
+    tokenizer: PreTrainedTokenizerBase,
     messages: Sequence[Message],
     what: str = "",
     **options: Any,
 ) -> list[int]:
-    """`messages` as token ids; otherwise like `chat_text`."""
+    """`messages` as token ids. In all else it is like `chat_text`."""
     options = {"tokenize": True, "return_dict": True, **options}
     return list(_render(tokenizer, messages, what, **options)["input_ids"])
 
 
-def check_template(tokenizer: "PreTrainedTokenizerBase") -> None:
+def check_template(tokenizer: PreTrainedTokenizerBase) -> None:
     """Refuse a template that cannot render a question, or renders all questions alike."""
     questions = [[{"role": "user", "content": word}] for word in ("zebra", "quartz")]
     one, other = (chat_text(tokenizer, q, add_generation_prompt=True) for q in questions)
@@ -57,14 +56,14 @@ def check_template(tokenizer: "PreTrainedTokenizerBase") -> None:
         )
 
 
-def template_name(tokenizer: "PreTrainedTokenizerBase") -> str:
-    """How errors call the tokenizer's template; `load_tokenizer` knows better than the tokenizer."""
+def template_name(tokenizer: PreTrainedTokenizerBase) -> str:
+    """What errors call the tokenizer's template. `load_tokenizer` gives it a name of its own."""
     own = f"the chat template of {tokenizer.name_or_path or 'the tokenizer'}"
     return str(getattr(tokenizer, "template_name", own))
 
 
 def _render(
-    tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message], what: str, **options: Any
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], what: str, **options: Any
 ) -> Any:
     try:
         rendered = tokenizer.apply_chat_template(list(messages), **options)

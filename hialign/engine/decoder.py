@@ -1,8 +1,8 @@
 """A decoder whose layers can be run from any one to any other, on packed pairs.
 
-Block-wise tuning runs the same frozen layers again and again: below the tuned block, policy and
-reference and all strategies are one function. `Decoder` lets the model's own code do the work (its
-masks, positions and layer types are its own), and only decides which of its layers act.
+Block-wise tuning runs the same frozen layers again and again. Below the tuned block, the policy, the
+reference and all strategies are one function. `Decoder` lets the model's own code do the work, and
+only decides which of its layers act.
 """
 
 import os
@@ -12,7 +12,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch.nn.attention.flex_attention import create_block_mask
 from transformers import AttentionInterface, PreTrainedModel
+from transformers.integrations.flex_attention import flex_attention_forward
 
 from hialign.engine.dropout import noise_of
 from hialign.engine.logprobs import log_probs
@@ -27,9 +29,10 @@ TILE = 256  # scored positions that reach the LM head at a time
 
 
 class Decoder:
-    """`model` (a causal language model, adapters inside it or not) on packed pairs.
+    """A causal language model, with adapters inside it or not, that runs packed pairs.
 
-    Use as a context: inside, the model's layers and attention are ours; after it, its own again.
+    It is a context. Inside, the model's layers and its attention are ours. After it, they are the
+    model's own again.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -61,7 +64,7 @@ class Decoder:
         self.model.set_attn_implementation(self._own_attention)
 
     def _gate(self, index: int, layer: torch.nn.Module) -> Any:
-        """What stands in for a layer's forward: the layer, or a short cut around it."""
+        """What takes the place of a layer's forward: the layer, or a short cut around it."""
         own = layer.forward
 
         def forward(hidden: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -81,6 +84,7 @@ class Decoder:
     def _range(
         self, start: int, stop: int, entering: torch.Tensor | None, taps: Iterable[int]
     ) -> Iterator[dict[int, torch.Tensor]]:
+        """Let only the layers [start, stop) act. Gives the hidden states at `taps` as they come."""
         self._start, self._stop, self._entering = start, stop, entering
         self._taps, self._tapped = frozenset(taps), {}
         try:
@@ -96,10 +100,16 @@ class Decoder:
         start: int = 0,
         entering: torch.Tensor | None = None,
     ) -> dict[int, torch.Tensor]:
-        """The hidden states that enter each layer in `taps` (1 x T x width); `depth` is what leaves
-        the last one, before the final norm. No layer above the highest of them is run.
+        """Run the layers from `start` up to the highest of `taps`.
 
-        `entering` are the hidden states that enter layer `start`; the layers below it are not run.
+        Args:
+            layout: a row of T tokens.
+            taps: layers. `depth` stands for what leaves the last layer, before the final norm.
+            start: the first layer that is run.
+            entering: the hidden states that enter it (1 x T x width). Layer 0 needs none.
+
+        Returns:
+            By layer in `taps`, the hidden states that enter it (1 x T x width).
         """
         with self._range(start, max(taps), entering, taps) as tapped:
             self.model.base_model(
@@ -111,11 +121,18 @@ class Decoder:
         return tapped
 
     def log_probs(self, hidden: torch.Tensor, layout: "Layout") -> torch.Tensor:
-        """The log-probability (nats, summed over its tokens) of each sequence, in float64.
+        """The log-probability (nats, summed over its response) of each sequence.
 
-        `hidden` (1 x T x width) is what leaves the last layer. Only scored positions go through the
-        final norm and the LM head, `TILE` at a time; no full logits are ever held, and the
-        gradient is taken tile by tile in the forward pass, so that nothing is computed again.
+        Only scored positions go through the final norm and the LM head, `TILE` at a time. The full
+        logits are never held. The gradient is taken tile by tile in the forward pass, so that
+        nothing is computed again.
+
+        Args:
+            hidden: what leaves the last layer (1 x T x width).
+            layout: the row of P pairs that it was run on.
+
+        Returns:
+            2 P log-probabilities, chosen and rejected in turn, in float64.
         """
         rows = hidden[0].index_select(0, layout.scored)
         values = _TokenLogProbs.apply(rows, layout.targets, self._logits)
@@ -124,23 +141,23 @@ class Decoder:
         return sums.index_add(0, layout.sequence, values.double()[layout.prediction])
 
     def _logits(self, rows: torch.Tensor) -> torch.Tensor:
-        """Final norm, LM head and whatever the family does to logits: n x width -> n x vocabulary."""
+        """Final norm, LM head and what the family does to logits: n x width -> n x vocabulary."""
         with self._range(self.depth, self.depth, rows[None], ()):
             ids = torch.zeros(1, len(rows), dtype=torch.long, device=rows.device)
             return self.model(input_ids=ids, use_cache=False).logits[0].float()
 
 
 class _TokenLogProbs(torch.autograd.Function):
-    """log p(target) at each row, n x width -> n; a row's value depends on that row alone."""
+    """log p(target) at each row: n x width -> n. A row's value depends on that row alone."""
 
     @staticmethod
     def forward(ctx: Any, rows: torch.Tensor, targets: torch.Tensor, logits_of: Any) -> Any:
         differentiate = ctx.needs_input_grad[0]
         values, slopes = [], []
-        for part, wanted in zip(rows.split(TILE), targets.split(TILE), strict=True):
+        for part, target in zip(rows.split(TILE), targets.split(TILE), strict=True):
             part = part.detach().requires_grad_(differentiate)
             with torch.set_grad_enabled(differentiate):
-                value = -F.cross_entropy(logits_of(part), wanted, reduction="none")
+                value = -F.cross_entropy(logits_of(part), target, reduction="none")
                 total = value.sum()
             if differentiate:
                 # each value depends on its own row only: the sum's gradient holds them all
@@ -157,7 +174,7 @@ class _TokenLogProbs(torch.autograd.Function):
 
 
 class Layout:
-    """A pack on a device, with the masks that its attention needs."""
+    """A pack on a device, with the masks that its attention needs (drawn in `packing`)."""
 
     def __init__(self, pack: Pack, device: torch.device) -> None:
         self.pack = pack
@@ -180,10 +197,20 @@ class Layout:
         window: int | None,
         **options: Any,
     ) -> torch.Tensor:
-        """Attention in which a token sees what its own sequence holds before it: 1 x T x heads x width."""
-        if query.device.type == "cuda":
-            from transformers.integrations.flex_attention import flex_attention_forward
+        """Attention in which a token sees its own sequence up to itself.
 
+        Args:
+            module: the model's attention module.
+            query: 1 x heads x T x width.
+            key: 1 x key heads x T x width.
+            value: the same shape as `key`.
+            window: the tokens that a sliding window reaches back. None is full attention.
+            options: `scaling` and `dropout`.
+
+        Returns:
+            1 x T x heads x width.
+        """
+        if query.device.type == "cuda":
             mask = self._block_mask(window, query.device)
             return flex_attention_forward(module, query, key, value, mask, **options)[0]
         return self._by_node(query, key, value, window, **options)
@@ -197,9 +224,9 @@ class Layout:
         scaling: float | None,
         dropout: float,
     ) -> torch.Tensor:
-        """A call a node: its tokens on the nodes above it and on itself."""
+        """One call per node: its tokens look at the nodes above it and at itself."""
         repeat = query.shape[1] // key.shape[1]
-        if repeat > 1:  # grouped queries: on a CPU the fused kernel wants as many keys
+        if repeat > 1:  # on a CPU the fused kernel wants as many keys as queries
             key, value = (x.repeat_interleave(repeat, dim=1) for x in (key, value))
         nodes = self.pack.nodes
         sizes = [node.end - node.begin for node in nodes]
@@ -223,18 +250,16 @@ class Layout:
 
     def _causal_mask(self, length: int, keys: int, window: int | None) -> torch.Tensor:
         """True where the last `length` of `keys` positions may look (length x keys)."""
-        name = (length, keys, window)
-        if name not in self._masks:
+        shape = (length, keys, window)
+        if shape not in self._masks:
             mask = torch.ones(length, keys, dtype=torch.bool).tril(keys - length)
             if window is not None:
                 mask &= torch.ones(length, keys, dtype=torch.bool).triu(keys - length - window + 1)
-            self._masks[name] = mask
-        return self._masks[name]
+            self._masks[shape] = mask
+        return self._masks[shape]
 
     def _block_mask(self, window: int | None, device: torch.device) -> Any:
-        """`_causal_mask`'s rule for the whole row, as FlexAttention takes it."""
-        from torch.nn.attention.flex_attention import create_block_mask
-
+        """The mask of the whole row, as FlexAttention takes it."""
         if window not in self._masks:
             length = len(self.pack) + self.padding
             self._masks[window] = create_block_mask(
@@ -243,7 +268,7 @@ class Layout:
         return self._masks[window]
 
     def rule(self, window: int | None, device: torch.device) -> Any:
-        """Whether query q may see key k: not later, in the same node or one above."""
+        """Whether query q may see key k: it is not later, and in the same node or in one above."""
         nodes = self.pack.nodes
         above = torch.zeros(len(nodes) + 1, len(nodes) + 1, dtype=torch.bool)
         for number, n in enumerate(nodes):
@@ -282,30 +307,48 @@ def _attention(
 
 
 def pair_log_probs(
-    model: torch.nn.Module, pairs: Sequence[TokenPair], pad: int, what: str = "", limit: int = 2048
+    model: torch.nn.Module,
+    pairs: Sequence[TokenPair],
+    pad: int,
+    what: str = "",
+    limit: int = 2048,
+    packed: bool = False,
 ) -> list[tuple[float, float]]:
     """The log-probabilities (nats) of each pair's two responses under `model`.
 
-    Packed where the family allows it, else as padded sequences. `model` may be a PEFT one; its
-    active adapters act. `limit` is the tokens of one forward pass.
+    The pairs are packed if the family allows it, and padded otherwise.
+
+    Args:
+        model: a causal language model, or a PEFT model whose active adapters then act.
+        pairs: N pairs of chosen and rejected.
+        pad: the token that pads.
+        what: the name of the progress bar, and of the model in an error.
+        limit: the tokens of one forward pass.
+        packed: whether `unpackable` has already said that the model takes packed pairs. Otherwise
+            it is asked now.
+
+    Returns:
+        N log-probabilities of chosen and of rejected, summed over the tokens of the response.
+
+    Raises:
+        HialignError: if the model gives numbers that are not finite.
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     model.eval()
-    if unpackable(base, pairs, disable_dropout=True):
+    if not packed and unpackable(base, pairs, disable_dropout=True):
         flat = [tokens for pair in pairs for tokens in pair]
-        found = log_probs(model, flat, max(2, limit // 256), pad, what)
-        return list(zip(found[::2], found[1::2], strict=True))
+        values = log_probs(model, flat, max(2, limit // 256), pad, what)
+        return list(zip(values[::2], values[1::2], strict=True))
     result: list[tuple[float, float]] = [(0.0, 0.0)] * len(pairs)
-    rows = plan(pairs, limit)
     progress = Progress(total=len(pairs), desc=what)
     with torch.inference_mode(), Decoder(base) as decoder, progress as bar:
-        for chosen in rows:
-            layout = Layout(pack([pairs[i] for i in chosen]), decoder.device)
+        for row in plan(pairs, limit):
+            layout = Layout(pack([pairs[i] for i in row]), decoder.device)
             top = decoder.run(layout, [decoder.depth])[decoder.depth]
-            values = decoder.log_probs(top, layout).view(-1, 2).tolist()
-            for i, (c, r) in zip(chosen, values, strict=True):
-                result[i] = (c, r)
-            bar.update(len(chosen))
+            log_prob_pairs = decoder.log_probs(top, layout).view(-1, 2).tolist()
+            for i, (chosen, rejected) in zip(row, log_prob_pairs, strict=True):
+                result[i] = (chosen, rejected)
+            bar.update(len(row))
     if any(value != value for both in result for value in both):
         raise HialignError(f"{what}: the model gave log-probabilities that are not numbers")
     return result
@@ -314,19 +357,21 @@ def pair_log_probs(
 def unpackable(
     model: PreTrainedModel, pairs: Sequence[TokenPair], disable_dropout: bool = False
 ) -> str:
-    """Why stock TRL has to train this model; empty if packed pairs give its log-probabilities.
+    """Why stock TRL has to train this model. Empty if packed pairs give its log-probabilities.
 
-    Tried, not looked up: two short pairs as they are and packed. A family whose layers mix tokens
-    otherwise than by attention, or whose attention is not replaceable, shows by its values. So does
-    dropout that is no module but a function, which acts in training alone.
+    This is tried and not looked up: two short pairs are run as they are, and packed. If a family's
+    layers mix tokens in another way than by attention, or if its attention cannot be replaced, the
+    two results differ. Dropout that is a function and no module is found in the same way, by running
+    in training mode.
 
     Args:
         model: the base model, before it gets adapters. With `disable_dropout` it may have some.
-        pairs: those that are to be packed.
+        pairs: the pairs that are to be packed.
         disable_dropout: the model runs in evaluation mode, where no dropout acts. For training with
             the setting of that name, call `dropout.silence` instead.
 
-    Raises HialignError if a pair holds a token for which the model has no embedding.
+    Raises:
+        HialignError: if a pair holds a token for which the model has no embedding.
     """
     _check_ids(model, pairs)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -334,8 +379,8 @@ def unpackable(
     family = type(model).__name__
     if getattr(model.config.get_text_config(), "output_router_logits", None) is not None:
         return f"{family} has a loss of its own beside DPO's (its router's)"
-    own = [m.p for m in model.modules() if isinstance(m, torch.nn.Dropout)]
-    if any(own) and not disable_dropout:
+    rates = [m.p for m in model.modules() if isinstance(m, torch.nn.Dropout)]
+    if any(rates) and not disable_dropout:
         return f"{family} has dropout in frozen layers"
     sample = sorted(pairs, key=lambda pair: len(pair[0].ids) + len(pair[1].ids))[:2]
     # every position is scored: a prompt of 256 tokens would leave nothing to compare
@@ -348,19 +393,19 @@ def unpackable(
         with torch.inference_mode(), Decoder(model) as decoder:
             layout = Layout(pack(sample), decoder.device)
             hidden = decoder.run(layout, [decoder.depth])[decoder.depth]
-            found = decoder.log_probs(hidden, layout).tolist()
+            packed = decoder.log_probs(hidden, layout).tolist()
         noise = "" if disable_dropout else noise_of(model, max(flat, key=lambda t: len(t.ids)))
-    except HialignError:  # a ValueError, but no matter of packing
+    except HialignError:  # it is a ValueError, but says nothing about packing
         raise
     except (TypeError, ValueError, KeyError, AttributeError, RuntimeError) as error:
         return f"{family} does not take packed pairs ({type(error).__name__}: {error})"
     finally:
         model.train(training)
-    # nats a token; bfloat16 keeps 3 digits of logits of about 10
+    # nats per token; bfloat16 keeps 3 digits of logits of about 10
     allowed = 1e-4 if model.dtype == torch.float32 else 0.1
-    for value, wanted, tokens in zip(found, expected, flat, strict=True):
-        if not abs(value - wanted) <= allowed * max(1, len(tokens.ids) - tokens.start):
-            return f"{family} gives packed pairs other log-probabilities ({value} for {wanted})"
+    for value, alone, tokens in zip(packed, expected, flat, strict=True):
+        if not abs(value - alone) <= allowed * max(1, len(tokens.ids) - tokens.start):
+            return f"{family} gives packed pairs other log-probabilities ({value} for {alone})"
     return f"{family} {noise}" if noise else ""
 
 

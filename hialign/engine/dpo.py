@@ -1,125 +1,148 @@
 """Direct Preference Optimization inside blocks (sections 3.2.2 and 3.2.3, Table 5).
 
-The trainer is TRL's `DPOTrainer` (its data, optimizer, schedule, callbacks, checkpoints) with LoRA
-adapters on the attention projections of a block's layers and nowhere else. What is ours is the work
-of an optimizer step, which costs a fraction of stock's at the same gradients:
+The trainer is TRL's `DPOTrainer` (its optimizer, schedule, callbacks, checkpoints) with LoRA
+adapters on the attention projections of a block's layers and nowhere else. The work of an optimizer
+step is ours. It has the same gradients as stock's at a fraction of the cost:
 
-- several blocks are trained in one pass over one base model, each with an adapter of its own;
-- below a block's first layer policy, reference and all strategies are the same function: those
-  layers run once, without gradients (`Decoder`);
-- pairs are packed, each prompt computed once (`packing`), and only scored positions reach the LM
-  head;
-- the reference's log-probabilities are computed along the way, once for a model and data set.
+- Several blocks are trained in one pass over one base model, each with an adapter of its own.
+- Below a block's first layer, the policy, the reference and all strategies are the same function.
+  Those layers run once, without gradients (`decoder.Decoder`).
+- Pairs are packed, and each prompt is computed once (`packing`). Only scored positions reach the LM
+  head.
+- The reference's log-probabilities are computed along the way, once for a model and data set.
 
-A family for which that cannot be done (`decoder.unpackable` says why) is trained by stock TRL.
+A family for which that is not possible is trained by stock TRL. `decoder.unpackable` says why.
 """
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from hialign.engine.modules import decoder_layers, target_modules
+import torch
+from datasets import Dataset
+from peft import LoraConfig
+from safetensors import SafetensorError
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, set_seed
+from trl import DPOConfig
+
+from hialign.engine import dropout
+from hialign.engine.decoder import pair_log_probs, unpackable
+from hialign.engine.modules import decoder_layers, in_adapter, target_modules
 from hialign.engine.reference import Reference
-from hialign.engine.tokens import TokenPair, token_pairs, tokenize_pair
-from hialign.engine.trainer import COMMON, LOGGED, Strategy, is_of, last_checkpoint
-from hialign.engine.trainer import trainer_class as _trainer_class
+from hialign.engine.tokens import TokenizedPairs, TokenPair, token_pairs
+from hialign.engine.trainer import (
+    COMMON,
+    LOGGED,
+    BlockTrainer,
+    StockTrainer,
+    Strategy,
+    indices,
+    last_checkpoint,
+)
 from hialign.study.blocks import Choice
 from hialign.study.errors import HialignError
 from hialign.study.settings import TrainingSettings
 
-if TYPE_CHECKING:
-    import torch
-    from datasets import Dataset
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
-    from trl import DPOConfig, DPOTrainer
+
+@dataclass(frozen=True)
+class TrainingPairs:
+    """What is found out once about a model and its training pairs, for all trainings on them.
+
+    Attributes:
+        pairs: the pairs, tokenized.
+        why_stock: why stock TRL has to train the model, as `why_stock` gives it.
+    """
+
+    pairs: TokenizedPairs
+    why_stock: str
+
+
+def prepare(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: Dataset,
+    settings: TrainingSettings,
+    why: str | None = None,
+) -> TrainingPairs:
+    """Tokenize the pairs of `train_blocks`, and try whether the model takes them packed.
+
+    Args:
+        model: the base model, before it gets adapters.
+        tokenizer: its tokenizer.
+        pairs: the preference pairs, with `prompt`, `chosen` and `rejected`.
+        settings: `max_length`, `truncation`, `engine` and `disable_dropout` matter here.
+        why: what `why_stock` said of the same model and settings before. None tries it now.
+    """
+    tokenized = token_pairs(tokenizer, pairs, settings.max_length, settings.truncation)
+    why = why_stock(model, tokenized.tokens, settings) if why is None else why
+    return TrainingPairs(tokenized, why)
+
+
+def why_stock(
+    model: PreTrainedModel, tokens: Sequence[TokenPair], settings: TrainingSettings
+) -> str:
+    """Why blocks of this model cannot share a pass and stock TRL trains them. Empty if they can.
+
+    With `training.disable_dropout` the model has no dropout any more afterwards, as in training.
+    """
+    if settings.disable_dropout:
+        dropout.silence(model)
+    if settings.engine == "stock":
+        return "training.engine is stock"
+    return unpackable(model, tokens)
 
 
 def train_blocks(
-    model: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerBase",
-    pairs: "Dataset",
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: Dataset | TrainingPairs,
     layers: Mapping[str, Sequence[int] | Choice],
     settings: TrainingSettings,
     weights: dict[str, str],
     work: Path,
-    callbacks: Sequence["TrainerCallback"] = (),
-) -> "DPOTrainer":
-    """Minimise Eq. 1 over LoRA matrices in the layers of each block (Eq. 2); the trainer, after it.
+    callbacks: Sequence[TrainerCallback] = (),
+) -> StockTrainer:
+    """Minimise Eq. 1 over LoRA matrices in the layers of each block (Eq. 2).
 
-    `layers` maps each block to its layers, or to all that it chooses (`blocks.Choice`): all are
-    trained in one pass, each as if it were alone. `weights` is the base model's identity, for the reference's cache; `work` holds checkpoints, from
-    which an interrupted run goes on; `callbacks` are transformers' own. The trainer's `strategies` name the adapters in its model and
-    its `confinement` the proof, for each block. Raises HialignError where a loss or gradient is not
-    finite, memory or disk space runs out, or a parameter outside a block changed.
+    All blocks are trained in one pass, each as if it were alone.
+
+    Args:
+        model: the base model. Its adapters stay on it.
+        tokenizer: its tokenizer.
+        pairs: the preference pairs. For several trainings on the same pairs, `prepare` them once.
+        layers: by block, its layers or all that it chooses.
+        settings: the hyper-parameters (Table 5).
+        weights: the base model's identity, for the reference's cache.
+        work: the folder of the checkpoints, from which an interrupted run goes on.
+        callbacks: transformers' own.
+
+    Returns:
+        The trainer after training. Its `strategies` name the adapters in its model, and its
+        `confinement` has the proof for each block.
+
+    Raises:
+        HialignError: if a loss or a gradient is not finite, if memory or disk space runs out, or if
+            a parameter outside a block changed.
     """
-    from peft import LoraConfig
-    from safetensors import SafetensorError
-    from transformers import set_seed
-
     choices = {
         block: inside if isinstance(inside, Choice) else Choice(tuple(sorted(inside)))
         for block, inside in layers.items()
     }
-    targets = {
-        block: list(c.modules or target_modules(model, c.layers, settings.target_modules))
-        for block, c in choices.items()
-    }
-    kept = token_pairs(tokenizer, pairs, settings.max_length, settings.truncation)
-    tokens = kept.tokens
-    why = _why_stock(model, tokens, settings)
-    if why and len(layers) > 1:
-        raise HialignError(f"these blocks cannot be trained in one pass: {why}")
-    reference = Reference(model, weights, tokens)
-    if why:
-        fill_reference(reference, model, tokenizer)
+    adapters = {block: _lora(model, choice, settings) for block, choice in choices.items()}
+    if settings.disable_dropout:
+        dropout.silence(model)
+    if not isinstance(pairs, TrainingPairs):
+        pairs = prepare(model, tokenizer, pairs, settings)
+    if pairs.why_stock and len(layers) > 1:
+        raise HialignError(f"these blocks cannot be trained in one pass: {pairs.why_stock}")
     work.mkdir(parents=True, exist_ok=True)
-
-    def lora(block: str) -> LoraConfig:
-        rank = choices[block].rank or settings.lora_rank
-        alpha = settings.lora_alpha * rank / settings.lora_rank  # the same scale at any rank
-        return LoraConfig(
-            task_type="CAUSAL_LM",
-            r=rank,
-            lora_alpha=int(alpha) if alpha.is_integer() else alpha,  # type: ignore[arg-type]
-            lora_dropout=settings.lora_dropout,
-            target_modules=targets[block],
-        )
-
-    def strategy(block: str, adapter: str) -> Strategy:
-        return Strategy(block, list(choices[block].layers), adapter, choices[block].period)
-
-    first, *others = choices
-    config = _config(settings, model, work, packed=not why)
-    set_seed(settings.seed)  # so that each adapter begins as it would alone
-    trainer = _trainer_class(stock=bool(why))(
-        model=model,
-        args=config,
-        train_dataset=pairs.select_columns(["prompt", "chosen", "rejected"]),
-        processing_class=tokenizer,
-        peft_config=lora(first),
-        callbacks=list(callbacks),
-    )
-    if len(trainer.train_dataset) != len(tokens):
-        raise HialignError(
-            f"TRL kept {len(trainer.train_dataset)} of {len(pairs)} pairs, we {len(tokens)}: "
-            f"training.max_length {settings.max_length} is too short for their prompts"
-        )
-    trainer.strategies = [strategy(first, "default")]
-    for number, block in enumerate(others, 1):
-        set_seed(settings.seed)
-        trainer.model.add_adapter(f"strategy{number}", lora(block))
-        trainer.strategies.append(strategy(block, f"strategy{number}"))
-    trainer.reference = reference
-    trainer.truncated = kept.truncated
-    if why:
-        for side, name in enumerate(("ref_chosen_logps", "ref_rejected_logps")):
-            column = [both[side] for both in reference.values if both]
-            trainer.train_dataset = trainer.train_dataset.add_column(name, column)
-        trainer.precompute_ref_logps = True  # TRL then reads them instead of a second forward
-    else:
-        ids = pairs["id"] if "id" in pairs.column_names else range(len(pairs))
-        trainer.prepare(model, tokens, [str(ids[i]) for i in kept.places], settings)
+    reference = Reference(model, weights, pairs.pairs.tokens)
+    trainer = _trainer(model, tokenizer, pairs, adapters, reference, settings, work, callbacks)
+    for block, adapter in zip(choices, trainer.model.peft_config, strict=True):
+        choice = choices[block]
+        trainer.strategies.append(Strategy(block, list(choice.layers), adapter, choice.period))
     before = _bits(trainer.model, adapters=False)
     initial = _bits(trainer.model, adapters=True)
     try:
@@ -136,52 +159,98 @@ def train_blocks(
     return trainer
 
 
-def why_stock(
-    model: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerBase",
-    pairs: "Dataset",
+def _lora(model: PreTrainedModel, choice: Choice, settings: TrainingSettings) -> LoraConfig:
+    """The adapter of a block: LoRA on its modules and nowhere else (section 3.2.3)."""
+    rank = choice.rank or settings.lora_rank
+    alpha = settings.lora_alpha * rank / settings.lora_rank  # the same scale at any rank
+    modules = choice.modules or target_modules(model, choice.layers, settings.target_modules)
+    return LoraConfig(
+        task_type="CAUSAL_LM",
+        r=rank,
+        lora_alpha=int(alpha) if alpha.is_integer() else alpha,  # type: ignore[arg-type]
+        lora_dropout=settings.lora_dropout,
+        target_modules=list(modules),
+    )
+
+
+def _trainer(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: TrainingPairs,
+    adapters: Mapping[str, LoraConfig],
+    reference: Reference,
     settings: TrainingSettings,
-) -> str:
-    """Why blocks of this model cannot share a pass and stock TRL trains them; empty if they can.
+    work: Path,
+    callbacks: Sequence[TrainerCallback],
+) -> StockTrainer:
+    """The trainer, with one adapter per block in its model: `default`, `strategy1`, …"""
+    packed = not pairs.why_stock
+    if packed:
+        rows = Dataset.from_dict({"index": list(range(len(pairs.pairs.tokens)))})
+    else:
+        fill_reference(reference, model, tokenizer)
+        rows = _stock_rows(pairs.pairs, reference)
+    first, *others = adapters.values()
+    set_seed(settings.seed)  # so that each adapter begins as it would alone
+    trainer = (BlockTrainer if packed else StockTrainer)(
+        model=model,
+        args=_config(settings, model, work, packed),
+        train_dataset=rows,
+        data_collator=indices if packed else None,
+        processing_class=tokenizer,
+        peft_config=first,
+        callbacks=list(callbacks),
+    )
+    for number, adapter in enumerate(others, 1):
+        set_seed(settings.seed)
+        trainer.model.add_adapter(f"strategy{number}", adapter)
+    trainer.strategies = []
+    trainer.reference = reference
+    if isinstance(trainer, BlockTrainer):
+        trainer.prepare(model, pairs.pairs, settings)
+    else:
+        trainer.precompute_ref_logps = True  # TRL then reads them instead of a second forward
+    return trainer
 
-    With `training.disable_dropout` the model has no dropout any more afterwards, as in training.
-    """
-    few = pairs.select(range(min(8, len(pairs))))
-    limits = settings.max_length, settings.truncation
-    return _why_stock(model, [tokenize_pair(tokenizer, pair, *limits) for pair in few], settings)
 
-
-def _why_stock(
-    model: "PreTrainedModel", tokens: Sequence[TokenPair], settings: TrainingSettings
-) -> str:
-    from hialign.engine import dropout
-    from hialign.engine.decoder import unpackable
-
-    if settings.disable_dropout:
-        dropout.silence(model)
-    if settings.engine == "stock":
-        return "training.engine is stock"
-    return unpackable(model, tokens)
+def _stock_rows(pairs: TokenizedPairs, reference: Reference) -> Dataset:
+    """The pairs as TRL's own tokenization gives them, with the reference's log-probabilities."""
+    log_probs = [both for both in reference.values if both]
+    start = [chosen.start for chosen, _ in pairs.uncut]
+    both = list(zip(pairs.uncut, start, strict=True))
+    return Dataset.from_dict(
+        {
+            "prompt_ids": [list(chosen.ids[:at]) for (chosen, _), at in both],
+            "chosen_ids": [list(chosen.ids[at:]) for (chosen, _), at in both],
+            "rejected_ids": [list(rejected.ids[at:]) for (_, rejected), at in both],
+            "ref_chosen_logps": [chosen for chosen, _ in log_probs],
+            "ref_rejected_logps": [rejected for _, rejected in log_probs],
+        }
+    )
 
 
 def fill_reference(
-    reference: Reference, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase"
+    reference: Reference,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    packed: bool = False,
 ) -> None:
-    """Compute the reference of all pairs now: before stock training, or for runs that follow."""
-    from hialign.engine.decoder import pair_log_probs
+    """Compute the reference of all pairs now: before stock training, or for runs that follow.
 
+    `packed` says that the model is known to take packed pairs. Otherwise this is tried first.
+    """
     pad = tokenizer.pad_token_id or 0
-    reference.fill(lambda pairs: pair_log_probs(model, pairs, pad, "reference"))
+    reference.fill(lambda pairs: pair_log_probs(model, pairs, pad, "reference", packed=packed))
 
 
 def _config(
-    settings: TrainingSettings, model: "PreTrainedModel", work: Path, packed: bool
-) -> "DPOConfig":
-    """TRL's configuration. Packed, a batch is a whole optimizer step, which `plan` divides, and what
-    TRL would do to gradients and checkpointing is done in the step itself."""
-    import torch
-    from trl import DPOConfig
+    settings: TrainingSettings, model: PreTrainedModel, work: Path, packed: bool
+) -> DPOConfig:
+    """TRL's configuration.
 
+    In packed training a batch is a whole optimizer step, which `packing.plan` divides. Gradients are
+    clipped and activations checkpointed by the step itself, and not by TRL.
+    """
     size, times = settings.batch_size, settings.gradient_accumulation_steps
     return DPOConfig(
         output_dir=str(work),
@@ -216,13 +285,17 @@ def _config(
     )
 
 
-def steps_of(trainer: "DPOTrainer", strategy: Strategy) -> list[dict[str, Any]]:
-    """A row an optimizer step from TRL's log (training.jsonl's columns)."""
+def steps_of(trainer: StockTrainer, strategy: Strategy) -> list[dict[str, Any]]:
+    """One row per optimizer step of a strategy, from TRL's log.
+
+    The columns are those of `training.jsonl`. Raises HialignError if a figure is not finite.
+    """
     alone = len(trainer.strategies) == 1
     rows = []
     for entry in trainer.state.log_history:
         if "loss" in entry:
-            epoch = entry["epoch"] if trainer.is_stock else trainer.epoch_at(entry["step"])
+            packed = isinstance(trainer, BlockTrainer)
+            epoch = trainer.epoch_at(entry["step"]) if packed else entry["epoch"]
             row = {"step": entry["step"], "epoch": epoch}
             for theirs, ours in LOGGED.items():
                 key = theirs if alone or theirs in COMMON else f"{strategy.block}/{theirs}"
@@ -236,10 +309,8 @@ def steps_of(trainer: "DPOTrainer", strategy: Strategy) -> list[dict[str, Any]]:
     return rows
 
 
-def _bits(model: "torch.nn.Module", adapters: bool) -> dict[str, int]:
+def _bits(model: torch.nn.Module, adapters: bool) -> dict[str, int]:
     """A checksum of each parameter: the wrapping sum of its bit patterns, on its own device."""
-    import torch
-
     integer = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
     return {
         name: int(p.detach().contiguous().view(integer[p.element_size()]).sum(dtype=torch.int64))
@@ -249,7 +320,7 @@ def _bits(model: "torch.nn.Module", adapters: bool) -> dict[str, int]:
 
 
 def _confinement(
-    model: "torch.nn.Module",
+    model: torch.nn.Module,
     strategy: Strategy,
     before: dict[str, int],
     initial: dict[str, int],
@@ -259,7 +330,7 @@ def _confinement(
     prefix, _ = decoder_layers(model.get_base_model())  # type: ignore[operator]
     inside = tuple(f"base_model.model.{prefix}.{layer}." for layer in strategy.layers)
     everything = _bits(model, adapters=True)
-    after = {n: bits for n, bits in everything.items() if is_of(n, strategy.adapter)}
+    after = {n: bits for n, bits in everything.items() if in_adapter(n, strategy.adapter)}
     outside = [n for n in after if not n.startswith(inside)]
     trainable = [n for n, p in model.named_parameters() if p.requires_grad and n not in everything]
     if changed or outside or trainable:

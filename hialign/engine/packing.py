@@ -1,23 +1,43 @@
-"""Preference pairs without padding, and with no beginning computed twice.
+"""Preference pairs in one row, without padding and with no beginning computed twice.
 
-The sequences of some pairs are laid out as a prefix tree: what they begin with alike (a template's
-system prompt, a pair's prompt, the words that chosen and rejected share) is one node, computed once
-for all that go on from it. The nodes stand in one row with no padding; attention lets a token see
-its own node up to itself and the nodes above, which is exactly its sequence so far. Since causal
-attention gives a beginning no knowledge of what follows, log-probabilities and gradients are those
-of each sequence by itself. A sequence's last token is only a target, never an input.
+The sequences of some pairs form a prefix tree. What they begin with alike (a template's system
+prompt, a pair's prompt, the words that chosen and rejected share) is one node, which is computed
+once for all that goes on from it. The nodes stand side by side in one row of T tokens. A token sees
+its own node up to itself, and the nodes above it, and therefore exactly its sequence so far.
+
+Take one pair with the prompt `p q`, the chosen response `a b c d` and the rejected `a x y z`. A
+sequence's last token is only a target, never an input:
+
+    the tree                 the row     p  q  a  b  c  x  y
+    node 0: p q a            node        0  0  0  1  1  2  2
+     ├─ node 1: b c          position    0  1  2  3  4  3  4
+     └─ node 2: x y          predicts       a  b  c  d  y  z      (the state at `a` also predicts x)
+
+    the mask: who (line) sees whom (column)
+
+       p q a b c x y
+    p  ■ · · · · · ·
+    q  ■ ■ · · · · ·
+    a  ■ ■ ■ · · · ·
+    b  ■ ■ ■ ■ · · ·
+    c  ■ ■ ■ ■ ■ · ·
+    x  ■ ■ ■ · · ■ ·
+    y  ■ ■ ■ · · ■ ■
+
+Causal attention gives a beginning no knowledge of what follows. Log-probabilities and gradients are
+therefore those of each sequence by itself.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from hialign.engine.tokens import TokenPair, common_start
+from hialign.engine.tokens import TokenPair, Tokens, common_start
 
 
 @dataclass(frozen=True)
 class Node:
-    """Tokens [begin, end) of a row; `path` numbers the nodes from the root to this one."""
+    """The tokens [begin, end) of a row. `path` numbers the nodes from the root to this one."""
 
     begin: int
     end: int
@@ -26,13 +46,22 @@ class Node:
 
 @dataclass(frozen=True)
 class Pack:
-    """Some pairs in one row of T tokens, and what is scored in it.
+    """P pairs in one row of T tokens, with U predictions that are scored.
 
-    `ids`, `positions`: T. `scored`, `targets`: U; the hidden state at `scored[i]` predicts
-    `targets[i]`. `prediction`, `sequence`: S, one for each token of each response: it is that
-    prediction, and belongs to that sequence (2 p is the chosen one of the p-th pair, 2 p + 1 the
-    rejected one). What responses begin with alike is predicted once and counts for each.
-    `places`: where in the row each sequence's tokens stand (its last one is no input).
+    Sequence 2 p is the chosen one of the p-th pair, and 2 p + 1 the rejected one. S counts the
+    response tokens of all sequences. What responses begin with alike is predicted once and counts
+    for each of them, so that U is at most S.
+
+    Attributes:
+        pairs: P.
+        nodes: the nodes of the tree, in the order of the row.
+        ids: T, the tokens.
+        positions: T, the place of each token in its sequence.
+        scored: U, the places in the row whose hidden states predict.
+        targets: U, the tokens that they predict.
+        prediction: S, by response token, which of the U predictions it is.
+        sequence: S, by response token, the sequence that it belongs to.
+        places: 2 P, by sequence, where in the row its tokens stand, without the last.
     """
 
     pairs: int
@@ -56,11 +85,13 @@ def pack(pairs: Sequence[TokenPair]) -> Pack:
     nodes: list[Node] = []
     ids: list[int] = []
     positions: list[int] = []
-    places: list[list[int]] = [[] for _ in inputs]  # of each sequence's tokens in the row
+    places: list[list[int]] = [[] for _ in inputs]
 
     def grow(members: list[int], depth: int, path: tuple[int, ...]) -> None:
-        """A node for what `members` (in order, alike up to `depth`) share from there; then its
-        children."""
+        """Add the node that some sequences share from position `depth` on, then its children.
+
+        `members` are sorted, and alike up to `depth`.
+        """
         first, last = inputs[members[0]], inputs[members[-1]]
         end = depth + common_start(first[depth:], last[depth:])
         if end > depth:
@@ -70,39 +101,63 @@ def pack(pairs: Sequence[TokenPair]) -> Pack:
                 places[member] += range(len(ids), len(ids) + end - depth)
             ids.extend(first[depth:end])
             positions.extend(range(depth, end))
-        on = [member for member in members if len(inputs[member]) > end]
-        for _, child in groupby(on, key=lambda member: inputs[member][end]):
+        longer = [member for member in members if len(inputs[member]) > end]
+        for _, child in groupby(longer, key=lambda member: inputs[member][end]):
             grow(list(child), end, path)
 
     grow(sorted(range(len(inputs)), key=lambda i: inputs[i]), 0, ())
-    predictions: dict[tuple[int, int], int] = {}  # (place, target) -> its number
+    scored, targets, prediction, sequence = _predictions(sequences, places)
+    return Pack(
+        pairs=len(pairs),
+        nodes=tuple(nodes),
+        ids=tuple(ids),
+        positions=tuple(positions),
+        scored=scored,
+        targets=targets,
+        prediction=prediction,
+        sequence=sequence,
+        places=tuple(tuple(own) for own in places),
+    )
+
+
+def _predictions(
+    sequences: Sequence[Tokens], places: Sequence[Sequence[int]]
+) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+    """`scored`, `targets`, `prediction` and `sequence` of a pack."""
+    numbers: dict[tuple[int, int], int] = {}  # (place, target) -> the number of the prediction
     prediction: list[int] = []
     sequence: list[int] = []
     for number, tokens in enumerate(sequences):
         for at in range(max(tokens.start, 1), len(tokens.ids)):
             key = (places[number][at - 1], tokens.ids[at])
-            prediction.append(predictions.setdefault(key, len(predictions)))
+            prediction.append(numbers.setdefault(key, len(numbers)))
             sequence.append(number)
-    scored, targets = zip(*predictions, strict=True) if predictions else ((), ())
-    return Pack(
-        *(len(pairs), tuple(nodes), tuple(ids), tuple(positions)),
-        *(scored, targets, tuple(prediction), tuple(sequence)),
-        tuple(tuple(own) for own in places),
-    )
+    scored = tuple(place for place, _ in numbers)
+    targets = tuple(target for _, target in numbers)
+    return scored, targets, tuple(prediction), tuple(sequence)
 
 
 def plan(pairs: Sequence[TokenPair], limit: int) -> list[list[int]]:
-    """Group pairs into rows of about equal length, none above `limit` tokens but where a single pair
-    is. Pairs that begin alike come together. The same pairs give the same rows."""
+    """Group pairs into rows of about equal length.
+
+    Pairs that begin alike come together. The same pairs always give the same rows.
+
+    Args:
+        pairs: N pairs.
+        limit: the tokens that a row may have. Only a single pair may be longer than that.
+
+    Returns:
+        By row, the numbers of its pairs.
+    """
     order = sorted(range(len(pairs)), key=lambda i: (pairs[i][0].ids, pairs[i][1].ids))
-    costs = []  # the tokens that each adds to a row, after its neighbour or as the first
+    costs = []  # the tokens of each pair by itself, and those that it adds after its neighbour
     for before, i in zip([None, *order], order, strict=False):
         chosen, rejected = (tokens.ids[:-1] for tokens in pairs[i])
         alone = len(chosen) + len(rejected) - common_start(chosen, rejected)
-        known = 0 if before is None else common_start(pairs[before][0].ids[:-1], chosen)
-        costs.append((alone, alone - known))
-    rows = max(1, -(-sum(added for _, added in costs) // limit))
-    aim = sum(added for _, added in costs) / rows
+        shared = 0 if before is None else common_start(pairs[before][0].ids[:-1], chosen)
+        costs.append((alone, alone - shared))
+    total = sum(added for _, added in costs)
+    aim = total / max(1, -(-total // limit))
     groups: list[list[int]] = []
     filled = 0
     for i, (alone, added) in zip(order, costs, strict=True):

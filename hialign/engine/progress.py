@@ -5,6 +5,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from IPython import get_ipython
+from IPython.display import display
 from tqdm import tqdm
 
 from hialign.records import running
@@ -20,8 +22,6 @@ class Progress(tqdm):  # type: ignore[type-arg]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._handle: Any = None
         if _in_notebook() and not kwargs.get("disable"):
-            from IPython.display import display
-
             self._handle = display({"text/plain": "…"}, raw=True, display_id=True)
         shown = self._handle or sys.stderr.isatty()
         kwargs.setdefault("mininterval", 0.4 if self._handle else 0.1 if shown else 2.0)
@@ -46,7 +46,4 @@ class Progress(tqdm):  # type: ignore[type-arg]
 
 def _in_notebook() -> bool:
     """Whether this process is a Jupyter kernel (papermill's included), not a terminal's IPython."""
-    if "IPython" not in sys.modules:
-        return False
-    shell = sys.modules["IPython"].get_ipython()
-    return shell is not None and hasattr(shell, "kernel")
+    return hasattr(get_ipython(), "kernel")

@@ -2,9 +2,9 @@
 
 import contextlib
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 from filelock import FileLock
+from transformers import PreTrainedModel
 
 from hialign.engine.tokens import TokenPair
 from hialign.records.files import read_record, write_record
@@ -12,19 +12,20 @@ from hialign.study import paths
 from hialign.study.digest import json_sha256
 from hialign.study.errors import HialignError
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
 
 class Reference:
-    """The base model's log-probabilities of each pair, computed once and kept in the cache.
+    """The base model's log-probabilities of N pairs, computed once and kept in the cache.
 
-    The key covers the weights, the precision and every token (so the template and the truncation
-    too). `values` holds (chosen, rejected) in nats for each pair, None where it is not known yet.
+    The key covers the weights, the precision, the device and every token, and therefore also the
+    chat template and the truncation.
+
+    Attributes:
+        values: N, the log-probabilities of (chosen, rejected) in nats, None before they are
+            computed.
     """
 
     def __init__(
-        self, model: "PreTrainedModel", identity: dict[str, str], pairs: Sequence[TokenPair]
+        self, model: PreTrainedModel, identity: dict[str, str], pairs: Sequence[TokenPair]
     ) -> None:
         weights = next(model.parameters())
         tokens = [(t.ids, t.start) for pair in pairs for t in pair]
@@ -34,7 +35,7 @@ class Reference:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._identity, self._pairs = identity, pairs
         self.values: list[tuple[float, float] | None] = [None] * len(pairs)
-        with self._lock():  # who fills it holds the lock
+        with self._lock():  # another process may be filling it
             self._read()
 
     def _lock(self) -> FileLock:
@@ -42,9 +43,9 @@ class Reference:
 
     def _read(self) -> None:
         if self.path.is_file():
-            with contextlib.suppress(HialignError):  # it was changed since: computed again
-                known = read_record(self.path)["log_probs"]
-                self.values = [(chosen, rejected) for chosen, rejected in known]
+            with contextlib.suppress(HialignError):  # a file that was changed is computed again
+                log_probs = read_record(self.path)["log_probs"]
+                self.values = [(chosen, rejected) for chosen, rejected in log_probs]
         self._saved = self.complete
 
     @property
@@ -54,7 +55,7 @@ class Reference:
     def fill(
         self, compute: Callable[[Sequence[TokenPair]], list[tuple[float, float]]]
     ) -> list[tuple[float, float]]:
-        """All values, computed now unless they are known; a second process waits for the first."""
+        """All values, computed now unless they are there. A second process waits for the first."""
         with self._lock():
             self._read()
             if not self.complete:
@@ -63,7 +64,7 @@ class Reference:
         return [both for both in self.values if both]
 
     def save(self) -> None:
-        """Keep the values, if all are known and are not kept yet."""
+        """Write the values to the cache, once all of them are there."""
         if self.complete and not self._saved:
             content = {"identity": self._identity, "log_probs": self.values}
             write_record(self.path, content)

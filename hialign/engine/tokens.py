@@ -1,19 +1,18 @@
 """Preference pairs as tokens, cut to the lengths that training allows."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
 
 from hialign.engine.chat_template import chat_ids, template_name
 from hialign.study.errors import HialignError
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
 
 @dataclass(frozen=True)
 class Tokens:
-    """A prompt with a response; the response begins at position `start` of `ids`."""
+    """A prompt with a response. The response begins at position `start` of `ids`."""
 
     ids: tuple[int, ...]
     start: int
@@ -22,32 +21,63 @@ class Tokens:
 TokenPair = tuple[Tokens, Tokens]  # chosen, rejected
 
 
+@dataclass(frozen=True)
+class TokenizedPairs:
+    """The N pairs that training takes, tokenized once.
+
+    Attributes:
+        ids: N, the pairs' ids, or their places in the data set if it has none.
+        tokens: N, the pairs as they are trained on.
+        uncut: N, the same before they were cut to the length that training allows.
+        total: the number of pairs in the data set. Those with too long a prompt are left out.
+    """
+
+    ids: list[str]
+    tokens: list[TokenPair]
+    uncut: list[TokenPair]
+    total: int
+
+    @property
+    def truncated(self) -> int:
+        """The number of pairs of which something was cut."""
+        return sum(cut != uncut for cut, uncut in zip(self.tokens, self.uncut, strict=True))
+
+
 def tokenize_pair(
-    tokenizer: "PreTrainedTokenizerBase",
-    pair: dict[str, Any],
+    tokenizer: PreTrainedTokenizerBase,
+    pair: Mapping[str, Any],
     max_length: int | None = None,
     truncation: str = "keep_start",
-) -> tuple[Tokens, Tokens]:
-    """Chosen and rejected as tokens, exactly as TRL's DPOTrainer makes them.
+) -> TokenPair:
+    """Tokenize chosen and rejected exactly as TRL's DPOTrainer does.
 
-    The response begins where the templated prompt and both templated wholes part. Over
-    `max_length` tokens the end is cut (`keep_start`) or the beginning (`keep_end`). Raises
-    HialignError for a response that has no token even before that.
+    The response begins where the templated prompt and the two templated conversations part.
+
+    Args:
+        tokenizer: as `hialign.engine.models.load_tokenizer` gives it.
+        pair: `prompt`, `chosen` and `rejected`, each a list of messages. Errors name its `id`.
+        max_length: the tokens that a conversation may have. None cuts nothing.
+        truncation: what stays of a longer one, its beginning (`keep_start`) or end (`keep_end`).
+
+    Raises:
+        HialignError: if a response has no token even before it is cut.
     """
     name = f"pair {pair.get('id', '')!r}" if pair.get("id") is not None else "a pair"
     prompt = chat_ids(tokenizer, pair["prompt"], name, add_generation_prompt=True)
-    wholes = [
+    chosen, rejected = (
         chat_ids(tokenizer, pair["prompt"] + pair[side], name) for side in ("chosen", "rejected")
-    ]
-    start = min(common_start(prompt, whole) for whole in wholes)
-    for side, whole in zip(("chosen", "rejected"), wholes, strict=True):
-        if len(whole) <= start:
+    )
+    start = min(common_start(prompt, chosen), common_start(prompt, rejected))
+    for side, ids in (("chosen", chosen), ("rejected", rejected)):
+        if len(ids) <= start:
             raise HialignError(
                 f"{name}: its {side} response {pair[side][-1]['content'][:60]!r} has no tokens, so "
                 f"there is nothing to train on or to score. If {template_name(tokenizer)} leaves out "
                 "the assistant's turn, correct the template; else take the pair out of the data"
             )
-    return tuple(_cut(Tokens(tuple(w), start), max_length, truncation) for w in wholes)  # type: ignore[return-value]
+    return _cut(
+        (Tokens(tuple(chosen), start), Tokens(tuple(rejected), start)), max_length, truncation
+    )
 
 
 def common_start(a: Sequence[int], b: Sequence[int]) -> int:
@@ -57,7 +87,13 @@ def common_start(a: Sequence[int], b: Sequence[int]) -> int:
     )
 
 
-def _cut(tokens: Tokens, max_length: int | None, truncation: str) -> Tokens:
+def _cut(pair: TokenPair, max_length: int | None, truncation: str) -> TokenPair:
+    """The pair, with each of its two sequences cut to `max_length` tokens."""
+    chosen, rejected = (_cut_one(tokens, max_length, truncation) for tokens in pair)
+    return chosen, rejected
+
+
+def _cut_one(tokens: Tokens, max_length: int | None, truncation: str) -> Tokens:
     if max_length is None or len(tokens.ids) <= max_length:
         return tokens
     if truncation == "keep_start":
@@ -66,41 +102,48 @@ def _cut(tokens: Tokens, max_length: int | None, truncation: str) -> Tokens:
     return Tokens(tokens.ids[dropped:], max(tokens.start - dropped, 0))
 
 
-class KeptPairs(NamedTuple):
-    """The pairs that training takes: their places in the data set, their tokens, how many are cut."""
-
-    places: list[int]
-    tokens: list[TokenPair]
-    truncated: int
-
-
 def token_pairs(
-    tokenizer: "PreTrainedTokenizerBase", pairs: Any, max_length: int, truncation: str
-) -> KeptPairs:
-    """The pairs that TRL keeps.
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: Iterable[Mapping[str, Any]],
+    max_length: int,
+    truncation: str,
+) -> TokenizedPairs:
+    """Tokenize the pairs that TRL trains on.
 
-    TRL drops pairs whose prompt alone fills `max_length` when it cuts at the end; so do we. Raises
-    HialignError if none is left, if a response has no token, or if no pair has two responses.
+    When TRL cuts at the end, it drops pairs whose prompt alone fills `max_length`. So do we.
+
+    Args:
+        tokenizer: as `hialign.engine.models.load_tokenizer` gives it.
+        pairs: as `tokenize_pair` takes them.
+        max_length: the tokens that a conversation may have.
+        truncation: what stays of a longer one, its beginning (`keep_start`) or end (`keep_end`).
+
+    Raises:
+        HialignError: if no pair is left, if a response has no token, or if chosen and rejected are
+            the same in every pair.
     """
-    places, found, truncated, alike = [], [], 0, True
+    ids, tokens, uncut = [], [], []
+    total, differ, first = 0, False, ""
     for place, pair in enumerate(pairs):
+        name = str(pair.get("id", place))
         whole = tokenize_pair(tokenizer, {"id": place, **pair})
-        alike = alike and whole[0] == whole[1]
-        chosen, rejected = (_cut(tokens, max_length, truncation) for tokens in whole)
-        if truncation == "keep_end" or chosen.start < max_length:
-            places.append(place)
-            found.append((chosen, rejected))
-            truncated += any(len(tokens.ids) > max_length for tokens in whole)
-    if alike and len(pairs):
+        total, differ, first = total + 1, differ or whole[0] != whole[1], first or name
+        cut = _cut(whole, max_length, truncation)
+        if truncation == "keep_end" or cut[0].start < max_length:
+            ids.append(name)
+            tokens.append(cut)
+            uncut.append(whole)
+    if total and not differ:
+        template = template_name(tokenizer)
         raise HialignError(
-            f"pair {pairs[0].get('id', 0)!r} has the same tokens for chosen and rejected, and so has "
-            f"every other of the {len(pairs)} pairs: there is no preference to learn. "
-            f"{template_name(tokenizer)[0].upper()}{template_name(tokenizer)[1:]} or the tokenizer "
+            f"pair {first!r} has the same tokens for chosen and rejected, and so has "
+            f"every other of the {total} pairs: there is no preference to learn. "
+            f"{template[0].upper()}{template[1:]} or the tokenizer "
             "drops what tells them apart: correct it, or give other pairs"
         )
-    if not found:
+    if not tokens:
         raise HialignError(
             f"training.max_length {max_length}: every prompt alone is longer, "
             "so no response would be left to train on; raise it"
         )
-    return KeptPairs(places, found, truncated)
+    return TokenizedPairs(ids, tokens, uncut, total)

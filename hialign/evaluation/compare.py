@@ -1,4 +1,4 @@
-"""Two blocks of a study against each other, in everything that was measured of both."""
+"""Compares two blocks of a study in everything that was measured of both."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from hialign.study.study import Study, load_study
 MEASURES = {"hit": "reward accuracy", "margin": "reward margin"}
 
 
-def compare(study: "str | Path | Study", a: str, b: str, model: str | None = None) -> pd.DataFrame:
+def compare(study: str | Path | Study, a: str, b: str, model: str | None = None) -> pd.DataFrame:
     """One row per outcome that both blocks have, with `b` minus `a` paired by prompt.
 
     Outcomes are the accuracy and the margin of the implicit reward, on the study's held-out pairs
@@ -45,10 +45,10 @@ def compare(study: "str | Path | Study", a: str, b: str, model: str | None = Non
     # Each outcome of a block as a block of its own, so that all rows are one family of tests
     scores["block"] = scores.block + "\n" + scores.outcome
     pairs = [(f"{b}\n{outcome}", f"{a}\n{outcome}") for outcome in means.index]
-    found = comparisons.compare(scores, pairs, resamples=loaded.evaluation.resamples)
-    columns = {"n": found.prompts, a: means[a].to_numpy(), b: means[b].to_numpy()}
-    kept = found[["difference", "low", "high", "p", "p_holm"]]
-    return pd.DataFrame({"outcome": means.index, **columns}).join(kept)
+    tests = comparisons.compare(scores, pairs, resamples=loaded.evaluation.resamples)
+    columns = {"n": tests.prompts, a: means[a].to_numpy(), b: means[b].to_numpy()}
+    differences = tests[["difference", "low", "high", "p", "p_holm"]]
+    return pd.DataFrame({"outcome": means.index, **columns}).join(differences)
 
 
 def _scores(study: Study) -> pd.DataFrame:

@@ -1,19 +1,24 @@
 """Judge-free evaluation: does a cell prefer the better response, and how far has it moved?
 
-Ours, the paper has none. Three questions for each cell, Base included:
-- likelihood accuracy: how often is log p(chosen) > log p(rejected)?
-- implicit reward (from Eq. 1): beta (log p - log p_base); its margin between chosen and rejected
-  tells what training did, its accuracy how often the margin is positive. For Base both are zero by
-  construction, so it has no reward accuracy;
-- KL divergence from base along the cell's own responses, in nats a token, exact at each position.
+The paper has no such evaluation. Each cell, Base included, is asked three questions:
+- Likelihood accuracy: how often is log p(chosen) > log p(rejected)?
+- Implicit reward (from Eq. 1), beta (log p - log p_base): what is its margin between chosen and
+  rejected, and how often is the margin positive? For Base it is zero by construction, so Base has
+  no reward accuracy.
+- KL divergence from base along the cell's own responses, in nats per token: how far has it moved?
 """
 
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
 
 from hialign.engine import environment
+from hialign.engine.adapters import load_cell
 from hialign.engine.chat_template import chat_ids
+from hialign.engine.decoder import pair_log_probs
 from hialign.engine.logprobs import response_logits
 from hialign.engine.models import identity
 from hialign.engine.progress import Progress
@@ -27,19 +32,15 @@ from hialign.statistics.margins import accuracy_interval, hit, with_interval
 from hialign.study.errors import HialignError
 from hialign.study.study import Cell
 
-if TYPE_CHECKING:
-    import torch
-
 
 def evaluate(cell: Cell) -> dict[str, Any]:
     """Measure the cell on held-out and contrast pairs and leave `evaluation.json` in its folder.
 
-    Needs the cell's adapter and responses. Under `objectives`, `all` are the study's held-out pairs
-    and `grammar`, `coherence`, `factuality` the built-in contrasts of held-out prompts; under
-    `divergence` stand KL from base and response length. Every figure has a 95% interval.
+    It needs the cell's adapter and responses. Returns the record. Its `objectives` are `all`, the
+    study's held-out pairs, and `grammar`, `coherence` and `factuality`, the built-in contrasts of
+    held-out prompts. Its `divergence` has KL from base and the length of responses. Every figure has
+    a 95% interval.
     """
-    from hialign.engine.cells import load_cell
-
     settings = cell.study.evaluation
     depends = dependencies.depends(cell, "evaluate")
     status.required(cell, "respond")
@@ -51,16 +52,14 @@ def evaluate(cell: Cell) -> dict[str, Any]:
     unique = {p["id"]: p for pairs in groups.values() for p in pairs}
     limits = (cell.study.training.max_length, cell.study.training.truncation)
     tokens = {key: tokenize_pair(tokenizer, p, *limits) for key, p in unique.items()}
-    # As in training: where the prompt fills `max_length` there is no response to score
-    tokens = {k: both for k, both in tokens.items() if all(len(t.ids) > t.start for t in both)}
+    # As in training, a prompt that fills `max_length` leaves no response to score
+    tokens = {k: pair for k, pair in tokens.items() if all(len(t.ids) > t.start for t in pair)}
     groups = {name: [p for p in pairs if p["id"] in tokens] for name, pairs in groups.items()}
     if not groups["all"]:
         raise HialignError(
             f"training.max_length {limits[0]}: the prompts of all held-out pairs of "
             f"{cell.study.name} are longer, so there is nothing to evaluate; raise it"
         )
-    from hialign.engine.decoder import pair_log_probs
-
     reference = Reference(model, identity(cell.model), list(tokens.values()))
     with _adapters_off(model):
         base = reference.fill(lambda pairs: pair_log_probs(model, pairs, pad, "reference"))
@@ -115,7 +114,7 @@ def _groups(cell: Cell) -> dict[str, list[Pair]]:
 def _summary(
     rows: Sequence[dict[str, Any]], beta: float, cell: Cell, resamples: int
 ) -> dict[str, Any]:
-    """Accuracies and margin over `rows`, with intervals; ties count one half."""
+    """Accuracies and margin over the scored pairs `rows`, with intervals. Ties count one half."""
     prompts = [r["prompt"] for r in rows]
     preferred = [hit(r["chosen"] - r["rejected"]) for r in rows]
     margins = [
@@ -140,24 +139,23 @@ def _summary(
 
 
 def _divergence(
-    cell: Cell, model: "torch.nn.Module", tokenizer: Any, responses: Sequence[dict[str, Any]]
+    cell: Cell, model: torch.nn.Module, tokenizer: Any, responses: Sequence[dict[str, Any]]
 ) -> dict[str, Any]:
-    """KL(cell || base) per token, averaged over each response and then over responses; and length.
+    """KL(cell || base) in nats per token, and the length of responses.
 
-    At each position of the cell's own response the divergence of the two next-token distributions
-    is summed over the whole vocabulary. Empty responses have no position and are left out.
+    At each position of the cell's own response, the divergence of the two next-token distributions
+    is summed over the whole vocabulary. It is averaged over each response, and then over responses.
+    Empty responses have no position and are left out.
     """
-    import torch
-
     settings = cell.study.evaluation
     lengths = [float(r["tokens"]) for r in responses]
     resamples = settings.resamples
-    found = {
+    length = {
         "n": len(responses),
         **with_interval("response_tokens", lengths, mean_interval(lengths, None, resamples)),
     }
     if cell.block == "base":
-        return found | {"kl": 0.0, "kl_low": 0.0, "kl_high": 0.0, "kl_n": len(responses)}
+        return length | {"kl": 0.0, "kl_low": 0.0, "kl_high": 0.0, "kl_n": len(responses)}
     prompts = load_pairs(cell.study.preferences).prompts(cell.study.responses.prompts)
     messages = {p["prompt_id"]: p["prompt"] for p in prompts}
     sequences = []
@@ -170,7 +168,9 @@ def _divergence(
             raise stages.run_first(problem, cell, "respond")
         ids = tokenizer(row["response"], add_special_tokens=False)["input_ids"]
         prompt = chat_ids(
-            *(tokenizer, messages[row["prompt_id"]], f"prompt {row['prompt_id']}"),
+            tokenizer,
+            messages[row["prompt_id"]],
+            f"prompt {row['prompt_id']}",
             add_generation_prompt=True,
         )[-cell.study.responses.max_prompt_tokens :]
         if ids:
@@ -189,16 +189,11 @@ def _divergence(
                 values.append(float((log_p.exp() * (log_p - log_q)).sum(-1).mean()))
             bar.update(len(batch))
     if not values:
-        return found | {"kl": None, "kl_low": None, "kl_high": None, "kl_n": 0}
-    return (
-        found
-        | with_interval("kl", values, mean_interval(values, None, resamples))
-        | {"kl_n": len(values)}
-    )
+        return length | {"kl": None, "kl_low": None, "kl_high": None, "kl_n": 0}
+    kl = with_interval("kl", values, mean_interval(values, None, resamples))
+    return length | kl | {"kl_n": len(values)}
 
 
-def _adapters_off(model: Any) -> Any:
-    """The base model inside a tuned one; nothing to do for Base itself."""
-    from contextlib import nullcontext
-
+def _adapters_off(model: Any) -> AbstractContextManager[Any]:
+    """The base model inside a tuned one. Base itself stays as it is."""
     return model.disable_adapter() if hasattr(model, "disable_adapter") else nullcontext()

@@ -1,15 +1,19 @@
-"""One question to every strategy of a model, and what each makes of all the answers.
+"""Asks all strategies of a model one question, and scores every answer under every strategy.
 
-What was asked is kept in the study's folder, under a key of everything that it depends on, and never
-computed twice: where there is no GPU, or no adapter, it can still be looked at.
+The result is kept in the study's folder, under a key of everything that it depends on, and is never
+computed twice. Without a GPU or adapters it can still be looked at.
 """
 
-import itertools
 import time
-from typing import TYPE_CHECKING, Any
+from itertools import combinations
+from typing import Any
+
+import torch
+from IPython.display import Markdown
 
 from hialign.engine import environment
 from hialign.engine.models import identity
+from hialign.engine.tokens import common_start
 from hialign.evaluation.strategies import Strategies, pieces_of
 from hialign.records.explorations import (
     Answer,
@@ -23,10 +27,6 @@ from hialign.records.files import sha256_of, write_json
 from hialign.study.blocks import strategy_of
 from hialign.study.errors import HialignError
 
-if TYPE_CHECKING:
-    import torch
-    from IPython.display import Markdown
-
 # Parameters up to which a model is loaded where there is no GPU: 5 GB in float32, some seconds an
 # answer. Larger ones would fill a laptop's memory.
 LARGEST_ON_CPU = 1_300_000_000
@@ -35,14 +35,12 @@ DIGITS = 6  # of what is kept
 
 
 class Explorer(Explorations):
-    """The trained strategies of one model of a study; nothing is loaded before it is needed."""
+    """The trained strategies of one model of a study. Nothing is loaded before it is needed."""
 
     strategies: Strategies | None = None
 
     def why_not(self) -> str:
-        """Why no model is run here; empty where one can be."""
-        import torch
-
+        """Why no model is run here. Empty if one can be."""
         if self.strategies:
             return ""
         lacking = [b for b in self.blocks if b != "base" and not self.adapter(b).is_file()]
@@ -60,7 +58,7 @@ class Explorer(Explorations):
         return ""
 
     def load(self) -> Strategies:
-        """The base model and every adapter, once; HialignError if they do not belong together."""
+        """The base model and all adapters, loaded once. HialignError if they do not belong together."""
         if self.strategies:
             return self.strategies
         if why := self.why_not():
@@ -76,18 +74,18 @@ class Explorer(Explorations):
         return self.strategies
 
     def ask(self, question: str) -> Exploration:
-        """The answers of all strategies to `question`, as they are kept, or asked now.
+        """The answers of all strategies to `question`, from an earlier time or asked now.
 
-        Where no model can be run, a question that is not kept gives the study's stored responses
-        to it; if it has none, what is kept of another. `note` says which it is.
+        If no model can be run, the study's stored responses to the question are shown. If there are
+        none, the answers to another question are. The exploration's `note` says which it is.
         """
         question = checked(question)
-        if known := self.known(question):
-            return known
+        if earlier := self.known(question):
+            return earlier
         if why := self.why_not():
             return self._instead(question, why)
         exploration = self._ask(question)
-        write_json(self._file(question), exploration.model_dump(mode="json"))
+        write_json(self.file_of(question), exploration.model_dump(mode="json"))
         return exploration
 
     def _ask(self, question: str) -> Exploration:
@@ -95,12 +93,11 @@ class Explorer(Explorations):
         started, blocks = time.perf_counter(), self.blocks
         prompt = strategies.prompt(question, self.study.responses.max_prompt_tokens)
         answered = strategies.answer(blocks, prompt, self.study.responses)
-        ids = {b: tokens for b, (tokens, _) in answered.items()}
-        apart = {
-            pair: _alike(*(ids[b] for b in pair)) for pair in itertools.combinations(blocks, 2)
-        }
+        ids = {block: tokens for block, (tokens, _) in answered.items()}
+        apart = {(a, b): common_start(ids[a], ids[b]) for a, b in combinations(blocks, 2)}
         log_probs: dict[str, dict[str, list[float]]] = {}
-        there: dict[tuple[str, int], torch.Tensor] = {}  # the vocabulary's, where answers part
+        # by block and place: the probabilities of the vocabulary where two answers part
+        probabilities: dict[tuple[str, int], torch.Tensor] = {}
         for block in blocks:
             scored = strategies.score(block, prompt, list(ids.values()))
             log_probs[block] = {
@@ -109,21 +106,16 @@ class Explorer(Explorations):
             }
             own = scored[blocks.index(block)]
             places = {at for pair, at in apart.items() if block in pair and at < len(own)}
-            there |= {(block, at): own[at].exp().cpu() for at in places}
-        answers = {}
-        for block, (tokens, reason) in answered.items():
-            kept = tokens[:-1] if reason == "stop" else tokens
-            text = strategies.tokenizer.decode(kept, skip_special_tokens=True).strip()
-            pieces = pieces_of(strategies.tokenizer, tokens)
-            answers[block] = Answer(text=text, finish_reason=reason, ids=tokens, pieces=pieces)
+            probabilities |= {(block, at): own[at].exp().cpu() for at in places}
         partings = []
         for (a, b), at in apart.items():
-            if (a, at) in there and (b, at) in there:
-                candidates = self._candidates(ids[a][:at], there[a, at], there[b, at])
+            if (a, at) in probabilities and (b, at) in probabilities:
+                both = probabilities[a, at], probabilities[b, at]
+                candidates = self._candidates(ids[a][:at], *both)
                 partings.append(Parting(blocks=(a, b), alike=at, candidates=candidates))
         seconds = time.perf_counter() - started
-        told = ("device", "hialign_version", "hialign_commit", "packages")
-        made: dict[str, Any] = {k: v for k, v in environment.environment().items() if k in told}
+        shown = ("device", "hialign_version", "hialign_commit", "packages")
+        made: dict[str, Any] = {k: v for k, v in environment.environment().items() if k in shown}
         made |= {"precision": str(strategies.model.dtype).removeprefix("torch.")}
         return Exploration(
             question=question,
@@ -131,7 +123,7 @@ class Explorer(Explorations):
             weights=self.weights,
             runs=self.runs,
             adapters={b: sha256_of(self.adapter(b)) for b in blocks if b != "base"},
-            answers=answers,
+            answers={b: _answer(strategies, tokens, end) for b, (tokens, end) in answered.items()},
             log_probs=log_probs,
             partings=partings,
             made=made | {"seconds": round(seconds, 3)},
@@ -139,13 +131,11 @@ class Explorer(Explorations):
             f"in {seconds:.1f} s.",
         )
 
-    def _candidates(
-        self, before: list[int], a: "torch.Tensor", b: "torch.Tensor"
-    ) -> list[Candidate]:
-        """The likeliest tokens after `before` by either of two distributions."""
-        found = {t for p in (a, b) for t in p.topk(min(CANDIDATES, len(p))).indices.tolist()}
+    def _candidates(self, before: list[int], a: torch.Tensor, b: torch.Tensor) -> list[Candidate]:
+        """The likeliest tokens after `before` under either of two distributions."""
+        tokens = {t for p in (a, b) for t in p.topk(min(CANDIDATES, len(p))).indices.tolist()}
         tokenizer, rows = self.load().tokenizer, []
-        for token in sorted(found, key=lambda t: (-max(float(a[t]), float(b[t])), t)):
+        for token in sorted(tokens, key=lambda t: (-max(float(a[t]), float(b[t])), t)):
             text = pieces_of(tokenizer, [*before, token])[-1]
             values = (round(float(a[token]), DIGITS), round(float(b[token]), DIGITS))
             rows.append(Candidate(text=text, probabilities=values))
@@ -164,10 +154,15 @@ class Explorer(Explorations):
         return next(iter((kept or stored).values())).model_copy(update={"note": note})
 
 
-def _alike(a: list[int], b: list[int]) -> int:
-    """Tokens that two answers begin with alike."""
-    pairs = enumerate(zip(a, b, strict=False))
-    return next((i for i, (x, y) in pairs if x != y), min(len(a), len(b)))
+def _answer(strategies: Strategies, tokens: list[int], reason: str) -> Answer:
+    """An answer of `tokens`, the last of which ends it if the `reason` is `stop`."""
+    text = tokens[:-1] if reason == "stop" else tokens
+    return Answer(
+        text=strategies.tokenizer.decode(text, skip_special_tokens=True).strip(),
+        finish_reason=reason,
+        ids=tokens,
+        pieces=pieces_of(strategies.tokenizer, tokens),
+    )
 
 
 def _short(weights: dict[str, str]) -> str:
@@ -178,11 +173,12 @@ def gib(size: float) -> str:
     return f"{size / 2**30:.1f} GiB"
 
 
-def ready(explorer: Explorer, question: str) -> "Markdown":
-    """What answering takes: load the model if `question` is not kept and one can be run here, and
-    say how long that took and how much memory it needs."""
-    from IPython.display import Markdown
+def ready(explorer: Explorer, question: str) -> Markdown:
+    """Load the model if `question` is new and a model can be run here.
 
+    Returns what a reader of the notebook is told: the time that loading took and the memory that it
+    needs, or why no model is loaded.
+    """
     label, blocks = explorer.settings.label, explorer.blocks
     lines = [
         f"**{label}** of study **{explorer.study.name}**, "
@@ -205,8 +201,6 @@ def ready(explorer: Explorer, question: str) -> "Markdown":
 
 
 def _device(model: Any) -> str:
-    import torch
-
     if model.device.type != "cuda":
         return "the processor"
     total = torch.cuda.get_device_properties(model.device).total_memory

@@ -4,7 +4,11 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
+from transformers import GenerationConfig
+
 from hialign.engine import environment
+from hialign.engine.adapters import load_cell
 from hialign.engine.chat_template import chat_text
 from hialign.engine.progress import Progress
 from hialign.preferences.formats import Message, transcript
@@ -17,14 +21,10 @@ from hialign.study.study import Cell
 def respond(cell: Cell) -> dict[str, Any]:
     """Answer the study's held-out prompts and leave `responses.jsonl` in the cell's folder.
 
-    Each row has `prompt_id, prompt, response, tokens, finish_reason` (`stop`, or `length` where
-    `max_new_tokens` cut it). The same prompts in the same batches for every strategy. Returns the
-    stage's manifest, which is written last.
+    Each row has `prompt_id, prompt, response, tokens, finish_reason` (`stop`, or `length` if
+    `max_new_tokens` cut the response). Every strategy gets the same prompts in the same batches.
+    Returns the stage's manifest, which is written last.
     """
-    import torch
-
-    from hialign.engine.cells import load_cell
-
     settings = cell.study.responses
     depends = dependencies.depends(cell, "respond")
     prompts = load_pairs(cell.study.preferences).prompts(settings.prompts)
@@ -54,13 +54,9 @@ def respond(cell: Cell) -> dict[str, Any]:
 def chat(cell: Cell, question: str | list[Message], loaded: Any = None) -> str:
     """What a cell's tuned model answers to a question, or to a conversation that ends with one.
 
-    It decodes as the study's responses were decoded (`responses`). For several questions, load the
+    The answer is decoded with the study's settings for responses. For several questions, load the
     model once: `chat(cell, question, loaded=load_cell(cell))`.
     """
-    import torch
-
-    from hialign.engine.cells import load_cell
-
     model, tokenizer = loaded or load_cell(cell)
     messages = [{"role": "user", "content": question}] if isinstance(question, str) else question
     torch.manual_seed(cell.study.responses.seed)
@@ -76,9 +72,15 @@ def answers(
     settings: ResponseSettings,
     progress: bool = True,
 ) -> list[dict[str, Any]]:
-    """A row of `responses.jsonl` for each prompt, in order; batches are made by length."""
-    import torch
+    """One row of `responses.jsonl` per prompt, in the order of the prompts.
 
+    Args:
+        model: a causal language model, whose own decoding settings are taken away.
+        tokenizer: its tokenizer.
+        prompts: each with a `prompt_id` and the messages of its `prompt`.
+        settings: how to decode. Batches are made of prompts of about equal length.
+        progress: whether a progress bar is shown.
+    """
     ends = plain_decoding(model, tokenizer)
     tokenizer.padding_side = "left"  # generation goes on at the right
     tokenizer.truncation_side = "left"  # of a long conversation the end is kept
@@ -93,9 +95,9 @@ def answers(
     bar = Progress(total=len(prompts), desc="respond", disable=not progress)
     with torch.inference_mode(), bar:
         for at in range(0, len(order), settings.batch_size):
-            chosen = order[at : at + settings.batch_size]
+            batch = order[at : at + settings.batch_size]
             inputs = tokenizer(
-                [rendered[i] for i in chosen],
+                [rendered[i] for i in batch],
                 add_special_tokens=False,  # the template has them
                 padding=True,
                 truncation=True,
@@ -107,20 +109,18 @@ def answers(
                 max_new_tokens=settings.max_new_tokens,
                 **(sampling if settings.temperature > 0 else {"do_sample": False}),
             )[:, inputs["input_ids"].shape[1] :]
-            for i, ids in zip(chosen, generated.tolist(), strict=True):
+            for i, ids in zip(batch, generated.tolist(), strict=True):
                 rows[i] = _row(prompts[i], ids, ends, tokenizer)
                 rows[i]["prompt_truncated"] = lengths[i] > settings.max_prompt_tokens
-            bar.update(len(chosen))
+            bar.update(len(batch))
     return rows
 
 
 def plain_decoding(model: Any, tokenizer: Any) -> list[int]:
-    """Take away a model's own decoding settings; the tokens that end its responses.
+    """Take away a model's own decoding settings. Returns the tokens that end its responses.
 
-    Qwen2.5's repetition penalty or Qwen3's top_k must have no say in what strategies answer.
+    Qwen2.5's repetition penalty or Qwen3's top_k must not influence what strategies answer.
     """
-    from transformers import GenerationConfig
-
     ends = _ends(model.generation_config.eos_token_id, tokenizer.eos_token_id)
     model.generation_config = GenerationConfig(
         eos_token_id=ends, pad_token_id=tokenizer.pad_token_id, top_k=0
@@ -130,27 +130,27 @@ def plain_decoding(model: Any, tokenizer: Any) -> list[int]:
 
 def _ends(*tokens: int | list[int] | None) -> list[int]:
     """The tokens that end a response: those of the model's configuration and the tokenizer's."""
-    found: set[int] = set()
+    ends: set[int] = set()
     for token in tokens:
-        found |= {token} if isinstance(token, int) else set(token or ())
-    return sorted(found)
+        ends |= {token} if isinstance(token, int) else set(token or ())
+    return sorted(ends)
 
 
 def _row(
     prompt: Mapping[str, Any], ids: list[int], ends: list[int], tokenizer: Any
 ) -> dict[str, Any]:
     """A response up to its end-of-turn token, and whether it reached one."""
-    kept, reason = answer_of(ids, ends)
+    answer, reason = answer_of(ids, ends)
     return {
         "prompt_id": prompt["prompt_id"],
         "prompt": transcript(prompt["prompt"]),
-        "response": tokenizer.decode(kept, skip_special_tokens=True).strip(),
-        "tokens": len(kept),
+        "response": tokenizer.decode(answer, skip_special_tokens=True).strip(),
+        "tokens": len(answer),
         "finish_reason": reason,
     }
 
 
 def answer_of(ids: list[int], ends: list[int]) -> tuple[list[int], str]:
-    """The tokens before the first that ends a response, and `stop`; all and `length` without one."""
+    """The tokens before the first that ends a response, and `stop`. Without one, all and `length`."""
     stop = next((i for i, token in enumerate(ids) if token in ends), None)
     return (ids, "length") if stop is None else (ids[:stop], "stop")

@@ -1,14 +1,18 @@
-"""All strategies of a model in one: the base model, loaded once, with every block's adapter beside it.
+"""All strategies of a model in one: the base model, loaded once, with the adapter of every block.
 
-A switch from one strategy to another loads nothing; all answer a question in one batch, in which each
-row has an adapter of its own; all answers are scored under a strategy in one forward pass.
+A switch from one strategy to another loads nothing. All strategies answer a question in one batch, in
+which each row has an adapter of its own. One forward pass scores all answers under a strategy.
 """
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from peft import PeftModel
+from transformers import PreTrainedTokenizerBase
 
 from hialign.engine.chat_template import chat_text
 from hialign.engine.logprobs import response_logits
@@ -19,21 +23,20 @@ from hialign.study import paths
 from hialign.study.errors import HialignError
 from hialign.study.settings import ModelSettings, ResponseSettings
 
-if TYPE_CHECKING:
-    import torch
-    from transformers import PreTrainedTokenizerBase
-
 BASE = "__base__"  # PEFT's name for "no adapter" in a batch of several
 
 
 class Strategies:
-    """A base model and the adapters of some blocks. `seconds` is what loading took,
-    `switch_seconds` the mean of a switch, `bytes` the size of the weights with the adapters."""
+    """A base model and the adapters of some blocks.
+
+    Attributes:
+        seconds: the time that loading took.
+        switch_seconds: the mean time of a switch from one strategy to another.
+        bytes: the size of the weights, those of the adapters included.
+    """
 
     def __init__(self, settings: ModelSettings, adapters: Mapping[str, Path]) -> None:
-        """`adapters` are the folders by block; only safetensors are read from them."""
-        from peft import PeftModel
-
+        """Load the adapters from their folders, given by block. Only safetensors are read."""
         started = time.perf_counter()
         for block, folder in adapters.items():
             if not (folder / "adapter_model.safetensors").is_file():
@@ -58,7 +61,7 @@ class Strategies:
 
     @contextmanager
     def active(self, block: str) -> Iterator[Any]:
-        """The model as the strategy of a block has it; Base is the model with adapters disabled."""
+        """The model under the strategy of a block. Base is the model with all adapters disabled."""
         if block == "base":
             with self.model.disable_adapter():
                 yield self.model
@@ -67,7 +70,7 @@ class Strategies:
             yield self.model
 
     def prompt(self, question: str, longest: int) -> list[int]:
-        """A question as the tokens of a user's turn; over `longest` it loses its beginning."""
+        """The tokens of a user's turn that asks `question`, the last `longest` of them."""
         messages = [{"role": "user", "content": question}]
         text = chat_text(self.tokenizer, messages, add_generation_prompt=True)
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"][-longest:])
@@ -75,10 +78,11 @@ class Strategies:
     def answer(
         self, blocks: Sequence[str], prompt: list[int], settings: ResponseSettings
     ) -> dict[str, tuple[list[int], str]]:
-        """What each block's strategy answers, in one batch: the tokens, with the one that ends it,
-        and `stop`, or `length` where the limit cut it."""
-        import torch
+        """What each block's strategy answers. All of them answer in one batch.
 
+        Returns by block the tokens of the answer, with the one that ends it, and `stop`, or `length`
+        if the limit on new tokens cut the answer.
+        """
         sampling = {"temperature": settings.temperature, "top_p": settings.top_p}
         ids = torch.tensor([prompt] * len(blocks), device=self.model.device)
         torch.manual_seed(settings.seed)
@@ -91,37 +95,39 @@ class Strategies:
                 do_sample=settings.temperature > 0,
                 **(sampling if settings.temperature > 0 else {}),
             )[:, len(prompt) :].tolist()
-        found = {}
+        answers = {}
         for block, row in zip(blocks, rows, strict=True):
-            kept, reason = answer_of(row, self.ends)
-            found[block] = row[: len(kept) + (reason == "stop")], reason
-        return found
+            answer, reason = answer_of(row, self.ends)
+            answers[block] = row[: len(answer) + (reason == "stop")], reason
+        return answers
 
     def score(
         self, block: str, prompt: list[int], answers: Sequence[Sequence[int]]
-    ) -> "list[torch.Tensor]":
-        """For each answer (tokens) the log-probabilities under a block's strategy, in nats: of the
-        whole vocabulary at each of its tokens, (tokens, vocabulary). One forward pass."""
-        import torch
+    ) -> list[torch.Tensor]:
+        """Score all answers under a block's strategy, in one forward pass.
 
+        Returns by answer of N tokens the log-probabilities (nats) of the whole vocabulary at each of
+        them (N x vocabulary).
+        """
         whole = [Tokens((*prompt, *answer), len(prompt)) for answer in answers]
         with torch.inference_mode(), self.active(block) as model:
             pad: Any = self.tokenizer.pad_token_id
             return [logits.log_softmax(-1) for logits, _ in response_logits(model, whole, pad)]
 
 
-def pieces_of(tokenizer: "PreTrainedTokenizerBase", ids: Sequence[int]) -> list[str]:
-    """The text of each token, such that they join to the text of all.
+def pieces_of(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
+    """The text of each token. Joined, they are the text of all.
 
-    A token that holds only a part of a character is "", and the one that completes it has it.
+    The text of a token that holds only a part of a character is empty. The token that completes the
+    character has it.
     """
-    found: list[str] = []
+    pieces: list[str] = []
     before = ""
     for end in range(1, len(ids) + 1):
         text = str(tokenizer.decode(list(ids[:end]), clean_up_tokenization_spaces=False))
         if end < len(ids):
             text = text.rstrip("\ufffd")  # a part of a character, which the next may complete
         text = text if text.startswith(before) else before
-        found.append(text[len(before) :])
+        pieces.append(text[len(before) :])
         before = text
-    return found
+    return pieces

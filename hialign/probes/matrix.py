@@ -9,25 +9,23 @@ same prompts) x blocks x tested objectives x seeds, on pairs that differ in one 
 import random
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from datasets import Dataset
 
-from hialign.engine import measures
+from hialign.engine import dpo, measures
 from hialign.engine.models import depth_of, identity, load_model
 from hialign.preferences.formats import prompt_id
 from hialign.preferences.pairs import load_pairs
-from hialign.probes import pairs as probe_pairs
-from hialign.probes import record
-from hialign.probes.tuned import tuned_blocks
+from hialign.probes.pairs import ProbePair, contrast_pairs_of
+from hialign.probes.record import Parts, measured, probe_settings
+from hialign.probes.tuned import check_trainable, probe_training, tuned_blocks
 from hialign.statistics.margins import judge_family, of_margins, paired, short
 from hialign.study.blocks import EXPECTED, OBJECTIVES
 from hialign.study.errors import HialignError
 from hialign.study.probe_settings import MatrixSettings
 from hialign.study.study import Cell
-
-if TYPE_CHECKING:
-    from datasets import Dataset
 
 SETS = (*OBJECTIVES, "all")
 Margins = dict[str, dict[str, list[list[float]]]]  # training set -> block -> seeds x pairs
@@ -57,8 +55,8 @@ def matrix(cell: Cell) -> dict[str, Any]:
     Raises HialignError before a model is loaded for blocks without layers, and for more pairs than
     the built-in set has.
     """
-    settings = record.probe_settings(cell).matrix or MatrixSettings()
-    resamples = record.probe_settings(cell).resamples
+    settings = probe_settings(cell).matrix or MatrixSettings()
+    resamples = probe_settings(cell).resamples
     depth = depth_of(cell.model)
     choices = {b: measures.choice(Cell(cell.study, cell.model, b), depth) for b in settings.blocks}
     if untuned := [block for block, choice in choices.items() if not choice.layers]:
@@ -66,26 +64,25 @@ def matrix(cell: Cell) -> dict[str, Any]:
     builtin = load_pairs("builtin", train=None, evaluation=None)
     sets = {seed: training_sets(builtin.train, settings.train, seed) for seed in settings.seeds}
     layers = {block: list(choice.layers) for block, choice in choices.items()}
+    weights = identity(cell.model)
     came_from = {
-        "model": identity(cell.model),
+        "model": weights,
         "preferences": builtin.fingerprint,
         "layers": layers,
     }
     beta = cell.study.training.beta
 
-    def compute(parts: record.Parts) -> dict[str, Any]:
+    def compute(parts: Parts) -> dict[str, Any]:
         model, tokenizer = load_model(cell.model)
-        pairs = probe_pairs.contrast_pairs_of(cell, tokenizer, settings.contrast_prompts)
-        probe_pairs.packable(model, pairs)
+        pairs = contrast_pairs_of(cell, tokenizer, settings.contrast_prompts)
+        check_trainable(model, pairs, cell.study.training)
 
         def trained(name: str, seed: int) -> dict[str, list[float]]:
-            with tuned_blocks(
-                *(model, tokenizer, sets[seed][name], choices),
-                cell.study.training.model_copy(update={"seed": seed}),
-                identity(cell.model),
-            ) as tuned:
-                found = tuned.margins(pairs, beta, f"{name}, seed {seed}")
-            return {block: short(values) for block, values in found.items()}
+            training = probe_training(cell.study.training).model_copy(update={"seed": seed})
+            prepared = dpo.prepare(model, tokenizer, sets[seed][name], training, why="")
+            with tuned_blocks(model, tokenizer, prepared, choices, training, weights) as tuned:
+                by_block = tuned.margins(pairs, beta, f"{name}, seed {seed}")
+            return {block: short(values) for block, values in by_block.items()}
 
         margins: Margins = {name: {block: [] for block in choices} for name in SETS}
         for seed in settings.seeds:
@@ -103,10 +100,10 @@ def matrix(cell: Cell) -> dict[str, Any]:
             **summary(margins, pairs, resamples),
         }
 
-    return record.measured(cell, "matrix", came_from, compute)
+    return measured(cell, "matrix", came_from, compute)
 
 
-def training_sets(pairs: "Dataset", size: int, seed: int) -> "dict[str, Dataset]":
+def training_sets(pairs: Dataset, size: int, seed: int) -> dict[str, Dataset]:
     """`size` built-in training pairs of each objective, and as many of all, spread evenly over them.
 
     The same prompts (drawn by `seed`) for each set, so that only the objectives differ.
@@ -129,7 +126,7 @@ def training_sets(pairs: "Dataset", size: int, seed: int) -> "dict[str, Dataset]
 
 def summary(
     margins: Mapping[str, Mapping[str, Sequence[Sequence[float]]]],
-    pairs: Sequence[probe_pairs.ProbePair],
+    pairs: Sequence[ProbePair],
     resamples: int,
 ) -> dict[str, Any]:
     """`cells`, `sizes` and `hypothesis` of the record, from seeds x pairs margins."""

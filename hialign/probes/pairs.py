@@ -2,9 +2,10 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hialign.engine.decoder import Layout, unpackable
 from hialign.engine.packing import pack, plan
@@ -14,9 +15,6 @@ from hialign.preferences.pairs import contrasts_of, load_pairs
 from hialign.probes.record import probe_settings
 from hialign.study.errors import HialignError
 from hialign.study.study import Cell
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 ROW = 1024  # tokens of one forward pass of packed pairs
 
@@ -38,7 +36,7 @@ class ProbePair:
 
 
 def held_out(
-    cell: Cell, tokenizer: "PreTrainedTokenizerBase", wanted: int | None = None
+    cell: Cell, tokenizer: PreTrainedTokenizerBase, wanted: int | None = None
 ) -> tuple[list[ProbePair], str]:
     """The first `wanted` held-out pairs of the study that fit `probes.max_length`, and the
     fingerprint of the source. Raises HialignError where there are fewer."""
@@ -57,7 +55,7 @@ def held_out(
 
 
 def contrast_pairs_of(
-    cell: Cell, tokenizer: "PreTrainedTokenizerBase", prompts: int
+    cell: Cell, tokenizer: PreTrainedTokenizerBase, prompts: int
 ) -> list[ProbePair]:
     """The built-in contrasts of `prompts` held-out prompts: pairs that differ in one objective."""
     rows = [pair for pairs in contrasts_of(prompts).values() for pair in pairs]
@@ -65,7 +63,7 @@ def contrast_pairs_of(
 
 
 def fitting(
-    rows: Any, tokenizer: "PreTrainedTokenizerBase", longest: int | None, wanted: int | None
+    rows: Any, tokenizer: PreTrainedTokenizerBase, longest: int | None, wanted: int | None
 ) -> list[ProbePair]:
     """The first `wanted` (None: all) of `rows` that have at most `longest` tokens a side."""
     found: list[ProbePair] = []
@@ -82,7 +80,7 @@ def fitting(
 # --- models --------------------------------------------------------------------------------------
 
 
-def packable(model: "PreTrainedModel", pairs: Sequence[ProbePair]) -> "PreTrainedModel":
+def packable(model: PreTrainedModel, pairs: Sequence[ProbePair]) -> PreTrainedModel:
     """`model` if the probes can run it, that is, if packed pairs have its log-probabilities."""
     if why := unpackable(model, [pair.tokens for pair in pairs], disable_dropout=True):
         raise HialignError(f"the probes run packed pairs, which this model does not take: {why}")

@@ -8,15 +8,17 @@ share the layers below (`hialign.engine.dpo`), each block as if it were alone.
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from transformers import PreTrainedModel
+
+from hialign.engine import dpo
 from hialign.engine.models import depth_of, identity, load_model
-from hialign.engine.modules import target_modules
-from hialign.engine.trainer import is_of
+from hialign.engine.modules import in_adapter, target_modules
 from hialign.preferences.pairs import load_pairs
-from hialign.probes import pairs as probe_pairs
-from hialign.probes import record
-from hialign.probes.tuned import tuned_blocks
+from hialign.probes.pairs import held_out
+from hialign.probes.record import Parts, measured, probe_settings
+from hialign.probes.tuned import check_trainable, probe_training, tuned_blocks
 from hialign.statistics.margins import judge_family, of_margins, paired, short
 from hialign.study import blocks
 from hialign.study.blocks import Choice
@@ -24,9 +26,6 @@ from hialign.study.errors import HialignError
 from hialign.study.probe_settings import SweepSettings
 from hialign.study.settings import TrainingSettings
 from hialign.study.study import Cell
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 RANDOM_SETS = 3
 # float32 bytes a trained parameter: itself, its gradient, AdamW's two moments
@@ -57,9 +56,9 @@ def sweep(cell: Cell) -> dict[str, Any]:
       against all other controls, on all pairs;
     - `layer_scores`: each single layer's mean margin, None without singles or where none moved.
     """
-    settings = record.probe_settings(cell)
+    settings = probe_settings(cell)
     own = settings.sweep or SweepSettings()
-    training = cell.study.training
+    training = probe_training(cell.study.training)
     depth = depth_of(cell.model)
     choices = choices_of(depth, own.singles, training.lora_rank)
     source = load_pairs(cell.study.preferences)
@@ -71,24 +70,26 @@ def sweep(cell: Cell) -> dict[str, Any]:
                 f"on {len(train)}: lower it, or leave it out for all of them"
             )
         train = train.select(range(own.train))
-    came_from = {"model": identity(cell.model), "preferences": source.fingerprint}
+    weights = identity(cell.model)
+    came_from = {"model": weights, "preferences": source.fingerprint}
 
-    def compute(parts: record.Parts) -> dict[str, Any]:
+    def compute(parts: Parts) -> dict[str, Any]:
         model, tokenizer = load_model(cell.model)
-        pairs, _ = probe_pairs.held_out(cell, tokenizer, own.pairs)
-        probe_pairs.packable(model, pairs)
+        pairs, _ = held_out(cell, tokenizer, own.pairs)
+        check_trainable(model, pairs, training)
+        prepared = dpo.prepare(model, tokenizer, train, training, why="")
 
         def trained(names: Sequence[str], what: str) -> dict[str, Any]:
             chosen = {name: choices[name] for name in names}
-            with tuned_blocks(
-                model, tokenizer, train, chosen, training, identity(cell.model)
-            ) as tuned:
+            with tuned_blocks(model, tokenizer, prepared, chosen, training, weights) as tuned:
                 margins = tuned.margins(pairs, training.beta, what)
                 sizes = {n: p.numel() for n, p in tuned.model.named_parameters()}
                 adapters = tuned.adapters
             return {
                 block: {
-                    "parameters": sum(n for p, n in sizes.items() if is_of(p, adapters[block])),
+                    "parameters": sum(
+                        n for p, n in sizes.items() if in_adapter(p, adapters[block])
+                    ),
                     "margins": short(margins[block]),
                 }
                 for block in chosen
@@ -110,7 +111,7 @@ def sweep(cell: Cell) -> dict[str, Any]:
             **summary(depth, choices, found, [p.prompt for p in pairs], settings.resamples),
         }
 
-    return record.measured(cell, "sweep", came_from, compute)
+    return measured(cell, "sweep", came_from, compute)
 
 
 def choices_of(depth: int, singles: bool, rank: int) -> dict[str, Choice]:
@@ -133,7 +134,7 @@ def choices_of(depth: int, singles: bool, rank: int) -> dict[str, Choice]:
 
 
 def passes(
-    model: "PreTrainedModel", choices: Mapping[str, Choice], training: TrainingSettings
+    model: PreTrainedModel, choices: Mapping[str, Choice], training: TrainingSettings
 ) -> list[list[str]]:
     """The blocks in groups that are trained together, as many as `BUDGET` has room for.
 

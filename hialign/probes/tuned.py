@@ -5,20 +5,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from datasets import Dataset
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 from hialign.engine import dpo
 from hialign.engine.decoder import Decoder
 from hialign.engine.progress import Progress
 from hialign.probes.pairs import ROW, ProbePair, rows_of
 from hialign.study.blocks import Choice
+from hialign.study.errors import HialignError
 from hialign.study.settings import TrainingSettings
-
-if TYPE_CHECKING:
-    from datasets import Dataset
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,7 @@ class Tuned:
     model: Any  # a PEFT model, its adapters in evaluation mode
     adapters: Mapping[str, str]  # block -> PEFT's name of its adapter
     layers: Mapping[str, list[int]]
-    decoder_of: "PreTrainedModel"
+    decoder_of: PreTrainedModel
     losses: Mapping[str, list[float]] = field(default_factory=dict)  # of each step, by block
 
     def log_probs(
@@ -78,23 +77,35 @@ class Tuned:
         }
 
 
+def probe_training(settings: TrainingSettings) -> TrainingSettings:
+    """A study's training as probes run it: packed, and followed by no tracker."""
+    return settings.model_copy(update={"engine": "packed", "report_to": []})
+
+
+def check_trainable(
+    model: PreTrainedModel, pairs: Sequence[ProbePair], settings: TrainingSettings
+) -> None:
+    """Refuse a model whose blocks cannot be trained in one pass, before any is trained."""
+    if why := dpo.why_stock(model, [pair.tokens for pair in pairs], probe_training(settings)):
+        raise HialignError(f"the probes run packed pairs, which this model does not take: {why}")
+
+
 @contextmanager
 def tuned_blocks(
-    model: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerBase",
-    pairs: "Dataset",
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: Dataset | dpo.TrainingPairs,
     choices: Mapping[str, Choice],
     settings: TrainingSettings,
     weights: dict[str, str],
-    callbacks: "Sequence[TrainerCallback]" = (),
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> Iterator[Tuned]:
-    """Train the blocks in one pass (DPO, `hialign.engine.dpo`) and lend the model with their adapters.
+    """Train the blocks in one pass and lend the model with their adapters.
 
-    It is packed and followed by no tracker, whatever the study says of its own trainings;
-    `callbacks` are transformers' own.
+    The arguments are those of `dpo.train_blocks`, the settings as `probe_training` changes them.
     Afterwards `model` is as it was before: the adapters are taken off.
     """
-    settings = settings.model_copy(update={"engine": "packed", "report_to": []})
+    settings = probe_training(settings)
     with tempfile.TemporaryDirectory(prefix="hialign-probe-") as work:
         trainer = dpo.train_blocks(
             model, tokenizer, pairs, choices, settings, weights, Path(work), callbacks

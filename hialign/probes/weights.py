@@ -6,7 +6,10 @@ signal-to-noise ratio (`probes.spectrum`). Either is set beside the other probes
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
 
 from hialign.engine import spectrum
 from hialign.engine.models import depth_of, identity
@@ -14,9 +17,6 @@ from hialign.probes.record import Parts, adapter_of, measured, probe_settings
 from hialign.records.files import read_json
 from hialign.study.probe_settings import WeightsSettings
 from hialign.study.study import Cell
-
-if TYPE_CHECKING:
-    import torch
 
 LORA = re.compile(r"\.(\d+)\..*\.lora_([AB])\.weight$")
 
@@ -43,8 +43,6 @@ def weights(cell: Cell) -> dict[str, Any]:
 def update_norms(folder: Path, depth: int) -> list[float]:
     """The Frobenius norm of (alpha / r) B A over the adapted matrices of each of `depth` layers, from
     an adapter's folder."""
-    from safetensors.torch import load_file
-
     config = read_json(folder / "adapter_config.json")
     scale, squares = config["lora_alpha"] / config["r"], [0.0] * depth
     tensors = load_file(folder / "adapter_model.safetensors")
@@ -56,7 +54,7 @@ def update_norms(folder: Path, depth: int) -> list[float]:
     return [square**0.5 for square in squares]
 
 
-def norm_of(a: "torch.Tensor", b: "torch.Tensor", scale: float) -> float:
+def norm_of(a: torch.Tensor, b: torch.Tensor, scale: float) -> float:
     """The Frobenius norm of scale B A, by ||B A||^2 = tr((B^T B)(A A^T)): never a matrix of the
     weight's own size."""
     a, b = a.float(), b.float()

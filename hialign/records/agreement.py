@@ -11,6 +11,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import typer
+
 from hialign.records.files import read_json, write_json
 from hialign.records.stages import stage_manifest
 from hialign.statistics.intervals import wilson
@@ -100,9 +102,10 @@ def publish(report: Report, path: Path | None = None) -> Path:
     return path
 
 
-def _main() -> None:
-    import typer
+OTHERS = "mean of the others"  # all dimensions but Overall
 
+
+def _main() -> None:
     def command(report: Path) -> None:
         """Add REPORT to what the package ships."""
         typer.echo(publish(read_json(report)))

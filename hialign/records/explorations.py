@@ -100,7 +100,8 @@ class Explorations:
         """The file of a block's adapter. It is missing if only records were published."""
         return self.cells[block].folder / "adapter" / "adapter_model.safetensors"
 
-    def _file(self, question: str) -> Path:
+    def file_of(self, question: str) -> Path:
+        """The file of a question, asked with these weights, adapters and decoding settings."""
         key = json_sha256([question, self.decoding, self.weights, self.runs], 16)
         return paths.explorations(self.study.name) / f"{paths.slug(self.settings.name)}-{key}.json"
 
@@ -109,7 +110,7 @@ class Explorations:
 
         None if it was not asked with these weights, adapters and decoding settings.
         """
-        file = self._file(checked(question))
+        file = self.file_of(checked(question))
         return self._read(file) if file.is_file() else None
 
     def _read(self, file: Path) -> Exploration | None:

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from hialign.engine.models import config_of, depth_of
 from hialign.study.blocks import MEASURES, choice_of
 from hialign.study.errors import HialignError
 from hialign.study.study import Cell
@@ -11,6 +10,9 @@ from hialign.study.study import Cell
 def check_sizes(cell: Cell) -> None:
     """Refuse a block whose layers the model does not have, a LoRA rank above its width, and
     responses that do not fit its context."""
+    # The engine imports torch, and each job of a workflow imports this module for its names alone.
+    from hialign.engine.models import config_of, depth_of
+
     config = config_of(cell.model).get_text_config()
     depth, width = depth_of(cell.model), int(config.hidden_size)
     training, responses = cell.study.training, cell.study.responses

@@ -98,10 +98,10 @@ def test_what_is_kept_of_other_adapters_is_not_published(finished: Study) -> Non
     same["answers"] = {"base": Answer(text="x", finish_reason="stop")}
     for question, runs in (("now", explorer.runs), ("then", {"mid": "another"})):
         kept = Exploration(question=question, runs=runs, **same)
-        write_json(explorer._file(question), kept.model_dump(mode="json"))
+        write_json(explorer.file_of(question), kept.model_dump(mode="json"))
     publish.publish(finished)
     found = {name for name in published(finished) if name.startswith("explorations/")}
-    assert found == {f"explorations/{explorer._file('now').name}"}
+    assert found == {f"explorations/{explorer.file_of('now').name}"}
 
 
 @pytest.mark.parametrize(

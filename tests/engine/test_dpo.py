@@ -31,12 +31,13 @@ from helpers import (
     timeless,
 )
 
-from hialign import HialignError, layers_of, load_model, load_study, train
+from hialign import HialignError, layers_of, load_cell, load_model, load_study, train
 from hialign.engine import cells as training
 from hialign.engine import dpo
 from hialign.engine.embedded import random_folder
 from hialign.engine.models import identity
-from hialign.engine.trainer import LOGGED, is_of
+from hialign.engine.modules import in_adapter
+from hialign.engine.trainer import LOGGED
 from hialign.records.files import read_json, read_jsonl
 from hialign.records.frames import STEP_COLUMNS
 from hialign.study.settings import ModelSettings, TrainingSettings
@@ -329,12 +330,12 @@ def test_dropout_that_is_a_function(tmp_path: Path, family: str, disabled: bool)
 def test_dropout_that_is_a_function_is_told() -> None:
     model, tokenizer = noisy("seed_oss")
     settings = TrainingSettings(**BASE)
-    assert dpo.why_stock(model, tokenizer, pairs_of(), settings) == (
+    assert dpo.prepare(model, tokenizer, pairs_of(), settings).why_stock == (
         "SeedOssForCausalLM has dropout in frozen layers"
     )
     assert model.config.residual_dropout == 0.1
     silent = settings.model_copy(update={"disable_dropout": True})
-    assert dpo.why_stock(model, tokenizer, pairs_of(), silent) == ""
+    assert dpo.prepare(model, tokenizer, pairs_of(), silent).why_stock == ""
     assert (model.config.residual_dropout, model.config.attention_dropout) == (0, 0)
 
 
@@ -448,7 +449,7 @@ def test_the_adapter_loads_with_plain_peft(cell: Callable[..., Cell]) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
     assert float((found - untuned).abs().max()) > 0.1
 
-    model, _ = training.load_cell(mid)
+    model, _ = load_cell(mid)
     with torch.no_grad():
         assert torch.equal(model(input_ids=ids).logits, found)
     assert not model.training
@@ -484,7 +485,7 @@ def test_base_is_not_tuned_and_computes_the_reference_for_all(
     assert len([n for n in known if n.endswith(".json")]) == 1
     train(cell("mid"))
     assert names(empty_cache / "reference") == known
-    model, _ = training.load_cell(base)
+    model, _ = load_cell(base)
     assert not hasattr(model, "peft_config")
 
 
@@ -532,7 +533,7 @@ def interrupted(monkeypatch: pytest.MonkeyPatch, cell: Cell, step: int) -> None:
             if state.global_step == step:
                 raise KeyboardInterrupt
 
-    original = dpo._trainer_class()
+    original = dpo.BlockTrainer
 
     class Interrupted(original):  # type: ignore[misc,valid-type]
         def train(self, *args: Any, **kwargs: Any) -> Any:
@@ -540,7 +541,7 @@ def interrupted(monkeypatch: pytest.MonkeyPatch, cell: Cell, step: int) -> None:
             return super().train(*args, **kwargs)
 
     with monkeypatch.context() as patched:
-        patched.setattr(dpo, "_trainer_class", lambda stock=False: Interrupted)
+        patched.setattr(dpo, "BlockTrainer", Interrupted)
         with pytest.raises(KeyboardInterrupt):
             train(cell)
 
@@ -548,14 +549,14 @@ def interrupted(monkeypatch: pytest.MonkeyPatch, cell: Cell, step: int) -> None:
 def steps_run(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """A list that grows by the number of each step that training runs from here on."""
     seen: list[int] = []
-    original = dpo._trainer_class()
+    original = dpo.BlockTrainer
 
     class Counted(original):  # type: ignore[misc,valid-type]
         def training_step(self, *args: Any, **kwargs: Any) -> Any:
             seen.append(self.state.global_step)
             return super().training_step(*args, **kwargs)
 
-    monkeypatch.setattr(dpo, "_trainer_class", lambda stock=False: Counted)
+    monkeypatch.setattr(dpo, "BlockTrainer", Counted)
     return seen
 
 
@@ -654,7 +655,7 @@ def test_out_of_memory_keeps_the_steps_that_are_done(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     mid = cell("mid", lora_dropout=0.05)
-    original = dpo._trainer_class()
+    original = dpo.BlockTrainer
 
     class Full(original):  # type: ignore[misc,valid-type]
         def _backward(self, *args: Any) -> None:
@@ -663,7 +664,7 @@ def test_out_of_memory_keeps_the_steps_that_are_done(
                 raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried …")
 
     with monkeypatch.context() as patched:
-        patched.setattr(dpo, "_trainer_class", lambda stock=False: Full)
+        patched.setattr(dpo, "BlockTrainer", Full)
         with pytest.raises(HialignError, match=r"out of memory in step 4: lower training.tok") as e:
             train(mid)
     assert "the 3 steps before it are kept" in one_line(e)
@@ -789,7 +790,7 @@ def test_unknown_choices_of_the_trainer_are_refused(
 
 
 def tampering(monkeypatch: pytest.MonkeyPatch, tamper: Callable[[Any], None]) -> None:
-    original = dpo._trainer_class()
+    original = dpo.BlockTrainer
 
     class Tampering(original):  # type: ignore[misc,valid-type]
         def train(self, *args: Any, **kwargs: Any) -> Any:
@@ -797,7 +798,7 @@ def tampering(monkeypatch: pytest.MonkeyPatch, tamper: Callable[[Any], None]) ->
             tamper(self.model)
             return result
 
-    monkeypatch.setattr(dpo, "_trainer_class", lambda stock=False: Tampering)
+    monkeypatch.setattr(dpo, "BlockTrainer", Tampering)
 
 
 @pytest.mark.parametrize("layer", [0, 2])
@@ -898,7 +899,7 @@ def test_a_disk_that_fills_up_at_the_end(
 
 def test_an_untrained_cell_is_not_loaded(cell: Callable[..., Cell]) -> None:
     with pytest.raises(HialignError) as caught:
-        training.load_cell(cell("mid"))
+        load_cell(cell("mid"))
     assert one_line(caught) == (
         "the training of random-llama mid in study tiny is missing: "
         f"run `hialign run train -p study {cell('mid').study.argument} -p block mid` first"
@@ -931,7 +932,7 @@ def test_what_the_engine_relies_on_is_still_there(tmp_path: Path) -> None:
     trainer.log(logs)
     assert logs["probe"] == 2.0, f"TRL no longer logs the means of its metrics: {broken}"
     named = [n for n, _ in trainer.model.named_parameters() if "lora_" in n]
-    assert all(is_of(n, "default") for n in named), f"PEFT names adapters otherwise: {broken}"
+    assert all(in_adapter(n, "default") for n in named), f"PEFT names adapters otherwise: {broken}"
     assert isinstance(model.model.layers[0], GradientCheckpointingLayer), (
         f"transformers' layers checkpoint themselves otherwise: {broken}"
     )

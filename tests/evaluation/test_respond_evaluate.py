@@ -11,7 +11,7 @@ import pytest
 from helpers import made_pairs, one_line, write_lines, write_study
 
 from hialign import HialignError, evaluate, load_model, load_study, respond, train
-from hialign.engine.cells import load_cell
+from hialign.engine.adapters import load_cell
 from hialign.evaluation.evaluate import _summary
 from hialign.preferences.formats import transcript
 from hialign.preferences.pairs import load_pairs

@@ -3,20 +3,18 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from transformers import PreTrainedModel
 
 from hialign.engine.decoder import Decoder, Layout
 from hialign.engine.modules import decoder_layers
 from hialign.engine.packing import pack
 from hialign.engine.progress import Progress
 from hialign.probes.pairs import ProbePair
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 Squares = list[
     dict[str, float]
@@ -29,7 +27,7 @@ class Meter:
     `sizes` is by layer the number of parameters of each module (`self_attn.q_proj`, …).
     """
 
-    def __init__(self, model: "PreTrainedModel") -> None:
+    def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
         self.prefix, self.depth = decoder_layers(model)
         self.places: dict[torch.nn.Parameter, tuple[int, str]] = {}

@@ -10,26 +10,25 @@ within a prompt, whose three contrasts share prompt and good response.
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
+from hialign.engine import dpo
 from hialign.engine.models import identity, load_model
 from hialign.engine.modules import decoder_layers, target_modules
-from hialign.engine.tokens import token_pairs
 from hialign.preferences.pairs import load_pairs
 from hialign.probes.gradients.meter import Meter, norms_of, of_modules
 from hialign.probes.pairs import ProbePair, contrast_pairs_of, held_out, packable
 from hialign.probes.record import Parts, measured, probe_settings
-from hialign.probes.tuned import tuned_blocks
+from hialign.probes.tuned import probe_training, tuned_blocks
 from hialign.statistics.intervals import mean_interval, pooled_interval
 from hialign.statistics.margins import short, with_interval
 from hialign.study.blocks import EXPECTED, OBJECTIVES, Choice, split_layers
 from hialign.study.probe_settings import GradientSettings
+from hialign.study.settings import TrainingSettings
 from hialign.study.study import Cell
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 PREFERENCE = "preference"  # the study's own pairs
 DRAWS = 500  # bootstrap samples of each module, and of each layer along training: there are many
@@ -67,14 +66,20 @@ def gradients(cell: Cell) -> dict[str, Any]:
             name: parts.part(name, lambda n=name: meter.measure(sources[n], beta, what=n))  # type: ignore[misc]
             for name in sources
         }
-        steps = [step for step in chosen.at_steps if step <= _steps(cell, tokenizer)]
+        steps: list[int] = []
+        if chosen.at_steps:
+            train = load_pairs(cell.study.preferences).train
+            prepared = dpo.prepare(model, tokenizer, train, probe_training(cell.study.training))
+            last = _steps(len(prepared.pairs.tokens), cell.study.training)
+            steps = [step for step in chosen.at_steps if step <= last]
         few = {name: pairs[: chosen.along_pairs] for name, pairs in sources.items()}
         references = {
             name: [pair["margin"] for pair in found[name][: chosen.along_pairs]] for name in few
         }
         along = (
             parts.part(
-                "along", lambda: _along(cell, model, tokenizer, weights, few, references, steps)
+                "along",
+                lambda: _along(cell, model, tokenizer, prepared, weights, few, references, steps),
             )
             if steps
             else []
@@ -112,18 +117,16 @@ def gradients(cell: Cell) -> dict[str, Any]:
 # --- along training ------------------------------------------------------------------------------
 
 
-def _steps(cell: Cell, tokenizer: "PreTrainedTokenizerBase") -> int:
-    """Optimizer steps of the study's training, which drops pairs whose prompts are too long."""
-    training = cell.study.training
-    every = load_pairs(cell.study.preferences).train
-    pairs = len(token_pairs(tokenizer, every, training.max_length, training.truncation).tokens)
+def _steps(pairs: int, training: TrainingSettings) -> int:
+    """The number of optimizer steps of a training on some pairs."""
     return math.ceil(math.ceil(pairs / training.effective_batch) * training.epochs)
 
 
 def _along(
     cell: Cell,
-    model: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerBase",
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    train: dpo.TrainingPairs,
     weights: dict[str, str],
     pairs: Mapping[str, Sequence[ProbePair]],
     references: Mapping[str, Sequence[float]],
@@ -131,8 +134,6 @@ def _along(
 ) -> list[dict[str, Any]]:
     """Train `full` as the study does, as far as the last of `steps`, and measure after each: a row a
     step, source and layer."""
-    from transformers import TrainerCallback
-
     rows: list[dict[str, Any]] = []
     beta = cell.study.training.beta
 
@@ -146,7 +147,6 @@ def _along(
             control.should_training_stop |= state.global_step >= max(steps)
 
     everything = {"full": Choice(tuple(range(decoder_layers(model)[1])))}
-    train = load_pairs(cell.study.preferences).train
     with tuned_blocks(
         model, tokenizer, train, everything, cell.study.training, weights, callbacks=[Along()]
     ):

@@ -12,28 +12,32 @@ either see the same tokens.
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from peft import LoraConfig, get_peft_model
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    get_scheduler,
+    set_seed,
+)
 
 from hialign.engine.decoder import Decoder, Layout
-from hialign.engine.models import load_model
+from hialign.engine.models import identity, load_model
 from hialign.engine.modules import decoder_layers, target_modules
 from hialign.engine.packing import pack, plan
 from hialign.engine.progress import Progress
 from hialign.engine.tokens import TokenPair
 from hialign.probes.pairs import ROW
-from hialign.probes.tuned import Tuned
+from hialign.probes.tuned import Tuned, probe_training
 from hialign.probes.weights import norm_of
 from hialign.study.errors import HialignError
 from hialign.study.probe_settings import IlaSettings
 from hialign.study.settings import TrainingSettings
 from hialign.study.study import Cell
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 SAME = 1e-6  # gates that differ by less have not been told apart
 
@@ -43,15 +47,16 @@ class Subject:
     """The model under study, and the matrices of its full adapter."""
 
     cell: Cell
-    model: "PreTrainedModel"
-    tokenizer: "PreTrainedTokenizerBase"
+    weights: dict[str, str]  # the identity of the model
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
     names: list[str]
     layers: list[int]  # of each matrix
     depth: int
 
     def training(self, seed: int) -> TrainingSettings:
-        """The study's training with another seed; packed, as the gates are."""
-        return self.cell.study.training.model_copy(update={"seed": seed, "engine": "packed"})
+        """The study's training as probes run it, with another seed."""
+        return probe_training(self.cell.study.training).model_copy(update={"seed": seed})
 
     def parameters(self, rank: int) -> list[int]:
         """Of each matrix's adapter: rank x (inputs + outputs)."""
@@ -64,7 +69,7 @@ def subject_of(cell: Cell) -> Subject:
     prefix, depth = decoder_layers(model)
     names = target_modules(model, range(depth), cell.study.training.target_modules)
     layers = [int(name.removeprefix(f"{prefix}.").split(".", 1)[0]) for name in names]
-    return Subject(cell, model, tokenizer, names, layers, depth)
+    return Subject(cell, identity(cell.model), model, tokenizer, names, layers, depth)
 
 
 @dataclass(frozen=True)
@@ -207,7 +212,7 @@ def nothing_in(change: Sequence[float], s: Sequence[float]) -> str | None:
 
 @contextmanager
 def tuned_sft(
-    model: "PreTrainedModel",
+    model: PreTrainedModel,
     pairs: Sequence[TokenPair],
     layers: Sequence[int],
     names: Sequence[str],
@@ -217,9 +222,6 @@ def tuned_sft(
 
     AdamW whatever `training.optimizer` says. Afterwards `model` is as it was before.
     """
-    from peft import LoraConfig, get_peft_model
-    from transformers import get_scheduler, set_seed
-
     set_seed(settings.seed)
     config = LoraConfig(
         task_type="CAUSAL_LM",

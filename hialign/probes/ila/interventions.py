@@ -11,8 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from hialign.engine.models import identity
-from hialign.preferences.formats import Pair
+from hialign.engine.dpo import TrainingPairs
 from hialign.probes.ila.gates import Subject
 from hialign.probes.pairs import ProbePair
 from hialign.probes.record import probe_settings
@@ -28,11 +27,11 @@ Variant = dict[str, Any]  # name, kind, percent, matrices, rank
 def interventions(
     subject: Subject,
     ranking: Mapping[str, Any],
-    rows: list[Pair],
+    pairs: TrainingPairs,
     held_out: Sequence[ProbePair],
     settings: IlaSettings,
 ) -> dict[str, Any]:
-    """Train every variant on `rows` (DPO, the study's own seed) and measure it on `held_out`.
+    """Train every variant on `pairs` (DPO, the study's own seed) and measure it on `held_out`.
 
     `ranking_from`: the loss and the data set that the matrices were ranked by (one ranking only: what
     another loss's would do is not asked). `pairs`, `prompts`:
@@ -47,14 +46,11 @@ def interventions(
     found: dict[str, Any] = {"ranking_from": about, "nothing": ranking["nothing"]}
     if ranking["nothing"]:
         return found | {"pairs": [], "prompts": [], "variants": [], "differences": []}
-    from datasets import Dataset
-
     cell, training = subject.cell, subject.training(subject.cell.study.training.seed)
     made = variants(subject, ranking["ranking"], settings)
     choices = {variant["name"]: choice_of(subject, variant) for variant in made}
     with tuned_blocks(
-        *(subject.model, subject.tokenizer, Dataset.from_list(rows), choices),
-        *(training, identity(cell.model)),
+        subject.model, subject.tokenizer, pairs, choices, training, subject.weights
     ) as adapted:
         margins = adapted.margins(held_out, training.beta, "interventions")
     prompts = [pair.prompt for pair in held_out]

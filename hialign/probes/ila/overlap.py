@@ -9,6 +9,7 @@ from itertools import combinations
 from typing import Any
 
 import numpy as np
+from scipy.stats import hypergeom, spearmanr
 
 from hialign.statistics.intervals import mean_interval
 from hialign.study.blocks import share_of
@@ -31,8 +32,6 @@ def chance(total: int, size: int) -> dict[str, float]:
 
     Exact: what two such sets share is hypergeometric.
     """
-    from scipy.stats import hypergeom
-
     shared = np.arange(max(0, 2 * size - total), size + 1)
     common = hypergeom(total, size, size)
     overlap = shared / (2 * size - shared)
@@ -46,8 +45,6 @@ def chance(total: int, size: int) -> dict[str, float]:
 def stability(scores: Sequence[Sequence[float]], size: int) -> dict[str, Any]:
     """How alike the rankings of several seeds are: the means over pairs of seeds of Spearman's
     correlation and of the overlap of the first `size`. None, with the reason, for a single seed."""
-    from scipy.stats import spearmanr
-
     both = list(combinations(scores, 2))
     if not both:
         return {"spearman": None, "jaccard": None, "reason": "one seed has nothing to agree with"}

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from datasets import Dataset
+from scipy.stats import linregress
 
 from hialign.engine import dpo
 from hialign.engine.models import identity
@@ -20,7 +22,6 @@ from hialign.engine.reference import Reference
 from hialign.preferences.formats import Pair
 from hialign.preferences.llmbar import SUBSETS, load_llmbar
 from hialign.preferences.pairs import load_pairs
-from hialign.probes import pairs as probe_pairs
 from hialign.probes.ila.gates import (
     Loss,
     Subject,
@@ -32,6 +33,7 @@ from hialign.probes.ila.gates import (
 )
 from hialign.probes.ila.interventions import interventions
 from hialign.probes.ila.overlap import overlaps, ranked, stability
+from hialign.probes.pairs import fitting, held_out
 from hialign.probes.record import Parts, measured, probe_settings
 from hialign.probes.tuned import tuned_blocks
 from hialign.statistics.margins import rounded
@@ -114,10 +116,8 @@ def _compute(
 ) -> dict[str, Any]:
     subject = subject_of(cell)
     taken = {name: _taken(subject, name, found, settings.train) for name, found in rows.items()}
-    held_out, _ = probe_pairs.held_out(
-        cell, subject.tokenizer, settings.pairs
-    )  # refuses before minutes are spent
-    _check_packable(subject, taken["study"])
+    tested, _ = held_out(cell, subject.tokenizer, settings.pairs)  # refuses before it trains
+    prepared = _prepared(subject, taken)
     sizes = subject.parameters(cell.study.training.lora_rank)
     matrices = [
         {"name": name, "layer": layer, "parameters": size}
@@ -128,7 +128,7 @@ def _compute(
         | parts.part(
             f"{number}-{loss}-{seed}",
             lambda name=name, loss=loss, seed=seed: run(  # type: ignore[misc]
-                subject, taken[name], loss, seed, settings
+                subject, prepared[name], loss, seed, settings
             ),
         )
         for number, name in enumerate(settings.datasets)
@@ -149,29 +149,38 @@ def _compute(
         "rankings": rankings,
         "overlaps": overlaps(runs, settings, percents, probe_settings(cell)),
         "interventions": parts.part(
-            "interventions", lambda: interventions(subject, own, taken["study"], held_out, settings)
+            "interventions",
+            lambda: interventions(subject, own, prepared["study"], tested, settings),
         ),
         "layer_scores": own["layer_scores"],
         "nothing": own["nothing"],
     }
 
 
-def _check_packable(subject: Subject, rows: list[Pair]) -> None:
-    """Refuse what the interventions, which come last, could not train."""
-    from datasets import Dataset
+def _prepared(subject: Subject, taken: Mapping[str, list[Pair]]) -> dict[str, dpo.TrainingPairs]:
+    """The pairs of each data set, ready for all trainings.
 
-    few, training = Dataset.from_list(rows[:8]), subject.training(0)
-    if why := dpo.why_stock(subject.model, subject.tokenizer, few, training):
+    Raises HialignError for a model whose blocks cannot be trained in one pass: the interventions,
+    which come last, need that.
+    """
+    prepared: dict[str, dpo.TrainingPairs] = {}
+    why: str | None = None
+    for name, rows in taken.items():
+        pairs = Dataset.from_list(rows)
+        ready = dpo.prepare(subject.model, subject.tokenizer, pairs, subject.training(0), why)
+        prepared[name], why = ready, ready.why_stock
+    if why:
         raise HialignError(
             f"the ILA probe needs a model whose blocks can be trained in one pass: {why}; "
             "set probes.ila to null, or training.disable_dropout to true if it is dropout"
         )
+    return prepared
 
 
 def _taken(subject: Subject, name: str, rows: list[Pair], wanted: int) -> list[Pair]:
     """The first `wanted` pairs that training does not cut."""
     longest = subject.cell.study.training.max_length
-    fit = {p.id for p in probe_pairs.fitting(rows, subject.tokenizer, longest, wanted)}
+    fit = {p.id for p in fitting(rows, subject.tokenizer, longest, wanted)}
     if len(fit) < 2:
         raise HialignError(
             f"ila.datasets: of the {len(rows)} pairs of {name!r} only {len(fit)} have at most "
@@ -181,21 +190,18 @@ def _taken(subject: Subject, name: str, rows: list[Pair], wanted: int) -> list[P
 
 
 def run(
-    subject: Subject, rows: list[Pair], loss: str, seed: int, settings: IlaSettings
+    subject: Subject, prepared: dpo.TrainingPairs, loss: str, seed: int, settings: IlaSettings
 ) -> dict[str, Any]:
     """Train an adapter for every matrix, then learn its gates: one entry of `runs`."""
-    from datasets import Dataset
-
-    model, cell, training = subject.model, subject.cell, subject.training(seed)
-    pairs = [p.tokens for p in probe_pairs.fitting(rows, subject.tokenizer, None, None)]
+    model, training = subject.model, subject.training(seed)
+    pairs = prepared.pairs.tokens
     choice = Choice(tuple(range(subject.depth)))
     if loss == "dpo":
-        reference = Reference(model, identity(cell.model), pairs)
-        dpo.fill_reference(reference, model, subject.tokenizer)  # training finds it there
+        reference = Reference(model, subject.weights, pairs)
+        dpo.fill_reference(reference, model, subject.tokenizer, packed=True)  # training reads it
         objective = Loss(pairs, training.beta, [both for both in reference.values if both])
         trained = tuned_blocks(
-            *(model, subject.tokenizer, Dataset.from_list(rows), {"full": choice}),
-            *(training, identity(cell.model)),
+            model, subject.tokenizer, prepared, {"full": choice}, training, subject.weights
         )
     else:
         objective = Loss(pairs, training.beta)
@@ -224,8 +230,6 @@ def settled(losses: Sequence[float]) -> dict[str, Any]:
     `slope` (nats a step) and `p` of a line through it, one-sided: it still falls where p is below
     0.05. `settled` is None, with the `reason`, where fewer than three steps are left to look at.
     """
-    from scipy.stats import linregress
-
     last = np.asarray(losses[-(-2 * len(losses) // 3) :])
     if len(last) < 3:
         return {"settled": None, "slope": None, "p": None, "reason": "fewer than 9 training steps"}

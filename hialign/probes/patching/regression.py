@@ -9,6 +9,9 @@ from collections.abc import Hashable, Sequence
 from typing import Any
 
 import numpy as np
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import Lasso, LassoCV
+from sklearn.model_selection import GroupKFold
 
 STABLE = 0.8  # share of resamples; Meinshausen and Bühlmann (2010) advise 0.6 to 0.9
 FOLDS = 5
@@ -37,10 +40,6 @@ def lasso(
     near 1, the choice between them is arbitrary. `reason` where nothing was found, or where the
     pairs are too few to ask.
     """
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.linear_model import Lasso, LassoCV
-    from sklearn.model_selection import GroupKFold
-
     pairs, layers = distances.shape
     names, groups = np.unique([str(p) for p in prompts], return_inverse=True)
     nothing: dict[str, Any] = {

@@ -4,7 +4,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from peft import PeftModel
+from transformers import PreTrainedModel
 
 from hialign.engine.decoder import Decoder
 from hialign.engine.models import config_of, identity, load_model, load_tokenizer
@@ -16,9 +18,6 @@ from hialign.study.blocks import check_block
 from hialign.study.errors import HialignError
 from hialign.study.settings import ModelSettings
 from hialign.study.study import Cell
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 SHAPE = ("model_type", "num_hidden_layers", "hidden_size", "num_attention_heads", "vocab_size")
 
@@ -98,8 +97,6 @@ def both(cell: Cell, source: Source, pairs: Sequence[ProbePair]) -> Iterator[Len
     model, _ = load_model(cell.model)
     packable(model, pairs)
     if source.adapter is not None:
-        from peft import PeftModel
-
         try:
             adapted = PeftModel.from_pretrained(model, source.adapter).eval()
         except (ValueError, RuntimeError) as error:
@@ -118,7 +115,7 @@ def both(cell: Cell, source: Source, pairs: Sequence[ProbePair]) -> Iterator[Len
 
 
 def _differing(
-    model: "PreTrainedModel", other: "PreTrainedModel", name: str, other_name: str
+    model: PreTrainedModel, other: PreTrainedModel, name: str, other_name: str
 ) -> list[str]:
     """Parameters outside the layers in which two models differ; HialignError for other shapes."""
     prefix, _ = decoder_layers(model)
