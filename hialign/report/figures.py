@@ -5,9 +5,10 @@ or put at zero; a figure without any data says so. Thick lines are 95% intervals
 """
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
+from matplotlib.figure import Figure
 
 from hialign.records import frames
 from hialign.records.files import read_jsonl
@@ -34,14 +35,10 @@ from hialign.report.plots import (
 from hialign.study.blocks import EXPECTED, STRATEGIES, split_layers, strategy_of
 from hialign.study.study import Cell, Study
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-
 # --- the paper's figures -------------------------------------------------------------------------
 
 
-def figure1() -> "Figure":
+def figure1() -> Figure:
     """Figure 1, our own scheme: one update for all layers, or one for a third. No data."""
     depth = 12
     thirds = split_layers(depth)
@@ -73,7 +70,7 @@ def figure1() -> "Figure":
     return figure
 
 
-def figure2(study: Study) -> "Figure":
+def figure2(study: Study) -> Figure:
     """Figure 2: mean Overall score by model and strategy; the dashed line is the judge's anchor.
 
     The paper's error bars are standard deviations (thin lines here); thick ones are intervals of
@@ -101,7 +98,7 @@ def figure2(study: Study) -> "Figure":
     return figure
 
 
-def figure4(study: Study) -> "Figure":
+def figure4(study: Study) -> Figure:
     """Figure 4: DPO loss by optimizer step, a panel a model; Base is not trained."""
     steps = frames.training(study).dropna(subset="loss")
     if steps.empty:
@@ -139,7 +136,7 @@ def figure4(study: Study) -> "Figure":
     return figure
 
 
-def figure5(study: Study) -> "Figure":
+def figure5(study: Study) -> Figure:
     """Figure 5: minutes of training by model and strategy; Base is not trained."""
     runs = frames.manifests(study)
     runs = runs[(runs.status == "done") & (runs.block != "base")].dropna(subset="seconds")
@@ -178,7 +175,7 @@ def figure5(study: Study) -> "Figure":
     return figure
 
 
-def curves(cell: Cell) -> "Figure":
+def curves(cell: Cell) -> Figure:
     """Loss, reward accuracy, reward margin and gradient norm of one cell by optimizer step."""
     steps = pd.DataFrame(read_jsonl(cell.folder / "training.jsonl"))
     panels = {"loss": "DPO loss (nats)", "reward_accuracy": "reward accuracy"}
@@ -200,7 +197,7 @@ def curves(cell: Cell) -> "Figure":
 # --- ours ----------------------------------------------------------------------------------------
 
 
-def accuracy(study: Study) -> "Figure":
+def accuracy(study: Study) -> Figure:
     """Reward accuracy and reward margin on the study's held-out pairs."""
     found = frames.evaluations(study)
     found = found[found.objective == "all"]
@@ -209,7 +206,7 @@ def accuracy(study: Study) -> "Figure":
     return dots(study, [share, margin], "held-out preferences evaluated")
 
 
-def objectives(study: Study) -> "Figure":
+def objectives(study: Study) -> Figure:
     """Reward margin by strategy and objective, a panel an objective, each with its own scale.
 
     Shaded is the third that the paper assigns to the objective.
@@ -230,7 +227,7 @@ def objectives(study: Study) -> "Figure":
     return figure
 
 
-def divergence(study: Study) -> "Figure":
+def divergence(study: Study) -> Figure:
     """KL divergence from Base, and response length, of each cell's own responses."""
     found = frames.divergences(study)
     kl = ("", "KL from Base (nats/token)", "kl", 0.0, found)

@@ -1,10 +1,12 @@
 """Figure 3: the dimensions besides Overall, as the paper draws them, and against Base with tests."""
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from hialign.records import frames
 from hialign.report.plots import (
@@ -23,14 +25,10 @@ from hialign.statistics.comparisons import BETTER, WORSE
 from hialign.study.blocks import strategy_of
 from hialign.study.study import Study
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
 HATCHED: dict[str, Any] = {"color": "#f4f4f4", "edgecolor": "#bbbbbb", "hatch": "////", "lw": 0}
 
 
-def figure3(study: Study) -> "Figure":
+def figure3(study: Study) -> Figure:
     """Figure 3: mean score in each dimension but Overall, by model and strategy, as a heat map.
 
     Columns are grouped as in section 4.1; colours part at the judge's anchor, 3. Ours is the lower
@@ -89,7 +87,7 @@ def squares(study: Study) -> pd.DataFrame:
     return pd.concat([means, found.reindex(columns=columns)], ignore_index=True)
 
 
-def _against_base(axes: "Axes", study: Study, blocks: list[str], names: list[str]) -> None:
+def _against_base(axes: Axes, study: Study, blocks: list[str], names: list[str]) -> None:
     """The lower panel: a row a strategy; each difference with the ends of its interval."""
     found = dimension_differences(study)
     cells = {(row["block"], row["dimension"]): row for row in found.to_dict("records")}
@@ -116,7 +114,7 @@ def _against_base(axes: "Axes", study: Study, blocks: list[str], names: list[str
 
 
 def _squares(
-    axes: "Axes", grid: np.ndarray, lines: Any, centre: float, half: float, label: str
+    axes: Axes, grid: np.ndarray, lines: Any, centre: float, half: float, label: str
 ) -> dict[tuple[int, int], str]:
     """Draw `grid` in colours that part at `centre`, its missing squares hatched in `lines` (rows).
 

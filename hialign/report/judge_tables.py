@@ -1,110 +1,133 @@
-"""The report on the judge as tables and a figure of the book (Appendix D).
+"""The judge as tables and a figure of the book (Appendix D): how it was measured, and what it took.
 
-Each shows the study's own validation or, for parts that it lacks, the one that the package ships for
-the same judge and rubric; else a single row says that it was not measured.
+A table of the measurements shows the study's own validation. For parts that it lacks, it shows the
+validation that the package ships for the same judge and rubric. If there is none either, a single
+row says that it was not measured.
 """
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import Any
 
+from matplotlib.figure import Figure
+
+from hialign.records import frames
 from hialign.records.agreement import OTHERS, measured
-from hialign.report.display import Table
+from hialign.report.display import Columns, Table, table_of, view
+from hialign.report.plots import canvas, missing, name_judge, nothing, plain
+from hialign.report.sentences import judge_agreement_text
 from hialign.statistics.intervals import interval_text
 from hialign.study.study import Study
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-from hialign.records import frames
-from hialign.report.display import table_of
-
 NOT = "not measured"
 COUNTS = ("Pairs", "Ties", "Missing", "Responses", "Words", "Failed")
+OF_JUDGMENTS = ["Judged", "Failed", "Asked again", "Mended", "Shared", "Tokens in", "Tokens out"]
+LONGEST = 160  # characters of a raw answer that are shown
+MOST = 50  # failed judgments that are listed
+
+
+# --- how it was measured -------------------------------------------------------------------------
+
+
+def made(study: Study) -> Table:
+    """When and by which command the judge was measured, and what that took, or how to measure it."""
+    record = measured(study) or {}
+    columns = ["Measured on", "Command", "Judgments", "Tokens", "Minutes"]
+    if "injection" not in record:
+        return Table(
+            [[NOT, f"hialign judge {study.name} --validate"]], columns=columns[:2]
+        ).reindex(columns=columns)
+    costs = record["costs"]
+    tokens, minutes = sum(costs["usage"].values()), round(costs["seconds"] / 60)
+    row = [record["date"], record["command"], costs["calls"], tokens, minutes]
+    return Table([row], columns=columns)
+
+
+def judge_agreement(study: Study) -> Table:
+    """How often the study's judge sides with people on LLMBar, by its Overall score and the others.
+
+    `attrs["text"]` has it in a phrase, unless it was not measured for these weights (or this
+    snapshot) and this rubric.
+    """
+    columns: Columns = {"LLMBar subset": "subset", "Score": "score", "Accuracy": "accuracy"}
+    columns |= {"95% interval": ("low", "high"), "Pairs": "n", "Ties": "ties", "Missing": "missing"}
+    table = view((measured(study) or {}).get("rows", []), columns, NOT)
+    table = Table(table.astype(dict.fromkeys(("Pairs", "Ties", "Missing"), "Int64")))
+    if text := judge_agreement_text(study):
+        table.attrs["text"] = text
+    return table
 
 
 def preferences(study: Study) -> Table:
     """How often the judge sides with people on held-out preference pairs."""
-    found = _part(study, "preferences")
-    rows = [
-        {"Pairs of": found["source"], "Score": row["score"], "Accuracy": row["accuracy"]}
-        | {"95% interval": interval_text(row["low"], row["high"])}
-        | {"Pairs": row["n"], "Ties": row["ties"], "Missing": row["missing"]}
-        for row in found.get("rows", [])
-    ]
-    return _table(
-        rows, ["Pairs of", "Score", "Accuracy", "95% interval", "Pairs", "Ties", "Missing"]
-    )
+    source = _part(study, "preferences").get("source")
+    columns: Columns = {
+        "Pairs of": lambda row: source, "Score": "score", "Accuracy": "accuracy",
+        "95% interval": ("low", "high"), "Pairs": "n", "Ties": "ties", "Missing": "missing",
+    }  # fmt: skip
+    return _counted(_part(study, "preferences").get("rows", []), columns)
 
 
 def reliability(study: Study) -> Table:
     """How far the judge agrees with itself, asked twice, and with other judges."""
     record = measured(study) or {}
     retest = record.get("retest")
-    rows = []
-    parts = [(found["judge"], found) for found in record.get("judges", [])]
+    rows: list[dict[str, Any]] = []
+    others = [(other["judge"], other) for other in record.get("judges", [])]
     if retest and retest["deterministic"]:
-        row = {"Compared with": "itself: nothing is drawn", "Equal": retest["equal"]}
-        rows.append(row | {"Dimension": "all dimensions", "Responses": retest["items"]})
+        row = {"name": "itself: nothing is drawn", "equal": retest["equal"]}
+        rows.append(row | {"dimension": "all dimensions", "n": retest["items"]})
     elif retest:
-        parts.insert(0, ("itself, asked again", retest))
-    for name, part in parts:
-        for row in part["rows"]:
-            shown = {"Compared with": name, "Dimension": row["dimension"], "Alpha": row["alpha"]}
-            shown |= {"95% interval": interval_text(row["low"], row["high"])}
-            rows.append(shown | {"Equal": row["equal"], "Responses": row["n"]})
-    columns = ["Compared with", "Dimension", "Alpha", "95% interval", "Equal", "Responses"]
-    return _table(rows, columns)
+        others.insert(0, ("itself, asked again", retest))
+    rows += [{"name": name} | row for name, other in others for row in other["rows"]]
+    columns: Columns = {
+        "Compared with": "name", "Dimension": "dimension", "Alpha": "alpha",
+        "95% interval": ("low", "high"), "Equal": "equal", "Responses": "n",
+    }  # fmt: skip
+    return _counted(rows, columns)
 
 
 def length(study: Study) -> Table:
     """Whether the judge goes by the number of words."""
-    record = measured(study) or {}
-    source = record.get("preferences", {}).get("source")
-    rows = []
-    for found in record.get("length", []):
-        data = source if found["data"] == "preferences" else found["data"]
-        row = {"Responses of": data, "Measure": "rank correlation of words and score"}
-        row |= {"Value": found["spearman"]}
-        row |= {"95% interval": interval_text(found["low"], found["high"])}
-        rows.append(row | {"Responses": found["n"]})
-        for title, name in LENGTH.items():
-            part = found[name]
-            row = {"Responses of": data, "Measure": title, "Value": part["accuracy"]}
-            row |= {"95% interval": interval_text(part["low"], part["high"])}
-            rows.append(row | {"Pairs": part["n"], "Ties": part["ties"]})
-    columns = ["Responses of", "Measure", "Value", "95% interval", "Responses", "Pairs", "Ties"]
-    return _table(rows, columns)
+    columns: Columns = {
+        "Responses of": "data", "Measure": "measure", "Value": "value",
+        "95% interval": ("low", "high"), "Responses": "responses", "Pairs": "pairs", "Ties": "ties",
+    }  # fmt: skip
+    return _counted(list(_by_length(study)), columns)
 
 
-LENGTH = {
-    "judge: the longer wins": "longer",
-    "people: the longer wins": "people",
-    "accuracy where people prefer the longer": "preferred_longer",
-    "accuracy where people prefer the shorter": "preferred_shorter",
-}
+def _by_length(study: Study) -> Iterator[dict[str, Any]]:
+    for part in (measured(study) or {}).get("length", []):
+        name = part["data"]
+        data = _part(study, "preferences").get("source") if name == "preferences" else name
+        ends = {"data": data, "low": part["low"], "high": part["high"]}
+        rho = {"measure": "rank correlation of words and score", "value": part["spearman"]}
+        yield ends | rho | {"responses": part["n"]}
+        for measure, field in {
+            "judge: the longer wins": "longer",
+            "people: the longer wins": "people",
+            "accuracy where people prefer the longer": "preferred_longer",
+            "accuracy where people prefer the shorter": "preferred_shorter",
+        }.items():
+            row = part[field]
+            values = {"data": data, "measure": measure, "value": row["accuracy"]}
+            yield row | values | {"pairs": row["n"]}
 
 
 def injection(study: Study) -> Table:
     """How far each attack moves the judge's scores, and how far its control does."""
-    rows = []
-    for found in _part(study, "injection").get("rows", []):
-        overall, others = found["Overall"], found.get(OTHERS, {})
-        net = overall.get("over_control", {})
-        row = {"Attack": found["attack"], "Where": found["where"], "Words": found["words"]}
-        row |= {"Overall": overall["change"]}
-        row |= {"95% interval": interval_text(overall["low"], overall["high"])}
-        row |= {"Minus control": net.get("change")}
-        row |= {"Its 95% interval": interval_text(net.get("low"), net.get("high"))}
-        row |= {"Others": others.get("change"), "Raised": overall["raised"]}
-        rows.append(row | {"Responses": overall["n"], "Failed": overall["failed"]})
-    columns = ["Attack", "Where", "Words", "Overall", "95% interval"]
-    columns += ["Minus control", "Its 95% interval", "Others", "Raised"]
-    return _table(rows, [*columns, "Responses", "Failed"])
+    net = "Overall.over_control"
+    columns: Columns = {
+        "Attack": "attack", "Where": "where", "Words": "words", "Overall": "Overall.change",
+        "95% interval": ("Overall.low", "Overall.high"), "Minus control": f"{net}.change",
+        "Its 95% interval": (f"{net}.low", f"{net}.high"), "Others": f"{OTHERS}.change",
+        "Raised": "Overall.raised", "Responses": "Overall.n", "Failed": "Overall.failed",
+    }  # fmt: skip
+    return _counted(_part(study, "injection").get("rows", []), columns)
 
 
-def injection_figure(study: Study) -> "Figure":
+def injection_figure(study: Study) -> Figure:
     """The change of the Overall score by attack: against the plain response and the control."""
-    from hialign.report.plots import canvas, missing, name_judge, nothing, plain
-
-    rows = [r for r in _part(study, "injection").get("rows", []) if r["kind"] != "control"]
+    rows = _attacks(study)
     if not any(row["Overall"]["n"] for row in rows):
         return nothing("attacks on the judge")
     figure, (axes,) = canvas(7.0, 1.4 + 0.3 * len(rows))
@@ -112,21 +135,16 @@ def injection_figure(study: Study) -> "Figure":
     names = {"change": "with the attack, minus without", "over_control": "minus the control"}
     for y, row in enumerate(rows):
         for which, (colour, marker, shift) in looks.items():
-            found = row["Overall"] if which == "change" else row["Overall"]["over_control"]
-            if found["change"] is None:
+            moved = row["Overall"] if which == "change" else row["Overall"]["over_control"]
+            if moved["change"] is None:
                 missing(axes, 0.5, y + shift, transform=axes.get_yaxis_transform())
                 continue
-            if found["low"] is not None:
-                ends = [found["low"], found["high"]]
+            if moved["low"] is not None:
+                ends = [moved["low"], moved["high"]]
                 axes.plot(ends, [y + shift] * 2, color=colour, linewidth=3, alpha=0.5)
-            dot: dict[str, Any] = {
-                "color": colour,
-                "marker": marker,
-                "linestyle": "none",
-                "markersize": 6,
-            }
+            dot: dict[str, Any] = {"color": colour, "marker": marker, "markersize": 6}
             dot |= {"label": names[which]} if y == 0 else {}
-            axes.plot(found["change"], y + shift, markeredgecolor="white", **dot)
+            axes.plot(moved["change"], y + shift, ls="none", markeredgecolor="white", **dot)
     axes.axvline(0, color="#555555", linestyle=":", linewidth=1, zorder=1)
     axes.set_yticks(range(len(rows)), [plain(row["attack"], 30) for row in rows])
     axes.set(ylim=(len(rows) - 0.4, -0.6), xlabel="change of the Overall score (points of 1 to 5)")
@@ -137,127 +155,92 @@ def injection_figure(study: Study) -> "Figure":
     return figure
 
 
-def made(study: Study) -> Table:
-    """When and by which command the judge was measured, and what that took; or how to do it."""
-    record = measured(study) or {}
-    columns = ["Measured on", "Command", "Judgments", "Tokens", "Minutes"]
-    if "injection" not in record:
-        command = f"hialign judge {study.name} --validate"
-        return Table([{"Measured on": NOT, "Command": command}], columns=columns)
-    costs = record["costs"]
-    row = {"Measured on": record["date"], "Command": record["command"], "Judgments": costs["calls"]}
-    tokens, minutes = sum(costs["usage"].values()), round(costs["seconds"] / 60)
-    return Table([row | {"Tokens": tokens, "Minutes": minutes}], columns=columns)
-
-
 def gains(study: Study) -> str:
-    """How many attacks raise the Overall score over their control, and which one the most."""
-    rows = [r for r in _part(study, "injection").get("rows", []) if r["kind"] != "control"]
-    known = {r["attack"]: r["Overall"]["over_control"] for r in rows}
-    known = {name: net for name, net in known.items() if net["low"] is not None}
-    if not known:
+    """How many attacks raise the Overall score over their control, and which one raises it most."""
+    over_control = {row["attack"]: row["Overall"]["over_control"] for row in _attacks(study)}
+    over_control = {name: net for name, net in over_control.items() if net["low"] is not None}
+    if not over_control:
         return NOT
-    up = sum(net["low"] > 0 for net in known.values())
-    most, net = max(known.items(), key=lambda pair: float(pair[1]["change"]))
-    said = f"{net['change']:+.2f} points, {interval_text(net['low'], net['high'], 2)}"
+    up = sum(net["low"] > 0 for net in over_control.values())
+    most, net = max(over_control.items(), key=lambda item: float(item[1]["change"]))
+    points = f"{net['change']:+.2f} points, {interval_text(net['low'], net['high'], 2)}"
     return (
-        f"{up} of {len(known)} attacks raise the Overall score over their control with a 95% interval "
-        f"above zero; {most} gains the most ({said})"
+        f"{up} of {len(over_control)} attacks raise the Overall score over their control with a 95% "
+        f"interval above zero; {most} gains the most ({points})"
     )
-
-
-def _part(study: Study, name: str) -> dict[str, Any]:
-    found: dict[str, Any] = (measured(study) or {}).get(name, {})
-    return found
-
-
-def _table(rows: list[dict[str, Any]], columns: list[str]) -> Table:
-    """`rows` with these columns, or one row that says there are none."""
-    frame = Table(rows or [{columns[0]: NOT}], columns=columns)
-    return Table(frame.astype({name: "Int64" for name in COUNTS if name in frame}))
-
-
-def judge_agreement(study: Study) -> Table:
-    """How often the study's judge sides with people on LLMBar, by its Overall score and the others.
-
-    `attrs["text"]` has it in a phrase, unless it was not measured for these weights (or this
-    snapshot) and this rubric: a judge is only known to be as good as it was found to be.
-    """
-    from hialign.records.agreement import measured, sides
-
-    record = measured(study) or {}
-    titles = {"subset": "LLMBar subset", "score": "Score", "accuracy": "Accuracy"}
-    titles |= {"interval": "95% interval", "n": "Pairs", "ties": "Ties", "missing": "Missing"}
-    rows = [dict(row) for row in record.get("rows", [])]
-    for row in rows:
-        row["interval"] = interval_text(row["low"], row["high"])
-    frame = table_of(rows or [{"subset": "not measured"}], list(titles))
-    whole = dict.fromkeys(("n", "ties", "missing"), "Int64")
-    table = Table(frame.astype(whole).rename(columns=titles))
-    parts = [
-        f"{share:.0%} of {n} {kind} pairs ({low:.0%} to {high:.0%})"
-        for kind, (share, low, high, n) in sides(study).items()
-    ]
-    if parts:
-        table.attrs["text"] = " and ".join(parts)
-    return table
 
 
 def judge_line(study: Study) -> str:
     """The judge's name and its agreement with people, which stand wherever its scores do."""
-    known = judge_agreement(study).attrs.get("text", "not measured")
     name = study.judge.name if study.judge else "none"
-    return f"Judge: {name}; agreement with human labels (LLMBar): {known}"
+    agreement = judge_agreement_text(study) or NOT
+    return f"Judge: {name}; agreement with human labels (LLMBar): {agreement}"
 
 
-LONGEST = 160  # characters of a raw answer that are shown
-MOST = 50  # failed judgments that are listed
+def _part(study: Study, name: str) -> dict[str, Any]:
+    part: dict[str, Any] = (measured(study) or {}).get(name, {})
+    return part
+
+
+def _attacks(study: Study) -> list[dict[str, Any]]:
+    return [row for row in _part(study, "injection").get("rows", []) if row["kind"] != "control"]
+
+
+def _counted(rows: list[dict[str, Any]], columns: Columns) -> Table:
+    """`view`, in which counts are whole numbers."""
+    table = view(rows, columns, NOT)
+    return Table(table.astype({name: "Int64" for name in COUNTS if name in table}))
+
+
+# --- what the study's judgments took -------------------------------------------------------------
 
 
 def usage(study: Study) -> Table:
     """Calls, tokens and USD of each cell's judgments, and which models answered.
 
-    "Asked again" counts answers that could not be used; "Mended" those whose JSON was repaired;
-    "Shared" responses equal to one that was judged already. More than one model (or fingerprint)
-    under "Answered by" means that the provider changed it while the study was judged.
+    "Asked again" counts answers that could not be used. "Mended" counts those whose JSON was
+    repaired, and "Shared" the responses equal to one that was judged already. More than one model
+    (or fingerprint) under "Answered by" means that the provider changed it during the study.
     """
     rows = []
     for cell in study.cells() if study.judge else ():
-        found = frames.judgments_of(cell)
         row: dict[str, Any] = {"Model": cell.model.label, "Strategy": cell.strategy}
-        row |= dict.fromkeys(_COUNTS) | {"USD": None, "Answered by": None}
-        if found:
-            own = [r for r in found if not r.get("shared")]
-            row["Judged"] = sum(bool(r["scores"]) for r in found)
-            row["Failed"] = len(found) - row["Judged"]
-            row["Asked again"] = sum(r.get("attempts", 1) - 1 for r in own)
-            row["Mended"] = sum(bool(r.get("repaired")) for r in found)
-            row["Shared"] = len(found) - len(own)
-            row["Tokens in"] = sum(r.get("usage", {}).get("prompt_tokens", 0) for r in own)
-            row["Tokens out"] = sum(r.get("usage", {}).get("completion_tokens", 0) for r in own)
-            costs = [r["cost"] for r in own if "cost" in r]
-            row["USD"] = sum(costs) if costs else None
-            row["Answered by"] = ", ".join(frames.answered_by(found))
+        if judgments := frames.judgments_of(cell):
+            own = [judgment for judgment in judgments if not judgment.get("shared")]
+            judged = sum(bool(judgment["scores"]) for judgment in judgments)
+            tokens = [judgment.get("usage", {}) for judgment in own]
+            costs = [judgment["cost"] for judgment in own if "cost" in judgment]
+            row |= {
+                "Judged": judged,
+                "Failed": len(judgments) - judged,
+                "Asked again": sum(judgment.get("attempts", 1) - 1 for judgment in own),
+                "Mended": sum(bool(judgment.get("repaired")) for judgment in judgments),
+                "Shared": len(judgments) - len(own),
+                "Tokens in": sum(of_call.get("prompt_tokens", 0) for of_call in tokens),
+                "Tokens out": sum(of_call.get("completion_tokens", 0) for of_call in tokens),
+                "USD": sum(costs) if costs else None,
+                "Answered by": ", ".join(frames.answered_by(judgments)),
+            }
         rows.append(row)
-    frame = table_of(rows, ["Model", "Strategy", *_COUNTS, "USD", "Answered by"])
-    return Table(frame.astype(dict.fromkeys(_COUNTS, "Int64")))
+    frame = table_of(rows, ["Model", "Strategy", *OF_JUDGMENTS, "USD", "Answered by"])
+    return Table(frame.astype(dict.fromkeys(OF_JUDGMENTS, "Int64")))
 
 
 def failures(study: Study) -> Table:
-    """The judgments that are missing (the first `MOST`), each with what was wrong and how the answer
-    began."""
-    rows: list[dict[str, Any]] = []
-    for cell in study.cells() if study.judge else ():
-        for record in frames.judgments_of(cell):
-            if not record["scores"]:
-                raw = " ".join(str(record.get("raw", "")).split())
-                row: dict[str, Any] = {"Model": cell.model.label, "Strategy": cell.strategy}
-                row |= {"Prompt": str(record["prompt_id"]), "Problem": record.get("error")}
-                rows.append(row | {"Answer": raw[:LONGEST] or None})
+    """The first `MOST` missing judgments: what was wrong with each, and how the answer began."""
+    rows = [
+        {
+            "Model": cell.model.label,
+            "Strategy": cell.strategy,
+            "Prompt": str(judgment["prompt_id"]),
+            "Problem": judgment.get("error"),
+            "Answer": " ".join(str(judgment.get("raw", "")).split())[:LONGEST] or None,
+        }
+        for cell in (study.cells() if study.judge else ())
+        for judgment in frames.judgments_of(cell)
+        if not judgment["scores"]
+    ]
     more = len(rows) - MOST
     rows = rows[:MOST] + ([{"Model": f"and {more} more"}] if more > 0 else [])
     columns = ["Model", "Strategy", "Prompt", "Problem", "Answer"]
     return table_of(rows or [{"Model": "none"}], columns)
-
-
-_COUNTS = ["Judged", "Failed", "Asked again", "Mended", "Shared", "Tokens in", "Tokens out"]

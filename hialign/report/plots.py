@@ -1,26 +1,27 @@
 """How all figures are drawn: one palette, one legend, missing cells, panels of dots.
 
-Each strategy has one colour throughout. A cell that has not run is drawn as missing, never left out
-or put at zero; a figure without any data says so.
+Each strategy has one colour throughout. A cell that has not run is drawn as missing. It is never left
+out or put at zero. A figure without any data says so.
 """
 
 import math
 import textwrap
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import matplotlib
+import matplotlib.pyplot as plt
 import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
-from hialign.report import judge_tables
+from hialign.report.sentences import judge_agreement_text
 from hialign.study.blocks import STRATEGIES, strategy_of
 from hialign.study.study import Study
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-# Okabe-Ito, which the colour-blind can tell apart: hues for the thirds, greys for the two conditions
-# that they are compared with; the rest for blocks that a study names.
+# Okabe-Ito's colours, which the colour-blind can tell apart. Hues are for the thirds, greys for the two
+# conditions that they are compared with, and the rest for blocks that a study names.
 PALETTE = {"base": "#999999", "full": "#333333"}
 PALETTE |= {"local": "#0072B2", "mid": "#E69F00", "global": "#009E73"}
 MORE = ("#CC79A7", "#56B4E9", "#D55E00", "#F0E442")
@@ -39,17 +40,13 @@ SETTINGS: dict[str, Any] = {
 
 def style() -> None:
     """Set matplotlib's fonts and colours for this process; `hialign.book.page` calls it."""
-    import matplotlib
-
     matplotlib.rcParams.update(SETTINGS)
 
 
 def canvas(
     width: float, height: float, panels: tuple[int, int] = (1, 1), **options: Any
-) -> "tuple[Figure, list[Axes]]":
-    """A figure (inches) and its axes by rows; closed for pyplot, so that a notebook shows it once."""
-    import matplotlib.pyplot as plt
-
+) -> tuple[Figure, list[Axes]]:
+    """A figure (inches) and its axes by rows. It is closed for pyplot, so that a notebook shows it once."""
     with plt.rc_context(SETTINGS):
         options |= {"figsize": (width, height), "layout": "constrained", "squeeze": False}
         figure, axes = plt.subplots(*panels, **options)
@@ -57,16 +54,16 @@ def canvas(
     return figure, list(axes.flat)
 
 
-def write(axes: "Axes", x: float, y: float, text: str, **look: Any) -> None:
+def write(axes: Axes, x: float, y: float, text: str, **look: Any) -> None:
     default: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 9}
     axes.text(x, y, text, **default | look)
 
 
-def missing(axes: "Axes", x: float, y: float, text: str = "missing", **look: Any) -> None:
+def missing(axes: Axes, x: float, y: float, text: str = "missing", **look: Any) -> None:
     write(axes, x, y, text, **{"color": "#767676", "style": "italic", "fontsize": 8} | look)
 
 
-def nothing(what: str) -> "Figure":
+def nothing(what: str) -> Figure:
     figure, (axes,) = canvas(6, 1.2)
     axes.axis("off")
     write(axes, 0.5, 0.5, f"no {what} in this study yet", color="#666666", fontsize=12)
@@ -75,7 +72,7 @@ def nothing(what: str) -> "Figure":
 
 def side_by_side(
     study: Study, blocks: Sequence[str], height: float
-) -> "tuple[Figure, list[tuple[Axes, float, str, str]]]":
+) -> tuple[Figure, list[tuple[Axes, float, str, str]]]:
     """Axes with the models side by side, as many to a row (`height` inches) as are legible.
 
     With the figure comes the place of each cell: axes, x, model, block.
@@ -99,12 +96,12 @@ def side_by_side(
 
 
 def lines_of(study: Study) -> list[tuple[int, str, str]]:
-    """y, model and block of each cell; on the line above a model's first stands its name."""
+    """y, model and block of each cell. The line above a model's first cell has the model's name."""
     per_model = len(study.blocks)
     return [(i + i // per_model + 1, c.model.label, c.block) for i, c in enumerate(study.cells())]
 
 
-def name_lines(axes: "Axes", study: Study) -> None:
+def name_lines(axes: Axes, study: Study) -> None:
     """Strategies as tick labels, each model's name in bold above its own."""
     lines = lines_of(study)
     axes.set_yticks([y for y, _, _ in lines], [plain(strategy_of(b), 18) for _, _, b in lines])
@@ -116,8 +113,8 @@ def name_lines(axes: "Axes", study: Study) -> None:
 
 def dots(
     study: Study, panels: Sequence[tuple[str, str, str, float | None, pd.DataFrame]], what: str
-) -> "Figure":
-    """Panels side by side: a line a cell, its value as a dot with the 95% interval.
+) -> Figure:
+    """Panels side by side, with one line per cell: its value as a dot with the 95% interval.
 
     A panel is a title, the label of its axis, a column, where a dotted line goes, and the values.
     """
@@ -162,11 +159,9 @@ def dot_of(study: Study, block: str) -> dict[str, Any]:
 
 
 def legend(
-    figure: "Figure", study: Study, blocks: Sequence[str], note: str, curves: bool = False
+    figure: Figure, study: Study, blocks: Sequence[str], note: str, curves: bool = False
 ) -> None:
     """Strategies and a note below the axes, outside the data."""
-    from matplotlib.lines import Line2D
-
     handles = []
     for i, block in enumerate(blocks):
         look = dot_of(study, block)
@@ -178,21 +173,22 @@ def legend(
     figure.legend(handles=handles, ncols=columns, title=note, **options)
 
 
-def name_judge(figure: "Figure", study: Study) -> None:
-    """The judge, and how far it agrees with people, above the axes: no score means more than that."""
-    agreement = judge_tables.judge_agreement(study).attrs.get("text")
-    known = (
-        f"agrees with human labels (LLMBar) on {agreement}"
-        if agreement
-        else ("agreement with human labels not measured")
-    )
+def name_judge(figure: Figure, study: Study) -> None:
+    """Write above the axes which judge gave the scores, and how far it agrees with people.
+
+    Scores mean no more than that agreement allows.
+    """
+    agreement = judge_agreement_text(study)
+    words = "agreement with human labels not measured"
+    if agreement:
+        words = f"agrees with human labels (LLMBar) on {agreement}"
     name = plain(study.judge.name if study.judge else "none", 50)
-    text = f"judge: {name}\n{textwrap.fill(known, int(13 * figure.get_figwidth()))}"
+    text = f"judge: {name}\n{textwrap.fill(words, int(13 * figure.get_figwidth()))}"
     figure.suptitle(text, fontsize=9, x=0.01, ha="left")
 
 
 def plain(text: str, width: int = 40) -> str:
-    """`text` from outside for a plot: one line, cut to `width`, and no mathematics ($) in it."""
+    """`text` from outside for a plot: one line, cut to `width`, without mathematics ($)."""
     line = " ".join(text.split())
     line = line if len(line) <= width else f"{line[: width - 1]}…"
     return line.replace("$", r"\$")

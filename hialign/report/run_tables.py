@@ -9,34 +9,43 @@ from hialign.records import frames
 from hialign.records.files import read_json, read_record
 from hialign.records.stages import failed_notebook, stage_manifest
 from hialign.records.status import cell_status, probe_state, state
-from hialign.report.display import Table, table_of, table_or_none
+from hialign.report.display import Columns, Table, span, table_of, view
 from hialign.study import paths
 from hialign.study.study import Cell, Study, probes_of, stages_of
 
+OF_A_RUN: Columns = {  # of a stage or a probe; without its record, all are missing
+    "Minutes": lambda row: None if row["seconds"] is None else row["seconds"] / 60,
+    "Peak memory (GiB)": lambda row: row["memory"] / 2**30 if row["memory"] else None,
+    "Device": "device",
+    "Commit": "hialign_commit",
+}
+
 
 def stages(study: Study, cells: Sequence[Cell] = ()) -> Table:
-    """A row a stage of each cell (or of `cells`): status, when it ended, minutes, memory, device.
+    """One row per stage of each cell (or of `cells`): status, end, minutes, memory, device.
 
-    Minutes of a training are its optimizer steps, with its part of what one pass did for several
-    strategies together; those of other stages are the whole of it.
+    The minutes of a training are its optimizer steps and its part of what one pass did for several
+    strategies together. Those of another stage are the whole of it.
     """
     rows = []
     for cell in cells or study.cells():
         for stage in stages_of(cell):
             found = state(cell, stage)
-            content = read_record(stage_manifest(cell, stage)) if found.trusted else {}
-            row: dict[str, Any] = {"Model": cell.model.label, "Strategy": cell.strategy}
-            row |= {"Stage": stage, "Status": found.status}
-            row |= {"Ended (UTC)": _ended(cell, stage)}
-            seconds, memory = content.get("seconds"), content.get("peak_memory_bytes")
+            record = read_record(stage_manifest(cell, stage)) if found.trusted else {}
+            row: dict[str, Any] = {
+                "model": cell.model.label,
+                "strategy": cell.strategy,
+                "stage": stage,
+            }
+            row |= {"status": found.status, "ended": _ended(cell, stage)}
+            seconds = record.get("seconds")
             if stage == "train" and seconds is not None:
-                passes = 1 + len(content.get("trained_with") or [])
-                seconds += (content.get("shared_seconds") or 0) / passes
-            row |= {"Minutes": None if seconds is None else seconds / 60}
-            row |= {"Peak memory (GiB)": None if memory is None else memory / 2**30}
-            row |= {"Device": content.get("device"), "Commit": content.get("hialign_commit")}
-            rows.append(row)
-    return table_of(rows)
+                passes = 1 + len(record.get("trained_with") or [])
+                seconds += (record.get("shared_seconds") or 0) / passes
+            memory = record.get("peak_memory_bytes")
+            rows.append(record | row | {"seconds": seconds, "memory": memory})
+    columns: Columns = {"Model": "model", "Strategy": "strategy", "Stage": "stage"}
+    return view(rows, columns | {"Status": "status", "Ended (UTC)": "ended"} | OF_A_RUN)
 
 
 def _ended(cell: Cell, stage: str) -> str | None:
@@ -51,42 +60,44 @@ def _ended(cell: Cell, stage: str) -> str | None:
 
 def totals(study: Study) -> Table:
     """Cells, hours and peak memory of each stage over all cells, and what they ran on."""
-    every, rows = stages(study), []
-    for stage, found in every.groupby("Stage", sort=False):
-        done = found[found.Status.isin(["done", "stale"])]
-        row: dict[str, Any] = {"Stage": stage, "Cells": len(found), "Done": len(done)}
-        row |= {"Failed": int((found.Status == "failed").sum())}
-        row |= {"Hours": done.Minutes.sum() / 60 if len(done) else None}
-        row |= {"Peak memory (GiB)": done["Peak memory (GiB)"].max()}
-        row |= {"Devices": ", ".join(sorted(set(done.Device.dropna()))) or None}
-        rows.append(row)
+    rows = []
+    for stage, runs in stages(study).groupby("Stage", sort=False):
+        done = runs[runs.Status.isin(["done", "stale"])]
+        rows.append(
+            {
+                "Stage": stage,
+                "Cells": len(runs),
+                "Done": len(done),
+                "Failed": int((runs.Status == "failed").sum()),
+                "Hours": done.Minutes.sum() / 60 if len(done) else None,
+                "Peak memory (GiB)": done["Peak memory (GiB)"].max(),
+                "Devices": ", ".join(sorted(set(done.Device.dropna()))) or None,
+            }
+        )
     return table_of(rows)
 
 
 def probes(study: Study) -> Table:
-    """A row a probe of each model: status, minutes, memory, device."""
+    """One row per probe of each model: status, minutes, memory, device."""
     rows = []
     for model in study.models:
         for probe in probes_of(study):
             found = probe_state(study, model, probe)
             file = paths.probe_record(study.name, model.name, probe)
-            content = read_record(file) if found.trusted else {}
-            row: dict[str, Any] = {"Model": model.label, "Probe": probe}
-            row |= {"Status": found.status}
-            seconds, memory = content.get("seconds"), content.get("peak_memory_bytes")
-            row |= {"Minutes": None if seconds is None else seconds / 60}
-            row |= {"Peak memory (GiB)": None if memory is None else memory / 2**30}
-            row |= {"Device": content.get("device"), "Commit": content.get("hialign_commit")}
-            rows.append(row)
-    return table_or_none(rows, ["Model", "Probe"])
+            record = read_record(file) if found.trusted else {}
+            row: dict[str, Any] = {"model": model.label, "probe": probe, "status": found.status}
+            row |= {"seconds": record.get("seconds"), "memory": record.get("peak_memory_bytes")}
+            rows.append(record | row)
+    columns: Columns = {"Model": "model", "Probe": "probe", "Status": "status"}
+    return view(rows, columns | OF_A_RUN, "none yet", 2)
 
 
 def hours(study: Study) -> float | None:
     """Hours of all stages and probes that are done; None where nothing is."""
-    found = totals(study).Hours.dropna().tolist()
+    taken = totals(study).Hours.dropna().tolist()
     if "Minutes" in (probed := probes(study)):
-        found += (probed.Minutes.dropna() / 60).tolist()
-    return float(sum(found)) if found else None
+        taken += (probed.Minutes.dropna() / 60).tolist()
+    return float(sum(taken)) if taken else None
 
 
 def cost(study: Study) -> float | None:
@@ -102,17 +113,17 @@ def cost(study: Study) -> float | None:
 
 
 def errors(cell: Cell) -> list[str]:
-    """Of each stage of the cell that failed, its name and the error in its notebook."""
-    found = []
+    """The name and the error of each stage of the cell that failed, from its notebook."""
+    texts = []
     for stage in stages_of(cell):
         if cell_status(cell, stage) != "failed":
             continue
         for block in (cell.block, "all"):
             file = failed_notebook(cell, stage, block)
             if file.is_file():
-                found.append(f"{stage}: {_error_in(read_json(file))}")
+                texts.append(f"{stage}: {_error_in(read_json(file))}")
                 break
-    return found
+    return texts
 
 
 def _error_in(notebook: dict[str, Any]) -> str:
@@ -153,40 +164,37 @@ _TRAINED = {
 
 def facts_of(manifest: dict[str, Any]) -> Table:
     """What a training's manifest says of it, as Name and Value."""
-    from hialign.report.display import span
-
-    rows = [{"Name": title, "Value": manifest.get(key)} for key, title in _TRAINED.items()]
-    for row in rows:
-        if isinstance(row["Value"], list):
-            row["Value"] = span(row["Value"]) or "none"
-        if row["Name"] == "Weights (sha256)" and row["Value"]:
-            row["Value"] = f"{row['Value'][:16]}…"
-    check = manifest.get("confinement") or {}
-    if check:
+    values = {title: manifest.get(key) for key, title in _TRAINED.items()}
+    if isinstance(layers := values["Layers with adapters"], list):
+        values["Layers with adapters"] = span(layers) or "none"
+    if checksum := values["Weights (sha256)"]:
+        values["Weights (sha256)"] = f"{checksum[:16]}…"
+    if check := manifest.get("confinement"):
         words = f"{check['base_parameters_changed']} of {check['base_parameters_checked']} tensors"
-        rows.append({"Name": "Changed outside the block", "Value": words})
-    return _texts(rows)
+        values["Changed outside the block"] = words
+    return _texts(values)
 
 
 def environment(manifest: dict[str, Any]) -> Table:
     """Device, precision, versions and commit of a run, as Name and Value."""
     names = ["device", "precision", "cpu_threads", "python", "hialign_version", "hialign_commit"]
     values = {name.replace("_", " "): manifest.get(name) for name in names}
-    values |= manifest.get("packages", {})
-    return _texts([{"Name": name, "Value": value} for name, value in values.items()])
+    return _texts(values | manifest.get("packages", {}))
 
 
 def flat(settings: dict[str, Any], prefix: str = "") -> Table:
     """Nested settings as Name (`training.beta`) and Value."""
-    rows = pd.json_normalize(settings).iloc[0].to_dict() if settings else {}
-    return _texts([{"Name": f"{prefix}{name}", "Value": value} for name, value in rows.items()])
+    values = pd.json_normalize(settings).iloc[0].to_dict() if settings else {}
+    return _texts({f"{prefix}{name}": value for name, value in values.items()})
 
 
-def _texts(rows: list[dict[str, Any]]) -> Table:
-    """Values as text: numbers of several kinds stand in one column."""
-    for row in rows:
-        value = row["Value"]
-        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        missing = value is None or value != value
-        row["Value"] = None if missing else f"{value:,.10g}" if is_number else str(value)
+def _texts(values: dict[str, Any]) -> Table:
+    """Names and values, all as text, since numbers of several kinds stand in one column."""
+
+    def text(value: Any) -> str | None:
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            return None if value != value else f"{value:,.10g}"  # NaN is not itself
+        return None if value is None else str(value)
+
+    rows = [(name, text(value)) for name, value in values.items()]
     return Table(rows, columns=["Name", "Value"])

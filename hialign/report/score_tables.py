@@ -1,18 +1,17 @@
 """The tables of the judge's scores: Tables 2 and 3, what is tested, and the paper beside ours.
 
-Every finding in them comes from `hialign.statistics.comparisons`; the tests of one table are one family. What
+Every verdict comes from `hialign.statistics.comparisons`. The tests of one table are one family. What
 is missing is NaN, shown as "–".
 """
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator
 
 import numpy as np
 import pandas as pd
 
 from hialign.report import paper
-from hialign.report.display import Table, table_of
-from hialign.report.scores import _crossed, by_cell, compared, dimension_differences, overall, taxed
+from hialign.report.display import Columns, Row, Table, table_of, view
+from hialign.report.scores import by_cell, compared, crossed, dimension_differences, overall, taxed
 from hialign.statistics import comparisons as tests
 from hialign.statistics.intervals import (
     Statistic,
@@ -28,26 +27,42 @@ from hialign.study.blocks import strategy_of
 from hialign.study.study import Study
 
 Z = 1.959964  # of a normal 95% interval
+DIFFERENCE: Columns = {  # the columns of a comparison that all tables of tests have
+    "Difference": "difference", "95% interval": ("low", "high"), "Effect size": "effect",
+    "p (Holm)": lambda row: p_text(row["p_holm"]),
+}  # fmt: skip
 
 
 def table2(study: Study) -> Table:
     """Table 2: the judge's Overall score by strategy, over all models of the study.
 
-    Means are over all scored responses, as in the paper; their intervals draw prompts, since the
+    Means are over all scored responses, as in the paper. Their intervals draw prompts, since the
     models answer the same ones. Failed judgments are counted and enter no mean.
     """
     scores = overall(study)
     ranks = tests.rank_ranges(scores)
-    reference = {row["block"]: row for row in paper.rows("table_2")}
+    papers = {row["block"]: row for row in paper.rows("table_2")}
     rows = []
     for block in study.blocks:
         asked = scores[scores.block == block]
-        row = {"Strategy": strategy_of(block), **_mean(study, asked)}
-        row |= {"Rank range": _range(ranks.get(block))}
-        row |= {"Std": asked.score.std(), "Median": asked.score.median()}
-        row |= {"Models": asked.dropna(subset="score").model.nunique(), **_counts(asked)}
-        row |= {f"Paper: {name}": reference.get(block, {}).get(name) for name in ("mean", "std")}
-        rows.append(row)
+        scored = asked.dropna(subset="score")
+        points, prompts = scored.score.tolist(), scored.prompt_id.tolist()
+        ends = pooled_interval(points, prompts, study.evaluation.resamples)
+        rows.append(
+            {
+                "Strategy": strategy_of(block),
+                "Mean Overall": scored.score.mean(),
+                "95% interval": interval_text(*ends),
+                "Rank range": _range(ranks.get(block)),
+                "Std": scored.score.std(),
+                "Median": scored.score.median(),
+                "Models": scored.model.nunique(),
+                "Scored": len(scored),
+                "Failed": len(asked) - len(scored),
+                "Paper: mean": papers.get(block, {}).get("mean"),
+                "Paper: std": papers.get(block, {}).get("std"),
+            }
+        )
     return table_of(rows)
 
 
@@ -57,75 +72,75 @@ def table3(study: Study, top: int = 10) -> Table:
     Rank ranges are among all combinations of the study. The paper's rank and mean stand beside
     where it has a combination of the same model name.
     """
-    reference = {(r["model"].casefold(), r["block"]): r for r in paper.rows("table_3")}
+    papers = {(r["model"].casefold(), r["block"]): r for r in paper.rows("table_3")}
     scores = overall(study)
     # Each combination as a strategy of one model: all answer the same prompts
-    ranks = tests.rank_ranges(scores.assign(block=_crossed(scores, "model", "block"), model=""))
-    rows: list[dict[str, Any]] = []
-    for found in by_cell(study).to_dict("records"):
-        theirs = reference.get((found["model"].casefold(), found["block"]), {})
-        row: dict[str, Any] = {"Model": found["model"], "Strategy": found["strategy"]}
-        row |= {"Rank range": _range(ranks[f"{found['model']}\n{found['block']}"])}
-        row |= {"Mean Overall": found["mean"]}
-        row |= {"95% interval": interval_text(found["low"], found["high"])}
-        row |= {"Scored": found["scored"], "Failed": found["failed"]}
-        rows.append(row | {f"Paper: {name}": theirs.get(name) for name in ("rank", "mean")})
-    rows = sorted(rows, key=lambda row: -float(row["Mean Overall"]))[:top]
-    columns = ["Rank range", "Model", "Strategy", *_mean(study, scores[:0]), *_counts(scores[:0])]
-    frame = table_of(rows, [*columns, "Paper: rank", "Paper: mean"])
-    frame.insert(0, "Rank", range(1, len(frame) + 1))
-    return Table(frame.astype({"Paper: rank": "Int64"}))
+    ranks = tests.rank_ranges(scores.assign(block=crossed(scores, "model", "block"), model=""))
+    table = by_cell(study).sort_values("mean", ascending=False, kind="stable")[:top]
+    rows = [
+        papers.get((row["model"].casefold(), row["block"]), {})
+        | {f"our {name}": value for name, value in row.items()}
+        | {"place": place, "range": _range(ranks[f"{row['model']}\n{row['block']}"])}
+        for place, row in enumerate(table.to_dict("records"), 1)
+    ]
+    columns: Columns = {
+        "Rank": "place", "Rank range": "range", "Model": "our model", "Strategy": "our strategy",
+        "Mean Overall": "our mean", "95% interval": ("our low", "our high"),
+        "Scored": "our scored", "Failed": "our failed", "Paper: rank": "rank", "Paper: mean": "mean",
+    }  # fmt: skip
+    return Table(view(rows, columns).astype({"Rank": int, "Paper: rank": "Int64"}))
 
 
 def comparisons(study: Study) -> Table:
     """Which strategies differ in the Overall score: the tests behind every sentence on it."""
-    theirs = {(d["block"], d["reference"]): d for d in paper.differences() if d["model"] is None}
-    rows = []
-    for found in compared(study).to_dict("records"):
-        row: dict[str, Any] = {"Strategy": strategy_of(found["block"])}
-        row |= {"Against": strategy_of(found["reference"])}
-        row |= {"Verdict": found["verdict"], **_difference(found)}
-        row["p, inferior (Holm)"] = p_text(found["p_margin"])
-        row["Prompts"] = found["prompts"] or None
-        pair = (found["block"], found["reference"])
-        rows.append(row | {"Paper: difference": theirs.get(pair, {}).get("difference")})
-    return Table(table_of(rows).astype({"Prompts": "Int64"})) if rows else Table(rows)
+    papers = {
+        (row["block"], row["reference"]): row["difference"]
+        for row in paper.differences()
+        if row["model"] is None
+    }
+    columns: Columns = {
+        "Strategy": lambda row: strategy_of(row["block"]),
+        "Against": lambda row: strategy_of(row["reference"]),
+        "Verdict": "verdict",
+        **DIFFERENCE,
+        "p, inferior (Holm)": lambda row: p_text(row["p_margin"]),
+        "Prompts": lambda row: row["prompts"] or None,
+        "Paper: difference": lambda row: papers.get((row["block"], row["reference"])),
+    }
+    table = view(compared(study).to_dict("records"), columns)
+    return Table(table.astype({"Prompts": "Int64"})) if len(table) else Table([])
 
 
 def dimensions(study: Study) -> Table:
     """The differences from Base that Figure 3 draws: all dimensions but Overall, over all models."""
-    rows = []
-    for found in dimension_differences(study).to_dict("records"):
-        row = {"Dimension": found["dimension"], "Strategy": strategy_of(found["block"])}
-        rows.append(row | {"Verdict": found["verdict"], **_difference(found)})
-    columns = ["Dimension", "Strategy", "Verdict", *_difference({})]
-    return table_of(rows, columns)
+    columns: Columns = {
+        "Dimension": "dimension",
+        "Strategy": lambda row: strategy_of(row["block"]),
+        "Verdict": "verdict",
+    }
+    return view(dimension_differences(study).to_dict("records"), columns | DIFFERENCE)
 
 
 def alignment_tax(study: Study) -> Table:
     """v1's alignment tax: fluency gained and logic lost against Base, and the smaller of the two."""
-    titles = {"gain": "Gain", "loss": "Loss", "tax": "Tax"}
-    rows = []
-    for found in taxed(study).to_dict("records"):
-        row: dict[str, Any] = {"Strategy": strategy_of(found["block"])}
-        row["Verdict"] = found["verdict"]
-        for name, title in titles.items():
-            row[title] = found[name]
-            ends = found[f"{name}_low"], found[f"{name}_high"]
-            row[f"{title}, 95%"] = interval_text(*ends)
-        row |= {"p, paid (Holm)": p_text(found["p_holm"])}
-        rows.append(row | {"p, over margin (Holm)": p_text(found["p_out"])})
-    return table_of(rows)
+    columns: Columns = {
+        "Strategy": lambda row: strategy_of(row["block"]), "Verdict": "verdict",
+        "Gain": "gain", "Gain, 95%": ("gain_low", "gain_high"),
+        "Loss": "loss", "Loss, 95%": ("loss_low", "loss_high"),
+        "Tax": "tax", "Tax, 95%": ("tax_low", "tax_high"),
+        "p, paid (Holm)": lambda row: p_text(row["p_holm"]),
+        "p, over margin (Holm)": lambda row: p_text(row["p_out"]),
+    }  # fmt: skip
+    table = view(taxed(study).to_dict("records"), columns)
+    return table if len(table) else Table([])
 
 
 def power(study: Study) -> Table:
     """How many prompts would show the paper's differences, and what this study's can show."""
-    scores, share = overall(study), study.analysis.power
+    share = study.analysis.power
     rows = []
     for row in paper.differences():
-        kept = scores if row["model"] is None else scores[scores.model == row["model"]]
-        found = tests.paired_differences(kept, row["block"], row["reference"])
-        values = found.groupby("prompt_id").score.mean()
+        values = _paired(study, row).groupby("prompt_id").score.mean()
         std = float(values.std())
         rows.append(
             {
@@ -150,70 +165,58 @@ def beside_paper(study: Study) -> Table:
 
     The interval joins ours (BCa over prompts) with the paper's normal one, whose standard errors
     take its responses as independent: std / sqrt(n) of a mean, std / sqrt(2n) of a standard
-    deviation. Table 3 gives no standard deviations: Table 2's of the strategy stand in.
+    deviation. Table 3 gives no standard deviations, so Table 2's of the strategy stand in.
     """
-    scores, draws = overall(study).dropna(subset="score"), study.evaluation.resamples
-    stds = {row["block"]: row["std"] for row in paper.rows("table_2")}
-    rows: list[dict[str, Any]] = []
-
-    def add(
-        name: str, table: int, theirs: float, error: float, values: pd.DataFrame, of: Statistic
-    ) -> None:
-        ours = values.score.mean() if of == "mean" else values.score.std()
-        ends = pooled_interval(values.score.to_list(), values.prompt_id.to_list(), draws, of=of)
+    rows = []
+    for name, table, theirs, error, values, statistic in _numbers(study):
+        ours = values.score.mean() if statistic == "mean" else values.score.std()
+        points, prompts = values.score.to_list(), values.prompt_id.to_list()
+        ends = pooled_interval(points, prompts, study.evaluation.resamples, of=statistic)
         paper_ends = (theirs - Z * error, theirs + Z * error)
-        joint = interval_of_difference(ours, ends, theirs, paper_ends)
-        row = {"Number": name, "In": f"Table {table}", "Paper": theirs, "Ours": ours}
-        row["Ours minus paper"] = ours - theirs
-        rows.append(row | {"95% interval": interval_text(*joint)})
-
-    for row in paper.rows("table_2"):
-        values = scores[scores.block == row["block"]]
-        error = row["std"] / np.sqrt(row["count"])
-        add(f"mean, {row['strategy']}", 2, row["mean"], error, values, "mean")
-        spread = row["std"] / np.sqrt(2 * row["count"])
-        add(f"std, {row['strategy']}", 2, row["std"], spread, values, "std")
-    for row in paper.rows("table_3"):
-        values = scores[(scores.model == row["model"]) & (scores.block == row["block"])]
-        error = stds[row["block"]] / np.sqrt(paper.load_paper()["table_3"]["n"])
-        add(f"mean, {row['model']} {row['strategy']}", 3, row["mean"], error, values, "mean")
-    for row in paper.differences():
-        kept = scores if row["model"] is None else scores[scores.model == row["model"]]
-        values = tests.paired_differences(kept, row["block"], row["reference"])
-        table, error = 2 if row["model"] is None else 3, row["standard_error"]
-        add(_name(row), table, row["difference"], error, values, "mean")
+        rows.append(
+            {
+                "Number": name,
+                "In": f"Table {table}",
+                "Paper": theirs,
+                "Ours": ours,
+                "Ours minus paper": ours - theirs,
+                "95% interval": interval_text(
+                    *interval_of_difference(ours, ends, theirs, paper_ends)
+                ),
+            }
+        )
     return table_of(rows)
 
 
-# --- helpers -----------------------------------------------------------------------------------------
+def _numbers(study: Study) -> Iterator[tuple[str, int, float, float, pd.DataFrame, Statistic]]:
+    """Each of the paper's numbers: name, table, value, standard error, our scores, statistic."""
+    scores = overall(study).dropna(subset="score")
+    stds = {row["block"]: row["std"] for row in paper.rows("table_2")}
+    for row in paper.rows("table_2"):
+        values = scores[scores.block == row["block"]]
+        error = row["std"] / np.sqrt(row["count"])
+        yield f"mean, {row['strategy']}", 2, row["mean"], error, values, "mean"
+        error = row["std"] / np.sqrt(2 * row["count"])
+        yield f"std, {row['strategy']}", 2, row["std"], error, values, "std"
+    for row in paper.rows("table_3"):
+        values = scores[(scores.model == row["model"]) & (scores.block == row["block"])]
+        error = stds[row["block"]] / np.sqrt(paper.load_paper()["table_3"]["n"])
+        yield f"mean, {row['model']} {row['strategy']}", 3, row["mean"], error, values, "mean"
+    for row in paper.differences():
+        model = row["model"]
+        name = f"{strategy_of(row['block'])} minus {strategy_of(row['reference'])}"
+        name, table = (name, 2) if model is None else (f"{name}, {model}", 3)
+        yield name, table, row["difference"], row["standard_error"], _paired(study, row), "mean"
 
 
-def _name(row: dict[str, Any]) -> str:
-    """A difference of the paper, in words."""
-    names = f"{strategy_of(row['block'])} minus {strategy_of(row['reference'])}"
-    return names if row["model"] is None else f"{names}, {row['model']}"
-
-
-def _difference(found: Mapping[Any, Any]) -> dict[str, Any]:
-    """The columns of a comparison that all tables of tests have."""
-    row = {"Difference": found.get("difference")}
-    row["95% interval"] = interval_text(found.get("low"), found.get("high"))
-    return row | {"Effect size": found.get("effect"), "p (Holm)": p_text(found.get("p_holm"))}
+def _paired(study: Study, difference: Row) -> pd.DataFrame:
+    """Our scores, paired by prompt, for one of the paper's differences."""
+    scores, model = overall(study), difference["model"]
+    scores = scores if model is None else scores[scores.model == model]
+    return tests.paired_differences(scores, difference["block"], difference["reference"])
 
 
 def _range(ranks: tuple[int, int] | None) -> str | None:
     if ranks is None:
         return None
     return str(ranks[0]) if ranks[0] == ranks[1] else f"{ranks[0]}–{ranks[1]}"
-
-
-def _mean(study: Study, scores: pd.DataFrame) -> dict[str, Any]:
-    kept = scores.dropna(subset="score")
-    points, prompts = kept.score.tolist(), kept.prompt_id.tolist()
-    ends = pooled_interval(points, prompts, study.evaluation.resamples)
-    return {"Mean Overall": kept.score.mean(), "95% interval": interval_text(*ends)}
-
-
-def _counts(asked: pd.DataFrame) -> dict[str, int]:
-    scored = int(asked.score.notna().sum())
-    return {"Scored": scored, "Failed": len(asked) - scored}

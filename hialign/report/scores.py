@@ -16,25 +16,25 @@ FLUENCY, LOGIC = "GrammarFluency", "CoherenceLogic"  # v1's alignment tax, by Ta
 
 def overall(study: Study) -> pd.DataFrame:
     """The judge's Overall scores: model, block, strategy, prompt_id, score (NaN where it failed)."""
-    found = frames.judgments(study)
-    return found[found.dimension == OVERALL]
+    scores = frames.judgments(study)
+    return scores[scores.dimension == OVERALL]
 
 
 @frames.remembered
 def by_cell(study: Study) -> pd.DataFrame:
     """Overall by model and block: mean, std, the mean's 95% interval (low, high), scored, failed.
 
-    A row a cell with at least one score.
+    One row per cell with at least one score.
     """
-    scores, rows = overall(study), []
-    for (model, block), asked in scores.groupby(["model", "block"], sort=False):
-        kept = asked.dropna(subset="score")
-        low, high = pooled_interval(
-            kept.score.tolist(), kept.prompt_id.tolist(), study.evaluation.resamples
-        )
-        row = {"model": model, "block": block, "strategy": strategy_of(str(block))}
-        row |= {"mean": kept.score.mean(), "std": kept.score.std(), "low": low, "high": high}
-        rows += [row | {"scored": len(kept), "failed": len(asked) - len(kept)}] if len(kept) else []
+    rows = []
+    for (model, block), asked in overall(study).groupby(["model", "block"], sort=False):
+        scored = asked.dropna(subset="score")
+        points, prompts = scored.score.tolist(), scored.prompt_id.tolist()
+        if not points:
+            continue
+        ends = pooled_interval(points, prompts, study.evaluation.resamples)
+        row = (model, block, strategy_of(str(block)), scored.score.mean(), scored.score.std())
+        rows.append((*row, *ends, len(scored), len(asked) - len(scored)))
     columns = ["model", "block", "strategy", "mean", "std", "low", "high", "scored", "failed"]
     return pd.DataFrame(rows, columns=columns)
 
@@ -63,12 +63,12 @@ def dimension_differences(study: Study) -> pd.DataFrame:
     blocks = [block for block in study.blocks if block != "base" and "base" in study.blocks]
     names = [name for name in dict.fromkeys(scores.dimension) if name != OVERALL]
     # Each strategy in each dimension as a block of its own, compared with Base in the same
-    crossed = scores.assign(block=_crossed(scores, "block", "dimension"))
+    scores = scores.assign(block=crossed(scores, "block", "dimension"))
     cells = [(block, name) for name in names for block in blocks]
     pairs = [(f"{block}\n{name}", f"base\n{name}") for block, name in cells]
-    found = tests.compare(crossed, pairs, resamples=study.evaluation.resamples)
+    differences = tests.compare(scores, pairs, resamples=study.evaluation.resamples)
     parts = {"block": [b for b, _ in cells], "dimension": [name for _, name in cells]}
-    return found.assign(**parts, reference="base")
+    return differences.assign(**parts, reference="base")
 
 
 @frames.remembered
@@ -77,7 +77,9 @@ def taxed(study: Study) -> pd.DataFrame:
     return tests.alignment_tax(
         frames.judgments(study),
         [block for block in study.blocks if block != "base"],
-        *(FLUENCY, LOGIC, study.analysis.margin),
+        FLUENCY,
+        LOGIC,
+        study.analysis.margin,
         resamples=study.evaluation.resamples,
     )
 
@@ -89,5 +91,6 @@ def pairs_of(blocks: Iterable[str]) -> list[tuple[str, str]]:
     return pairs + [(block, "full") for block in trained if "full" in trained and block != "full"]
 
 
-def _crossed(scores: pd.DataFrame, a: str, b: str) -> list[str]:
+def crossed(scores: pd.DataFrame, a: str, b: str) -> list[str]:
+    """Each combination of two columns as one name, for tests that compare names."""
     return [f"{x}\n{y}" for x, y in zip(scores[a], scores[b], strict=True)]

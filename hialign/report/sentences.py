@@ -1,11 +1,14 @@
-"""Sentences on what was found. None of them goes beyond the tests in `hialign.statistics.comparisons`."""
+"""Sentences on a study's results. None of them goes beyond what its tests say.
+
+The tests are those of `hialign.statistics.comparisons`.
+"""
 
 from collections.abc import Hashable
 from typing import Any
 
 import pandas as pd
 
-from hialign.records import frames
+from hialign.records import agreement, frames
 from hialign.report import scores
 from hialign.statistics import comparisons as tests
 from hialign.statistics.intervals import interval_text
@@ -27,9 +30,8 @@ def overall_finding(study: Study) -> str:
     }
     for reference, rows in table.groupby("reference", sort=False):
         for verdict, phrase in phrases.items():
-            names = [
-                _with_interval(row) for row in rows[rows.verdict == verdict].to_dict("records")
-            ]
+            verdicts = rows[rows.verdict == verdict].to_dict("records")
+            names = [_with_interval(row) for row in verdicts]
             parts += [phrase.format(joined(names), strategy_of(str(reference)))] if names else []
     method = f"{len(table)} comparisons paired by prompt, Holm's correction over all of them"
     if not parts:
@@ -37,13 +39,12 @@ def overall_finding(study: Study) -> str:
             "By the judge's Overall score, no strategy can be told from those that it is compared "
             f"with ({method})."
         )
-    found = "; ".join(parts)
     other = "" if set(table.verdict) <= {tests.NOT_INFERIOR, tests.UNSURE} else "other "
-    return f"By the judge's Overall score ({method}): {found}. No {other}difference is found."
+    return f"By the judge's Overall score ({method}): {'; '.join(parts)}. No {other}difference is found."
 
 
 def tax_finding(study: Study) -> str:
-    """Who pays v1's alignment tax, of whom it is ruled out, and of whom neither can be said."""
+    """Which strategies pay v1's alignment tax, which do not, and for which the scores cannot tell."""
     table = scores.taxed(study).dropna(subset="p_holm")
     if table.empty:
         return "The alignment tax has not been measured in this study."
@@ -59,8 +60,16 @@ def tax_finding(study: Study) -> str:
     return f"In this study {'; '.join(parts)}."
 
 
-def reward_finding(study: Study, best: str | None, found: dict[str, str]) -> str:
-    """Which strategy's reward is right most often, and which ones cannot be told from it."""
+def judge_agreement_text(study: Study) -> str:
+    """How often the judge sides with people on LLMBar, in a phrase; empty if it was not measured."""
+    return " and ".join(
+        f"{share:.0%} of {n} {kind} pairs ({low:.0%} to {high:.0%})"
+        for kind, (share, low, high, n) in agreement.sides(study).items()
+    )
+
+
+def reward_finding(study: Study, best: str | None, facts: dict[str, str]) -> str:
+    """Which strategy's reward is right most often, and which ones the pairs cannot tell from it."""
     if best is None:
         return "No tuned cell of this study has been evaluated yet, so there is nothing to report."
     tied: list[str] = []
@@ -71,8 +80,8 @@ def reward_finding(study: Study, best: str | None, found: dict[str, str]) -> str
         elif best == row["reference"]:
             (behind if row["told"] == -1 else tied).append(row["block"])
     text = (
-        f"On {found['n_eval_pairs']} held-out pairs the implicit reward of {best} is right most "
-        f"often: {found['best_accuracy']} of the time."
+        f"On {facts['n_eval_pairs']} held-out pairs the implicit reward of {best} is right most "
+        f"often: {facts['best_accuracy']} of the time."
     )
     if tied:
         text += f" These pairs cannot tell {joined(tied)} from it"
@@ -89,9 +98,9 @@ def _reward_hits(study: Study) -> pd.DataFrame:
 
     Columns: model, prompt_id, block (the strategy), score: the mean over the prompt's pairs.
     """
-    found = frames.pairs(study)
-    kept = found[["all" in groups for groups in found.groups]]
-    means = kept.groupby(["model", "prompt_id", "strategy"]).hit.mean()
+    pairs = frames.pairs(study)
+    own = pairs[["all" in groups for groups in pairs.groups]]
+    means = own.groupby(["model", "prompt_id", "strategy"]).hit.mean()
     return means.rename("score").reset_index().rename(columns={"strategy": "block"})
 
 

@@ -1,21 +1,28 @@
 """The paper's tables, and those of our judge-free evaluation, as DataFrames.
 
-Every table has a row for each cell (or strategy) of the study, run or not: what is missing is NaN,
-shown as "–". Intervals are 95% and stand in a column after the figure that they belong to. Those of
-the judge's scores are in `judged.py`, and can be called from here too.
+Every table has a row for each cell (or strategy) of the study, whether it has run or not. What is
+missing is NaN, shown as "–". Intervals are 95% and stand in a column after the figure that they
+belong to. The tables of the judge's scores are in `score_tables`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pandas as pd
 
 from hialign.records import frames
 from hialign.report import paper
-from hialign.report.display import DASH, DIGITS, Table, span, table_of
+from hialign.report.display import DASH, DIGITS, Columns, Row, Table, span, table_of, view
 from hialign.statistics.intervals import interval_text
 from hialign.study.blocks import OBJECTIVES, split_layers
+from hialign.study.rubric import load_rubric
 from hialign.study.study import Study
+
+PREFERENCES = {  # column: in evaluation.json
+    title: title.lower().replace(" ", "_")
+    for title in ("Likelihood accuracy", "Reward accuracy", "Reward margin")
+}
+
 
 # --- the paper's tables --------------------------------------------------------------------------
 
@@ -29,24 +36,28 @@ def table1() -> Table:
 
 
 def table4(study: Study) -> Table:
-    """Table 4: first and last layer of each block (counted from 0) and how many they are.
+    """Table 4: first and last layer of each block (counted from 0) and how many layers it has.
 
-    Depths are the paper's, or what the study's runs wrote down; never looked up on a network.
+    Depths are the paper's or what the study's runs wrote down. None is looked up on a network.
     """
-    known = paper.depths()
+    columns = {f"{block.title()} block": block for block in split_layers(3)}
+    table = view(
+        _partitions(study), {"Model": "model", "In": "places", "Layers": "depth", **columns}
+    )
+    return Table(table.astype({"Layers": "Int64"}))
+
+
+def _partitions(study: Study) -> Iterator[Row]:
+    papers = paper.depths()
     runs = frames.manifests(study).reindex(columns=["model", "depth"]).dropna()
     measured = {name: int(depth) for name, depth in zip(runs.model, runs.depth, strict=True)}
     labels = [model.label for model in study.models]
-    rows = []
-    for name in dict.fromkeys([*known, *labels]):
-        depth = measured.get(name) or known.get(name)
-        places = ["paper"] * (name in known) + ["this study"] * (name in labels)
-        row: dict[str, Any] = {"Model": name, "In": " and ".join(places), "Layers": depth}
-        for block in ("local", "mid", "global"):
-            layers = split_layers(depth)[block] if depth and depth >= 3 else None
-            row[f"{block.title()} block"] = f"{span(layers)} ({len(layers)})" if layers else None
-        rows.append(row)
-    return Table(table_of(rows).astype({"Layers": "Int64"}))
+    for name in dict.fromkeys([*papers, *labels]):
+        depth = measured.get(name) or papers.get(name)
+        places = ["paper"] * (name in papers) + ["this study"] * (name in labels)
+        blocks = split_layers(depth) if depth and depth >= 3 else {}
+        layers = {block: f"{span(inside)} ({len(inside)})" for block, inside in blocks.items()}
+        yield {"model": name, "places": " and ".join(places), "depth": depth} | layers
 
 
 def table5(study: Study) -> Table:
@@ -55,21 +66,24 @@ def table5(study: Study) -> Table:
     used = frames.manifests(study).reindex(columns=["precision"]).precision.dropna()
     asked = [model.precision for model in study.models]
     settings["precision"] = ", ".join(dict.fromkeys(used if len(used) else asked))
-    rows = []
-    for row in paper.rows("table_5"):
+
+    def same(row: Row) -> str:
         theirs, ours = row["value"], settings.get(row["key"])
-        same = theirs == ours
         if row["key"] == "optimizer":  # AdamW; transformers has several that compute it
-            same = str(ours).startswith(theirs.lower())
-        row = {"Hyper-parameter": row["name"], "Paper": _setting(theirs)}
-        rows.append(row | {"This study": _setting(ours), "Same": "yes" if same else "no"})
-    return table_of(rows)
+            return "yes" if str(ours).startswith(theirs.lower()) else "no"
+        return "yes" if theirs == ours else "no"
+
+    columns: Columns = {
+        "Hyper-parameter": "name",
+        "Paper": lambda row: _setting(row["value"]),
+        "This study": lambda row: _setting(settings.get(row["key"])),
+        "Same": same,
+    }
+    return view(paper.rows("table_5"), columns)
 
 
 def table6() -> Table:
     """Table 6: the judge's dimensions by group, with our definitions."""
-    from hialign.study.rubric import load_rubric
-
     rubric = load_rubric()
     return Table(
         {"Group": group, "Dimension": name, "Definition": rubric.dimensions[name]}
@@ -86,33 +100,33 @@ def accuracy(study: Study) -> Table:
 
     Accuracies are shares of pairs. Base has no reward accuracy: its implicit reward is always 0.
     """
-    found = frames.evaluations(study)
-    return _cells_table(study, found[found.objective == "all"], _PREFERENCES)
+    evaluations = frames.evaluations(study)
+    return _by_cell(study, evaluations[evaluations.objective == "all"], PREFERENCES)
 
 
 def objectives(study: Study) -> Table:
     """The same on the built-in contrasts, whose two responses differ in one objective."""
-    found = frames.evaluations(study)
+    evaluations = frames.evaluations(study)
     parts = []
-    for name in objective_names(found):
-        part = _cells_table(study, found[found.objective == name], _PREFERENCES)
+    for name in objective_names(evaluations):
+        part = _by_cell(study, evaluations[evaluations.objective == name], PREFERENCES)
         part.insert(2, "Objective", name)
         parts.append(part)
     if not parts:
-        return Table(columns=["Model", "Strategy", "Objective", *_PREFERENCES, "Pairs"])
+        return Table(columns=["Model", "Strategy", "Objective", *PREFERENCES, "Pairs"])
     return Table(pd.concat(parts).sort_index(kind="stable").reset_index(drop=True))
 
 
 def divergence(study: Study) -> Table:
     """KL divergence from Base along the cell's own responses, and how long these are."""
     columns = {"KL from Base (nats/token)": "kl", "Response length (tokens)": "response_tokens"}
-    return _cells_table(study, frames.divergences(study), columns, "Responses")
+    return _by_cell(study, frames.divergences(study), columns, "Responses")
 
 
 def cells(study: Study) -> Table:
     """What each cell is, whether it has run, and what that took.
 
-    "Shared" is what one pass did for all its strategies together, beside each one's own time.
+    "Shared" is what one pass did for all its strategies together, apart from each one's own time.
     """
     titles = {"model": "Model", "strategy": "Strategy", "status": "Status", "layers": "Layers"}
     titles |= {"pairs": "Pairs", "steps": "Steps", "final_loss": "Final loss"}
@@ -122,10 +136,8 @@ def cells(study: Study) -> Table:
     untrained = (runs.status != "done") | (runs.block == "base")
     runs.loc[untrained, ["pairs", "seconds", "shared_seconds", "tokens", "final_loss"]] = None
     runs["layers"] = [(span(v) or "none") if isinstance(v, list) else None for v in runs.layers]
-    for name, unit in (
-        *(("final_loss", 1), ("seconds", 60), ("shared_seconds", 60)),
-        ("peak_memory_bytes", 2**30),
-    ):
+    units = {"final_loss": 1, "seconds": 60, "shared_seconds": 60, "peak_memory_bytes": 2**30}
+    for name, unit in units.items():
         runs[name] = pd.to_numeric(runs[name]) / unit
     whole = dict.fromkeys(("pairs", "steps", "tokens", "seed"), "Int64")
     return Table(runs[list(titles)].astype(whole).rename(columns=titles))
@@ -140,31 +152,26 @@ def objective_names(evaluations: pd.DataFrame) -> list[str]:
     return [o for o in OBJECTIVES if o in present] + [o for o in present if o not in OBJECTIVES]
 
 
-# --- helpers -----------------------------------------------------------------------------------------
-
-_PREFERENCES = {  # column: in evaluation.json
-    title: title.lower().replace(" ", "_")
-    for title in ("Likelihood accuracy", "Reward accuracy", "Reward margin")
-}
+# --- helpers -------------------------------------------------------------------------------------
 
 
-def _cells_table(
-    study: Study, found: pd.DataFrame, columns: Mapping[str, str], count: str = "Pairs"
+def _by_cell(
+    study: Study, measured: pd.DataFrame, columns: Mapping[str, str], count: str = "Pairs"
 ) -> Table:
-    """A row a cell with each of `columns` and its interval, and `n` as `count` at the end."""
-    measured = {(row.model, row.block): row for row in found.itertuples()}
+    """One row per cell, with each of `columns` and its interval, and `n` as `count` at the end."""
+    by_cell = {(row["model"], row["block"]): row for row in measured.to_dict("records")}
     rows = []
     for cell in study.cells():
         row: dict[str, Any] = {"Model": cell.model.label, "Strategy": cell.strategy}
-        values = measured.get((cell.model.label, cell.block))
+        values = by_cell.get((cell.model.label, cell.block), {})
         for title, name in columns.items():
-            value, low, high = (getattr(values, name + end, None) for end in ("", "_low", "_high"))
-            given = cell.block == "base" and value == 0  # by definition, not by measurement
-            row[title] = value
-            interval = None if given else interval_text(low, high, DIGITS.get(title, 3))
+            ends = values.get(f"{name}_low"), values.get(f"{name}_high")
+            if cell.block == "base" and values.get(name) == 0:  # by definition, not by measurement
+                ends = None, None
+            row[title] = values.get(name)
+            interval = interval_text(*ends, DIGITS.get(title, 3))
             row[f"{title.split(' (')[0]}, 95% interval"] = interval
-        row[count] = getattr(values, "n", None)
-        rows.append(row)
+        rows.append(row | {count: values.get("n")})
     return Table(table_of(rows).astype({count: "Int64"}))
 
 

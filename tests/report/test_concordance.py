@@ -10,7 +10,7 @@ from scipy.stats import spearmanr
 from hialign import load_study
 from hialign.records.files import read_json, write_json
 from hialign.report.where import concordance, overview
-from hialign.report.where.concordance import Measure, answer, found, spearman
+from hialign.report.where.concordance import Measure, answer, shares_by_measure, spearman
 from hialign.study import paths
 from hialign.study.blocks import split_layers
 from hialign.study.study import Study
@@ -65,7 +65,7 @@ def test_an_answer_where_three_measures_agree(outputs: Path) -> None:
     text = answer(study, label)
     assert "in the mid third" in text
     assert "gradient, patching, tuning" in text
-    rows = found(study).set_index("measure")
+    rows = shares_by_measure(study).set_index("measure")
     assert rows.points[["gradient", "patching", "tuning"]].tolist() == ["mid"] * 3
     assert rows.points[["update", "spectrum"]].tolist() == ["", ""]  # no interval, a control
     expected = peaked("mid").mean(axis=0)
@@ -100,7 +100,7 @@ def test_a_record_of_other_settings_is_none(outputs: Path) -> None:
     path = paths.probe_record("made-up", study.models[0].name, "gradients")
     write_json(path, read_json(path) | {"fingerprint": "another"})
     assert "no answer" in answer(study, study.models[0].label)
-    assert "present settings" in found(study).set_index("measure").why["gradient"]
+    assert "present settings" in shares_by_measure(study).set_index("measure").why["gradient"]
 
 
 @pytest.mark.parametrize("depth", [7, 8, 9])
@@ -125,7 +125,7 @@ def test_a_measure_that_no_layer_has_any_of(outputs: Path) -> None:
     for row in record["singles"]:
         row["margins"] = [-abs(value) for value in row["margins"]]
     write_json(path, record)
-    row = found(study).set_index("measure").loc["tuning"]
+    row = shares_by_measure(study).set_index("measure").loc["tuning"]
     assert np.isnan(row.mid)
     assert row.points == ""
     assert overview.overview(study)

@@ -1,26 +1,26 @@
-"""The paper's tables under each other: what they imply together, and how sure it is.
+"""What the paper's tables imply together, and how sure that is.
 
 Everything is computed from `book/paper.yml`, on each call. A `Side` is one of the means that can be
-compared: of some models under one block's strategy. `hialign.report.audit.statements` sets the text beside it.
+compared: of some models under one block's strategy. `hialign.report.audit.statements` sets the text
+beside them.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
+from scipy.stats import norm
 
 from hialign.report import paper, plots
-from hialign.report.display import Table, table_of
+from hialign.report.display import Table, short_name, table_of
 from hialign.statistics.comparisons import holm
 from hialign.statistics.intervals import interval_text
 from hialign.study.blocks import STRATEGIES, split_layers, strategy_of
 from hialign.study.errors import HialignError
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 Side = tuple[str, str]  # models, block
 ALL, LLAMA = "all four", "the two Llama"  # the models of a side, if not a model's name
@@ -34,7 +34,7 @@ AGREES, UNSETTLED, DISAGREES = "agrees", "not settled", "disagrees"
 
 @dataclass(frozen=True)
 class Mean:
-    """A mean Overall score over `n` responses; `rounding` is the most that printing took off it."""
+    """A mean Overall score over `n` responses. `rounding` is the most that printing took off it."""
 
     mean: float
     std: float
@@ -46,13 +46,18 @@ class Mean:
         """Its standard error, the responses being independent."""
         return self.std / math.sqrt(self.n)
 
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Its 95% interval, from sampling."""
+        return self.mean - Z * self.error, self.mean + Z * self.error
+
 
 def means() -> dict[Side, Mean]:
-    """Every mean that Tables 2 and 3 give or imply, by models and block; and the anchor.
+    """Every mean that Tables 2 and 3 give or imply, by models and block, and the anchor.
 
-    The models that Table 3 leaves out are left when those that it lists are taken out of Table 2's
-    mean over all. Only Table 2 has standard deviations: each stands in for the others of its
-    strategy. HialignError if Table 3 has a model under some strategies only.
+    Table 2 has the mean over all models, and Table 3 lists some of them. Together they imply the
+    mean of the models that Table 3 leaves out. Only Table 2 has standard deviations, so each stands
+    in for the others of its strategy. HialignError if Table 3 has a model under some strategies only.
     """
     content = paper.load_paper()
     prompts, models = content["table_3"]["n"], [m["name"] for m in content["models"]]
@@ -60,7 +65,7 @@ def means() -> dict[Side, Mean]:
     for row in content["table_3"]["rows"]:
         listed.setdefault(row["model"], {})[row["block"]] = row["mean"]
     rest = len(models) - len(listed)
-    found = {ANCHOR: Mean(content["design"]["judge_anchor"]["value"], 0.0, math.inf, 0.0)}
+    by_side = {ANCHOR: Mean(content["design"]["judge_anchor"]["value"], 0.0, math.inf, 0.0)}
     for row in content["table_2"]["rows"]:
         block, std = row["block"], row["std"]
         absent = [name for name in listed if block not in listed[name]]
@@ -69,61 +74,66 @@ def means() -> dict[Side, Mean]:
                 f"book/paper.yml: table_3 must have all strategies of some of the models and none "
                 f"of the others; it lacks {absent or 'no model'} under {row['strategy']}"
             )
-        found[ALL, block] = Mean(row["mean"], std, content["table_2"]["n"])
+        by_side[ALL, block] = Mean(row["mean"], std, content["table_2"]["n"])
         for name in listed:
-            found[name, block] = Mean(listed[name][block], std, prompts)
+            by_side[name, block] = Mean(listed[name][block], std, prompts)
         left = len(models) * row["mean"] - sum(by_block[block] for by_block in listed.values())
         off = ROUNDING * (len(models) + len(listed)) / rest
-        found[LLAMA, block] = Mean(round(left / rest, 9), std, prompts * rest, off)
-    return found
+        by_side[LLAMA, block] = Mean(round(left / rest, 9), std, prompts * rest, off)
+    return by_side
 
 
-def listed_models(known: dict[Side, Mean]) -> list[str]:
+def listed_models(by_side: dict[Side, Mean]) -> list[str]:
     """The models of Table 3."""
-    return list(dict.fromkeys(m for m, _ in known if m not in (ALL, LLAMA, ANCHOR[0])))
+    return list(dict.fromkeys(m for m, _ in by_side if m not in (ALL, LLAMA, ANCHOR[0])))
 
 
 def compare(pairs: Sequence[tuple[Side, Side]], correlation: float = 0.0) -> pd.DataFrame:
-    """The difference of two means, a row a pair, and what it is worth by a normal test.
+    """The difference of two means, one row per pair, tested as normal.
 
-    `correlation` is that of two scores of the same prompt; 0 is the unpaired test. Columns: upper,
-    lower (sides); difference; standard_error; z; p (two-sided); p_holm (over all pairs); low, high
-    (95%); d (Cohen's: over the root of the mean variance); needed (the correlation at which |z| is
-    1.96; NaN against the anchor, which is no score).
+    Args:
+        pairs: the two sides of each difference.
+        correlation: that of two scores of the same prompt. 0 is the unpaired test.
+
+    Returns:
+        The columns upper and lower (sides), difference, standard_error, z, p (two-sided), p_holm
+        (over all pairs), low and high (95%), d (Cohen's, over the root of the mean variance), and
+        needed: the correlation at which |z| is 1.96. It is NaN against the anchor, which is no score.
     """
-    from scipy.stats import norm
-
-    known, rows = means(), []
+    by_side, rows = means(), []
     for upper, lower in pairs:
-        a, b = known[upper], known[lower]
+        a, b = by_side[upper], by_side[lower]
         difference, shared = round(a.mean - b.mean, 9), 2 * a.error * b.error
         unpaired = math.hypot(a.error, b.error)
         error = math.sqrt(unpaired**2 - correlation * shared)
-        row: dict[str, Any] = {"upper": upper, "lower": lower, "difference": difference}
-        row |= {"standard_error": error, "z": difference / error}
-        row |= {"p": 2 * norm.sf(abs(difference) / error)}
-        row |= {"low": difference - Z * error, "high": difference + Z * error}
         spread = math.hypot(a.std, b.std) / math.sqrt(2) if shared else a.std + b.std
-        row |= {"d": difference / spread}
-        row["needed"] = (unpaired**2 - (difference / Z) ** 2) / shared if shared else math.nan
-        rows.append(row)
-    frame = pd.DataFrame(rows)
+        needed = (unpaired**2 - (difference / Z) ** 2) / shared if shared else math.nan
+        rows.append((upper, lower, difference, error, difference / spread, needed))
+    columns = ["upper", "lower", "difference", "standard_error", "d", "needed"]
+    frame = pd.DataFrame(rows, columns=columns)
+    z, half = frame.difference / frame.standard_error, Z * frame.standard_error
+    frame = frame.assign(z=z, p=2 * norm.sf(z.abs()))
+    frame = frame.assign(low=frame.difference - half, high=frame.difference + half)
     return frame.assign(p_holm=holm(frame.p.to_list()))
 
 
 def within() -> dict[str, float]:
-    """By block, the standard deviation of scores around their own model's mean (the Llama models as one).
+    """By block, the standard deviation of scores around the mean of their own model.
 
-    What is left of Table 2's variance once that between the models' means is taken out.
+    It is what is left of Table 2's variance once the variance between the models' means is taken
+    out. The Llama models count as one.
     """
-    known = means()
-    return {b: math.sqrt(known[ALL, b].std ** 2 - _between(b, known)) for b in STRATEGIES}
+    by_side = means()
+    return {
+        block: math.sqrt(by_side[ALL, block].std ** 2 - _between(block, by_side))
+        for block in STRATEGIES
+    }
 
 
-def _between(block: str, known: dict[Side, Mean]) -> float:
-    """The variance of the models' means around the mean of all, the Llama models as one."""
-    overall = known[ALL, block]
-    parts = [known[models, block] for models in (*listed_models(known), LLAMA)]
+def _between(block: str, by_side: dict[Side, Mean]) -> float:
+    """The variance of the models' means around the mean of all, with the Llama models as one."""
+    overall = by_side[ALL, block]
+    parts = [by_side[models, block] for models in (*listed_models(by_side), LLAMA)]
     return sum(part.n * (part.mean - overall.mean) ** 2 for part in parts) / overall.n
 
 
@@ -131,60 +141,61 @@ def _between(block: str, known: dict[Side, Mean]) -> float:
 
 
 def llama() -> Table:
-    """The Llama models' mean by strategy, a column a step, with what rounding and sampling leave open.
+    """The Llama models' mean by strategy, one column per step, and how uncertain it is.
 
-    The last column holds for each of them by itself: none is above Table 3's last place, and the
-    scale starts at 1.
+    The uncertainty is from rounding and sampling. The last column holds for each Llama model by
+    itself: none is above Table 3's last place, and the scale starts at 1.
     """
-    known = means()
-    names = listed_models(known)
+    by_side = means()
+    names = listed_models(by_side)
     total = len(paper.load_paper()["models"])
     rest, last = total - len(names), min(row["mean"] for row in paper.rows("table_3"))
     rows = []
     for block in STRATEGIES:
-        found, left = known[LLAMA, block], total * known[ALL, block].mean
-        row: dict[str, Any] = {"Strategy": strategy_of(block), "Table 2": known[ALL, block].mean}
-        row[f"{total} × Table 2"] = left
+        implied, left = by_side[LLAMA, block], total * by_side[ALL, block].mean
+        row: dict[str, Any] = {"Strategy": strategy_of(block)}
+        row |= {"Table 2": by_side[ALL, block].mean, f"{total} × Table 2": left}
         for name in names:
-            left -= known[name, block].mean
+            left -= by_side[name, block].mean
             row[f"less {name}"] = left
-        row[f"over {rest}: Llama mean"] = found.mean
-        row |= {"Rounding, ±": found.rounding}
-        ends = (found.mean - Z * found.error, found.mean + Z * found.error)
-        row["95% interval"] = interval_text(*ends)
-        lowest = max(1.0, rest * found.mean - (rest - 1) * last)
+        row[f"over {rest}: Llama mean"] = implied.mean
+        row["Rounding, ±"] = implied.rounding
+        row["95% interval"] = interval_text(*implied.interval)
+        lowest = max(1.0, rest * implied.mean - (rest - 1) * last)
         rows.append(row | {"Each Llama model": interval_text(lowest, last)})
     return table_of(rows)
 
 
 def gains() -> Table:
     """What each trained strategy adds to Base, by models, and the Llama models' share in it."""
-    known = means()
-    names = listed_models(known)
+    by_side = means()
+    names = listed_models(by_side)
     total, rows = len(paper.load_paper()["models"]), []
     for block in (b for b in STRATEGIES if b != "base"):
-        row: dict[str, Any] = {"Strategy": strategy_of(block)}
-        for models in (ALL, *names, LLAMA):
-            row[_models(models)] = known[models, block].mean - known[models, "base"].mean
-        share = (total - len(names)) * row[_models(LLAMA)] / (total * row[_models(ALL)])
+        gain = {
+            models: by_side[models, block].mean - by_side[models, "base"].mean
+            for models in (ALL, *names, LLAMA)
+        }
+        share = (total - len(names)) * gain[LLAMA] / (total * gain[ALL])
+        row = {"Strategy": strategy_of(block)} | {_models(m): value for m, value in gain.items()}
         rows.append(row | {"Llama share (%)": 100 * share})
     return table_of(rows)
 
 
 def points() -> pd.DataFrame:
     """What the figure shows: models, strategy, block, mean, standard_error, low, high."""
-    known, rows = means(), []
-    for models in (*listed_models(known), LLAMA):
-        for block in STRATEGIES:
-            found = known[models, block]
-            row: dict[str, Any] = {"models": models, "strategy": strategy_of(block), "block": block}
-            row |= {"mean": found.mean, "standard_error": found.error}
-            row |= {"low": found.mean - Z * found.error, "high": found.mean + Z * found.error}
-            rows.append(row)
-    return pd.DataFrame(rows)
+    by_side = means()
+    rows = [
+        (models, strategy, block, mean.mean, mean.error, *mean.interval)
+        for models in (*listed_models(by_side), LLAMA)
+        for block, strategy in STRATEGIES.items()
+        for mean in [by_side[models, block]]
+    ]
+    columns = ["models", "strategy", "block", "mean", "standard_error", "low", "high"]
+    return pd.DataFrame(rows, columns=columns)
 
 
-def by_models() -> "Figure":
+def by_models() -> Figure:
     """The strategies' means on each of Table 3's models, and on the Llama models as implied."""
     values = points()
     names = list(dict.fromkeys(values.models))
@@ -198,7 +209,7 @@ def by_models() -> "Figure":
             panel.plot(x, row.mean, marker=marker, color=colour, **look)
             plots.write(panel, x, float(row.high) + 0.045, f"{row.mean:.3f}", fontsize=8)
         panel.axhline(plots.ANCHOR, color="#555555", linestyle="--", linewidth=1, zorder=1)
-        labels = [strategy_of(b).removesuffix("-Align").removesuffix("-DPO") for b in STRATEGIES]
+        labels = [short_name(strategy) for strategy in STRATEGIES.values()]
         panel.set_xticks(range(len(labels)), labels, fontsize=9)
         panel.tick_params(axis="x", length=0)
         panel.set(xlim=(-0.6, len(labels) - 0.4))
@@ -219,13 +230,13 @@ def _models(name: str) -> str:
 
 
 def checks() -> Table:
-    """What must hold between printed numbers whatever was measured: printed, due, and a verdict."""
-    content, known = paper.load_paper(), means()
+    """What must hold between printed numbers, whatever was measured, and whether it does."""
+    content, by_side = paper.load_paper(), means()
     overall, third = content["table_2"]["rows"], content["table_3"]["rows"]
     prompts, models = content["design"]["evaluation_prompts"]["value"], content["models"]
     due = prompts * len(models)
     printed = [row["mean"] for row in third]
-    tenth, best = min(printed), max(known[LLAMA, b].mean for b in STRATEGIES)
+    tenth, best = min(printed), max(by_side[LLAMA, b].mean for b in STRATEGIES)
     depths = [row["layers"] for row in content["table_4"]["rows"]]
     split = [_even(row["layers"]) == [row[b] for b in THIRDS] for row in content["table_4"]["rows"]]
     medians = [row["median"] for row in overall]
@@ -233,7 +244,7 @@ def checks() -> Table:
         2 * m == int(2 * m) and (1 + m) / 2 <= r["mean"] <= (m + 5) / 2
         for m, r in zip(medians, overall, strict=True)
     ]
-    spreads = [(row["std"], *_possible_std(row["block"], known)) for row in overall]
+    spreads = [(row["std"], *_possible_std(row["block"], by_side)) for row in overall]
     least, most = max(s[1] for s in spreads), min(s[2] for s in spreads)
     dimensions = len(content["table_6"]["dimensions"])
     rows = [
@@ -260,12 +271,8 @@ def checks() -> Table:
          f"{content['design']['judge_dimensions']['value']} (§4.1)",
          dimensions == content["design"]["judge_dimensions"]["value"]),
     ]  # fmt: skip
-    return table_of(
-        [
-            {"Check": c, "Printed": p, "Has to be": d, "Verdict": AGREES if holds else DISAGREES}
-            for c, p, d, holds in rows
-        ]
-    )
+    verdicts = [(*row, AGREES if holds else DISAGREES) for *row, holds in rows]
+    return Table(verdicts, columns=["Check", "Printed", "Has to be", "Verdict"])
 
 
 def _even(layers: int) -> list[list[int]]:
@@ -278,10 +285,10 @@ def _rule(layers: int) -> list[list[int]]:
     return [[blocks[b][0], blocks[b][-1]] for b in THIRDS]
 
 
-def _possible_std(block: str, known: dict[Side, Mean]) -> tuple[float, float]:
+def _possible_std(block: str, by_side: dict[Side, Mean]) -> tuple[float, float]:
     """The least and the largest std of all responses that the means and a scale of 1 to 5 allow."""
-    mean = known[ALL, block].mean
-    return math.sqrt(_between(block, known)), math.sqrt((5 - mean) * (mean - 1))
+    mean = by_side[ALL, block].mean
+    return math.sqrt(_between(block, by_side)), math.sqrt((5 - mean) * (mean - 1))
 
 
 def _span(values: Sequence[float], form: str) -> str:

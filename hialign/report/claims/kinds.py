@@ -1,22 +1,23 @@
-"""The kinds of test that a claim can name, each giving the parts that decide it.
+"""The kinds of test that a claim can name. Each gives the parts that decide the claim.
 
 A claim is supported only if every part of it is, and contradicted if one part is (an
-intersection-union test); `hialign.report.claims.ledger` puts the parts together. All are oriented so that a claim
-holds on the positive side: an estimate is what the claim says should be above its bound.
+intersection-union test). `hialign.report.claims.ledger` puts the parts together. All parts are
+oriented so that a claim holds on the positive side: an estimate is what the claim says should be
+above its bound.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from scipy.stats import kendalltau
 
 from hialign.records import frames
 from hialign.report import paper
 from hialign.report.claims import probe_parts
-from hialign.report.claims.material import NAN, Material, Part, Untested
+from hialign.report.claims.material import NAN, Material, Part, Untested, paired
 from hialign.report.scores import FLUENCY, LOGIC, OVERALL
-from hialign.statistics.comparisons import above, alignment_tax, paired_differences, signed_rank
-from hialign.statistics.intervals import pooled_interval
+from hialign.statistics.comparisons import alignment_tax, paired_differences
 from hialign.study.blocks import check_block, strategy_of
 from hialign.study.rubric import DIMENSIONS
 
@@ -24,59 +25,72 @@ FEWEST = 6  # prompts or steps below which no rank test can reach 5%
 THIRDS = ("local", "mid", "global")
 
 
-class Test(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    judged: bool = Field(False, exclude=True)  # whether it rests on the judge
-    unit: str = Field("points", exclude=True)
-
-    def parts(self, material: Material) -> list[Part]:
-        raise NotImplementedError
+def _check_blocks(names: str | list[str]) -> str | list[str]:
+    for name in [names] if isinstance(names, str) else names:
+        check_block(name)
+    return names
 
 
-def _known_dimension(name: str) -> str:
-    if name not in DIMENSIONS:
-        raise ValueError(f"{name!r} is not a dimension of Table 6: {', '.join(DIMENSIONS)}")
+def _check_dimensions(names: list[str]) -> list[str]:
+    for name in names:
+        if name not in DIMENSIONS:
+            raise ValueError(f"{name!r} is not a dimension of Table 6: {', '.join(DIMENSIONS)}")
+    return names
+
+
+def _check_statistic(name: str) -> str:
+    if name not in probe_parts.STATISTICS:
+        raise ValueError(f"{name!r} is not one of {', '.join(probe_parts.STATISTICS)}")
     return name
 
 
-class _Compared(Test):
-    block: str | list[str]
-    references: list[str] = Field(min_length=1)
+Blocks = Annotated[list[str], AfterValidator(_check_blocks)]
+Dimensions = Annotated[list[str], Field(min_length=1), AfterValidator(_check_dimensions)]
+Statistic = Annotated[str, AfterValidator(_check_statistic)]
 
-    @field_validator("block", "references")
-    @classmethod
-    def _blocks(cls, names: str | list[str]) -> str | list[str]:
-        for name in [names] if isinstance(names, str) else names:
-            check_block(name)
-        return names
+
+class Test(BaseModel):
+    """What a kind of test needs; `judged` says whether it rests on the judge."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    judged: ClassVar[bool] = False
+    unit: ClassVar[str] = "points"
+
+    def parts(self, material: Material) -> list[Part]:
+        """The parts that decide the claim. Untested if the study cannot decide it at all."""
+        raise NotImplementedError
+
+
+class _Compared(Test):
+    block: Annotated[str | list[str], AfterValidator(_check_blocks)]
+    references: Blocks = Field(min_length=1)
 
     @property
     def couples(self) -> list[tuple[str, str]]:
+        """Each block with each reference."""
         blocks = [self.block] if isinstance(self.block, str) else self.block
         return [(block, reference) for block in blocks for reference in self.references]
 
 
 class _Judged(_Compared):
-    dimensions: list[str] = Field(min_length=1)
+    dimensions: Dimensions
     models: list[str] | None = None
-    judged: bool = Field(True, exclude=True)
-
-    @field_validator("dimensions")
-    @classmethod
-    def _dimensions(cls, names: list[str]) -> list[str]:
-        return [_known_dimension(name) for name in names]
+    judged: ClassVar[bool] = True
 
     def _parts(self, material: Material, margin: float) -> list[Part]:
         models = tuple(self.models) if self.models else None
-        found = []
-        for dimension in self.dimensions:
-            scores = material.judged(dimension, models)
-            for block, reference in self.couples:
-                what = f"{dimension}: {strategy_of(block)} minus {strategy_of(reference)}"
-                key = (dimension, models)
-                found.append(material.difference(key, scores, block, reference, what, margin))
-        return found
+        return [
+            material.difference(
+                (dimension, models),
+                material.judged(dimension, models),
+                block,
+                reference,
+                f"{dimension}: {strategy_of(block)} minus {strategy_of(reference)}",
+                margin,
+            )
+            for dimension in self.dimensions
+            for block, reference in self.couples
+        ]
 
 
 class Above(_Judged):
@@ -102,81 +116,55 @@ class Level(Test):
     """Each mean on its side of the level, by one-sided t-tests over prompts."""
 
     kind: Literal["level"]
-    dimensions: list[str] = Field(min_length=1)
-    above: list[str] = []
-    below: list[str] = []
+    dimensions: Dimensions
+    above: Blocks = []
+    below: Blocks = []
     level: float = Field(ge=1, le=5)
-    judged: bool = Field(True, exclude=True)
-
-    @field_validator("dimensions")
-    @classmethod
-    def _dimensions(cls, names: list[str]) -> list[str]:
-        return [_known_dimension(name) for name in names]
-
-    @field_validator("above", "below")
-    @classmethod
-    def _blocks(cls, names: list[str]) -> list[str]:
-        return [check_block(name) for name in names]
+    judged: ClassVar[bool] = True
 
     def parts(self, material: Material) -> list[Part]:
-        found = []
+        parts = []
         for dimension in self.dimensions:
             scores = material.judged(dimension)
             material.require(scores, *self.above, *self.below)
             for block in (*self.above, *self.below):
-                kept = scores[scores.block == block].dropna(subset="score")
-                values = kept.groupby("prompt_id").score.mean()
-                draws = material.study.evaluation.resamples
-                low, high = pooled_interval(kept.score.tolist(), kept.prompt_id.tolist(), draws)
-                mean, name = float(kept.score.mean()), f"{dimension}: {strategy_of(block)}"
-                up = above(values.to_list(), self.level)
-                down = above((-values).to_list(), -self.level)
-                counts: dict[str, Any] = {"n": len(values), "std": float(values.std())}
-                if block in self.above:
-                    part = Part(name, mean, low, high, self.level, up, down, **counts)
-                else:  # the other way round, so that the claim is again on the upper side
-                    what = f"{self.level:g} minus {name}"
-                    ends = self.level - high, self.level - low
-                    part = Part(what, self.level - mean, *ends, 0.0, down, up, **counts)
-                found.append(part)
-        return found
+                of_block = scores[scores.block == block].dropna(subset="score")
+                what, draws = f"{dimension}: {strategy_of(block)}", material.resamples
+                points, prompts = of_block.score, of_block.prompt_id
+                part = paired(what, points.tolist(), prompts.tolist(), draws, self.level)
+                # turned, so that the claim is again on the upper side
+                parts.append(part if block in self.above else part.below(self.level))
+        return parts
 
 
 class Tax(Test):
     """The tax paid, by signed-rank tests of gain and loss; or below the margin, by t-tests; by prompt."""
 
     kind: Literal["tax"]
-    blocks: list[str] = Field(min_length=1)
+    blocks: Blocks = Field(min_length=1)
     paid: bool
     margin: float = Field(gt=0)
-    judged: bool = Field(True, exclude=True)
-
-    @field_validator("blocks")
-    @classmethod
-    def _blocks(cls, names: list[str]) -> list[str]:
-        return [check_block(name) for name in names]
+    judged: ClassVar[bool] = True
 
     def parts(self, material: Material) -> list[Part]:
-        scores = material.scores
         material.require(material.judged(FLUENCY), "base", *self.blocks)
-        draws, found = material.study.evaluation.resamples, []
+        parts = []
         for block in self.blocks:
-            (row,) = alignment_tax(scores, [block], FLUENCY, LOGIC, self.margin, draws).to_dict(
-                "records"
+            (row,) = alignment_tax(
+                material.scores, [block], FLUENCY, LOGIC, self.margin, material.resamples
+            ).to_dict("records")
+            part = Part(
+                f"tax of {strategy_of(block)}",
+                row["tax"],
+                row["tax_low"],
+                row["tax_high"],
+                p_for=row["p_holm"],
+                p_against=row["p_out"],
+                n=int(row["prompts"]),
+                floor=self.margin,
             )
-            tax, low, high = row["tax"], row["tax_low"], row["tax_high"]
-            count: dict[str, Any] = {"n": int(row["prompts"])}
-            if self.paid:
-                what = f"tax of {strategy_of(block)}"
-                tests = row["p_holm"], row["p_out"]
-                found.append(Part(what, tax, low, high, 0.0, *tests, floor=self.margin, **count))
-            else:
-                what = f"{self.margin:g} minus the tax of {strategy_of(block)}"
-                ends = self.margin - high, self.margin - low
-                tests = row["p_out"], row["p_holm"]
-                part = Part(what, self.margin - tax, *ends, 0.0, *tests, floor=self.margin, **count)
-                found.append(part)
-        return found
+            parts.append(part if self.paid else part.below(self.margin, "the "))
+        return parts
 
 
 class Models(Test):
@@ -186,29 +174,25 @@ class Models(Test):
     model: str
     references: list[str] = Field(min_length=1)
     dimensions: list[str] = [OVERALL]
-    judged: bool = Field(True, exclude=True)
+    judged: ClassVar[bool] = True
 
     def parts(self, material: Material) -> list[Part]:
-        found = []
+        parts = []
         for dimension in self.dimensions:
             scores = material.judged(dimension, [self.model, *self.references])
             for block in material.study.blocks:
-                kept = scores[scores.block == block]
+                of_block = scores[scores.block == block]
                 # models take the place of blocks
-                crossed = kept.assign(block=kept.model.str.casefold(), model="")
+                by_model = of_block.assign(block=of_block.model.str.casefold(), model="")
                 for reference in self.references:
-                    values = paired_differences(
-                        crossed, self.model.casefold(), reference.casefold()
-                    )
+                    pair = self.model.casefold(), reference.casefold()
+                    values = paired_differences(by_model, *pair)
                     if values.empty:
                         raise Untested(f"{strategy_of(block)} has not been judged on both models")
-                    data, prompts = values.score.tolist(), values.prompt_id.tolist()
-                    ends = pooled_interval(data, prompts, material.study.evaluation.resamples)
                     what = f"{dimension}, {strategy_of(block)}: {self.model} minus {reference}"
-                    tests = signed_rank(data, "greater")[0], signed_rank(data, "less")[0]
-                    mean, std = float(np.mean(data)), float(np.std(data, ddof=1))
-                    found.append(Part(what, mean, *ends, 0.0, *tests, n=len(data), std=std))
-        return found
+                    prompts = values.prompt_id.tolist()
+                    parts.append(paired(what, values.score.tolist(), prompts, material.resamples))
+        return parts
 
 
 class Reward(_Compared):
@@ -216,7 +200,7 @@ class Reward(_Compared):
 
     kind: Literal["reward"]
     measure: Literal["hit"]  # not the margin, which grows with any update
-    unit: str = Field("of the pairs", exclude=True)
+    unit: ClassVar[str] = "of the pairs"
 
     def parts(self, material: Material) -> list[Part]:
         return _of_pairs(self, material, "all", self.measure)
@@ -227,36 +211,34 @@ class Objective(_Compared):
 
     kind: Literal["objective"]
     objective: Literal["grammar", "coherence", "factuality"]
-    unit: str = Field("nats", exclude=True)
+    unit: ClassVar[str] = "nats"
 
     def parts(self, material: Material) -> list[Part]:
         return _of_pairs(self, material, self.objective, "margin")
 
 
 def _of_pairs(test: _Compared, material: Material, group: str, measure: str) -> list[Part]:
-    kept = material.pairs[[group in groups for groups in material.pairs.groups]]
-    if kept.empty:
+    pairs = material.pairs[[group in groups for groups in material.pairs.groups]]
+    if pairs.empty:
         raise Untested(f"this study has no held-out pairs of {group}")
-    scores = kept.groupby(["model", "prompt_id", "block"])[measure].mean()
+    scores = pairs.groupby(["model", "prompt_id", "block"])[measure].mean()
     frame = scores.rename("score").reset_index()
-    found = []
+    parts = []
     for block, reference in test.couples:
         what = f"{measure}, {group}: {strategy_of(block)} minus {strategy_of(reference)}"
         key = (group, measure)
-        found.append(material.difference(key, frame, block, reference, what, 0.0))
-    return found
+        parts.append(material.difference(key, frame, block, reference, what, 0.0))
+    return parts
 
 
 class Loss(Test):
     """Loss and step correlated negatively in each cell, by Kendall's rank correlation, one-sided."""
 
     kind: Literal["loss"]
-    unit: str = Field("Kendall's tau", exclude=True)
+    unit: ClassVar[str] = "Kendall's tau"
 
     def parts(self, material: Material) -> list[Part]:
-        from scipy.stats import kendalltau
-
-        steps, found = frames.training(material.study).dropna(subset="loss"), []
+        steps, parts = frames.training(material.study).dropna(subset="loss"), []
         for (model, strategy), run in steps.groupby(["model", "strategy"], sort=False):
             if len(run) < FEWEST:
                 raise Untested(f"{strategy} of {model} has {len(run)} steps, too few for a trend")
@@ -266,10 +248,10 @@ class Loss(Test):
                 for side in ("less", "greater")
             )
             what = f"minus tau of loss and step, {strategy}, {model}"
-            found.append(Part(what, -tau, NAN, NAN, 0.0, down, up, n=len(run)))
-        if not found:
+            parts.append(Part(what, -tau, NAN, NAN, 0.0, down, up, n=len(run)))
+        if not parts:
             raise Untested("no cell of this study has been trained yet")
-        return found
+        return parts
 
 
 class Parameters(Test):
@@ -279,38 +261,38 @@ class Parameters(Test):
     block: str
     reference: str
     at_most: float = Field(gt=0)
-    unit: str = Field("share", exclude=True)
+    unit: ClassVar[str] = "share"
 
     def parts(self, material: Material) -> list[Part]:
         runs = frames.manifests(material.study)
         counts = runs[runs.status == "done"].set_index(["model", "block"]).trainable_parameters
-        found = []
+        parts = []
         for model in dict.fromkeys(runs.model):
             ours, theirs = (counts.get((model, b), 0) for b in (self.block, self.reference))
             if not (ours and theirs):
                 continue
             share = float(ours) / float(theirs)
             names = f"{strategy_of(self.block)} over {strategy_of(self.reference)}"
-            found.append(Part(f"{names}, {model}", share, decided=share <= self.at_most))
-        if not found:
+            parts.append(Part(f"{names}, {model}", share, decided=share <= self.at_most))
+        if not parts:
             raise Untested("the two strategies have not both been trained yet")
-        return found
+        return parts
 
 
 class Partition(Test):
     """Equal for every model of Table 4, by computation; no test."""
 
     kind: Literal["partition"]
-    unit: str = Field("layers", exclude=True)
+    unit: ClassVar[str] = "layers"
 
     def parts(self, material: Material) -> list[Part]:
-        found = []
+        parts = []
         for row in paper.rows("table_4"):
             thirds = np.array_split(np.arange(row["layers"]), 3)
             split = {name: [int(t[0]), int(t[-1])] for name, t in zip(THIRDS, thirds, strict=True)}
             same = all(row[name] == split[name] for name in split)
-            found.append(Part(f"{row['model']}", float(row["layers"]), decided=same))
-        return found
+            parts.append(Part(f"{row['model']}", float(row["layers"]), decided=same))
+        return parts
 
 
 class Probe(Test):
@@ -318,17 +300,10 @@ class Probe(Test):
 
     kind: Literal["probe"]
     probe: Literal["gradients", "ila", "patching"]
-    statistic: str
+    statistic: Statistic
     supported_if: str
     contradicted_if: str
-    unit: str = Field("of its unit", exclude=True)
-
-    @field_validator("statistic")
-    @classmethod
-    def _statistic(cls, name: str) -> str:
-        if name not in probe_parts.STATISTICS:
-            raise ValueError(f"{name!r} is not one of {', '.join(probe_parts.STATISTICS)}")
-        return name
+    unit: ClassVar[str] = "of its unit"
 
     def parts(self, material: Material) -> list[Part]:
         return probe_parts.probe_parts(material.study, self.probe, self.statistic)
@@ -344,18 +319,8 @@ class Untestable(Test):
         raise Untested(self.why)
 
 
-AnyTest = Annotated[
-    Above
-    | NotInferior
-    | Level
-    | Tax
-    | Models
-    | Reward
-    | Objective
-    | Loss
-    | Parameters
-    | Partition
-    | Probe
-    | Untestable,
-    Field(discriminator="kind"),
-]
+Kind = (
+    Above | NotInferior | Level | Tax | Models | Reward | Objective
+    | Loss | Parameters | Partition | Probe | Untestable
+)  # fmt: skip
+AnyTest = Annotated[Kind, Field(discriminator="kind")]

@@ -1,7 +1,7 @@
-"""What the tests of the claims ledger read of a study, and what each comparison of theirs gives."""
+"""What the tests of the claims ledger read of a study, and what each of their comparisons gives."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -35,7 +35,7 @@ class Part:
     n: int = 0  # prompts (or steps)
     std: float = NAN  # of the prompts' values
     decided: bool | None = None  # without a test: by computation
-    undecided: str = ""  # by computation too: why it is neither
+    undecided: str = ""  # by computation too: why it neither holds nor fails
     least: float | None = None  # what the estimate itself must reach, if that is not the bound
     floor: float | None = None  # below which it counts as refuted, if that is not the bound
 
@@ -52,66 +52,100 @@ class Part:
         bound = self.bound if self.floor is None else self.floor
         return self.estimate < bound if np.isnan(self.high) else self.high < bound
 
+    def below(self, level: float, article: str = "") -> "Part":
+        """`level` minus this part, so that being below the level is the upper side."""
+        return replace(
+            self,
+            what=f"{level:g} minus {article}{self.what}",
+            estimate=level - self.estimate,
+            low=level - self.high,
+            high=level - self.low,
+            bound=0.0,
+            p_for=self.p_against,
+            p_against=self.p_for,
+        )
+
+
+def paired(
+    what: str,
+    values: Sequence[float] | np.ndarray,
+    prompts: Sequence[str],
+    draws: int,
+    bound: float = 0.0,
+) -> Part:
+    """The mean of `values`, tested over the prompts' means: by ranks above 0, by t above a bound.
+
+    Args:
+        what: what was measured, in words.
+        values: one number per pair or response.
+        prompts: the prompt of each value.
+        draws: bootstrap samples of the interval.
+        bound: what the mean should be above.
+    """
+    values = np.asarray(values, dtype=float)
+    low, high = pooled_interval(values.tolist(), prompts, draws)
+    means = pd.Series(values).groupby(list(prompts)).mean()
+    data = means.to_list()
+    if bound:
+        tests = above(data, bound), above([-value for value in data], -bound)
+    else:
+        tests = signed_rank(data, "greater")[0], signed_rank(data, "less")[0]
+    mean, std = float(values.mean()), float(means.std())
+    return Part(what, mean, low, high, bound, *tests, n=len(data), std=std)
+
 
 class Material:
     """What the tests of one study read: each kind of record once, each comparison once."""
 
     def __init__(self, study: Study) -> None:
         self.study = study
-        self._compared: dict[Any, Part] = {}
+        self.resamples = study.evaluation.resamples
+        self._differences: dict[Any, Part] = {}
 
     @cached_property
     def scores(self) -> pd.DataFrame:
         if self.study.judge is None:
             raise Untested("this study has no judge")
-        found = frames.judgments(self.study)
-        if not found.score.notna().any():
+        scores = frames.judgments(self.study)
+        if not scores.score.notna().any():
             raise Untested("no response of this study has been judged yet")
-        return found
+        return scores
 
     @cached_property
     def pairs(self) -> pd.DataFrame:
-        found = frames.pairs(self.study)
-        if found.empty:
+        pairs = frames.pairs(self.study)
+        if pairs.empty:
             raise Untested("no tuned cell of this study has been evaluated yet")
-        return found
+        return pairs
 
     def judged(self, dimension: str, models: Sequence[str] | None = None) -> pd.DataFrame:
         """Scores in one dimension, of some models by their labels (all if None)."""
         if dimension not in set(self.scores.dimension):
             raise Untested(f"the judge of this study does not score {dimension}")
-        found = self.scores[self.scores.dimension == dimension]
+        scores = self.scores[self.scores.dimension == dimension]
         if models is None:
-            return found
+            return scores
         labels = {label.casefold() for label in models}
         if missing := labels - {m.label.casefold() for m in self.study.models}:
             named = [m for m in models if m.casefold() in missing]
             raise Untested(f"this study does not have {', '.join(named)}")
-        return found[found.model.str.casefold().isin(labels)]
+        return scores[scores.model.str.casefold().isin(labels)]
 
     def difference(
         self, key: Any, scores: pd.DataFrame, block: str, reference: str, what: str, margin: float
     ) -> Part:
-        """`block` minus `reference`, paired by prompt; above -`margin` by t, above 0 by ranks."""
+        """`block` minus `reference`, paired by prompt: above -`margin` by t, above 0 by ranks.
+
+        `key` says which scores these are, so that no comparison is computed twice.
+        """
         self.require(scores, block, reference)
-        known = (key, block, reference, margin)
-        if known not in self._compared:
-            found = paired_differences(scores, block, reference)
-            values = found.groupby("prompt_id").score.mean()
-            ends = pooled_interval(
-                found.score.tolist(), found.prompt_id.tolist(), self.study.evaluation.resamples
-            )
-            data = values.to_list()
-            if margin:
-                tests = above(data, -margin), above([-v for v in data], margin)
-            else:
-                tests = signed_rank(data, "greater")[0], signed_rank(data, "less")[0]
-            self._compared[known] = Part(
-                *(what, float(found.score.mean()), *ends, 0.0 - margin, *tests),
-                n=len(values),
-                std=float(values.std()),
-            )
-        return self._compared[known]
+        key = (key, block, reference, margin)
+        if key not in self._differences:
+            values = paired_differences(scores, block, reference)
+            points, prompts = values.score.tolist(), values.prompt_id.tolist()
+            part = paired(what, points, prompts, self.resamples, 0.0 - margin)
+            self._differences[key] = part
+        return self._differences[key]
 
     def require(self, scores: pd.DataFrame, *blocks: str) -> None:
         """Untested unless each block has values."""

@@ -1,20 +1,18 @@
 """What the probes' records say of the claims that rest on them: the parts that decide each.
 
-What supports and what contradicts a claim was put down in book/claims.yml, in words, before any probe
-existed; a function here computes it. A study with several models has the parts of each.
+What supports a claim and what contradicts it was written down in book/claims.yml before any probe
+existed. A function here computes each. A study with several models has the parts of each model.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import pandas as pd
+from scipy.stats import hypergeom
 
 from hialign.records import frames
-from hialign.report.claims.material import NAN, Part, Untested
-from hialign.statistics.comparisons import above, signed_rank
-from hialign.statistics.intervals import pooled_interval
+from hialign.report.claims.material import NAN, Part, Untested, paired
 from hialign.statistics.margins import gained
 from hialign.study.blocks import split_layers
 from hialign.study.study import Study
@@ -31,12 +29,12 @@ INTO_BASE, INTO_TUNED = "tuned_into_base", "base_into_tuned"
 
 def probe_parts(study: Study, probe: str, statistic: str) -> list[Part]:
     """The parts of a claim by its statistic, of every model that has been probed."""
-    found = frames.probes(study, probe)
-    if not found:
+    records = frames.probes(study, probe)
+    if not records:
         raise Untested(f"this study has no records of the {probe} probe")
     several = len(study.models) > 1
     parts = []
-    for label, record in found.items():
+    for label, record in records.items():
         about = f"{label}: " if several else ""
         parts += STATISTICS[statistic](record, about, study.evaluation.resamples)
     return parts
@@ -62,11 +60,9 @@ def _inequality(record: Record, about: str, draws: int) -> list[Part]:
 def _overlap(record: Record, about: str, draws: int) -> list[Part]:
     """Each two data sets under the first loss, and the mean over them.
 
-    Estimates and intervals are over seeds; p is that of the rankings by the mean over seeds, and
-    exact, as what two random sets share is hypergeometric.
+    Estimates and intervals are over seeds. The p is that of the rankings by the mean over seeds. It
+    is exact, since what two random sets share is hypergeometric.
     """
-    from scipy.stats import hypergeom
-
     rows = [row for row in record["overlaps"] if row["percent"] == 75]
     rows = [row for row in rows if row["loss"] == rows[0]["loss"]]
     if not rows or any(row["nothing"] for row in rows):
@@ -91,13 +87,14 @@ def _overlap(record: Record, about: str, draws: int) -> list[Part]:
 
 
 def _freezing(record: Record, about: str, draws: int) -> list[Part]:
-    drawn = _variants(record, f"{FREEZE} random ")
     ours = _margins(record, FREEZE)
     prompts = record["interventions"]["prompts"]
     what = f"{about}margin, without the least important 25% minus"
-    first = _paired(f"{what} all", ours - _margins(record, "full"), prompts, draws)
+    first = paired(f"{what} all", ours - _margins(record, "full"), prompts, draws)
+    names = [variant["name"] for variant in _made(record)]
+    drawn = [name for name in names if name.startswith(f"{FREEZE} random ")]
     by_chance = np.mean([_margins(record, name) for name in drawn], axis=0)
-    second = _paired(f"{what} as many at random", ours - by_chance, prompts, draws)
+    second = paired(f"{what} as many at random", ours - by_chance, prompts, draws)
     return [first, _one_sided(second)]
 
 
@@ -105,11 +102,7 @@ def _few(record: Record, about: str, draws: int) -> list[Part]:
     hits = [0.5 + 0.5 * np.sign(_margins(record, name)) for name in (FEW, "full")]
     prompts = record["interventions"]["prompts"]
     what = f"{about}accuracy, the top 30% alone minus all"
-    return [_paired(what, hits[0] - hits[1], prompts, draws, bound=-LITTLE)]
-
-
-def _variants(record: Record, start: str) -> list[str]:
-    return [v["name"] for v in _made(record) if v["name"].startswith(start)]
+    return [paired(what, hits[0] - hits[1], prompts, draws, bound=-LITTLE)]
 
 
 def _made(record: Record) -> list[dict[str, Any]]:
@@ -119,18 +112,21 @@ def _made(record: Record) -> list[dict[str, Any]]:
 
 
 def _margins(record: Record, name: str) -> np.ndarray:
-    found = [v["margins"] for v in _made(record) if v["name"] == name]
-    if not found:
-        raise Untested(f"{name} was not among ILA's interventions")
-    return np.array(found[0])
+    for variant in _made(record):
+        if variant["name"] == name:
+            return np.array(variant["margins"])
+    raise Untested(f"{name} was not among ILA's interventions")
 
 
 # --- Alignment is Localized ----------------------------------------------------------------------
 
 
 def _middle(record: Record, about: str, draws: int) -> list[Part]:
-    """Recovery by one layer's contribution, mean of the middle third minus that of each other, as a
-    share of the whole difference; in both directions, which a contradiction needs as well."""
+    """Mean recovery by one layer's contribution, the middle third minus each other third.
+
+    It is a share of the whole difference, in both directions of patching. A contradiction needs both
+    directions as well.
+    """
     prompts = [pair["prompt"] for pair in record["pairs"]]
     split = split_layers(record["depth"])
     parts = []
@@ -140,16 +136,18 @@ def _middle(record: Record, about: str, draws: int) -> list[Part]:
             over, whole = _gains(record, direction)
             lead = over[list(split["mid"])].mean(axis=0) - over[list(split[other])].mean(axis=0)
             what = f"{about}mid minus {other}, {words}"
-            both.append(_paired(what, lead / whole, prompts, draws))
+            both.append(paired(what, lead / whole, prompts, draws))
         reverse = all(part.refutes for part in both)
         against = max(part.p_against for part in both) if reverse else 1.0
-        parts += [_with_against(part, against) for part in both]
+        parts += [replace(part, p_against=against) for part in both]
     return parts
 
 
 def _gains(record: Record, direction: str) -> tuple[np.ndarray, float]:
-    """How far each layer's contribution brings a pair from the receiver's m towards the donor's
-    (layers x pairs, nats), and the mean of the whole way."""
+    """How far a layer's contribution brings a pair from the receiver's margin towards the donor's.
+
+    Returns the gains (layers x pairs, nats), and the mean of the whole way.
+    """
     if record["nothing"]:
         raise Untested(str(record["nothing"]))
     base, tuned = (np.array(record["unpatched"][side]["summed"]) for side in ("base", "tuned"))
@@ -159,14 +157,14 @@ def _gains(record: Record, direction: str) -> tuple[np.ndarray, float]:
 
 
 def _few_layers(record: Record, about: str, draws: int) -> list[Part]:
-    found = record["lasso"]
-    if found["stability"] is None:
-        raise Untested(str(found["reason"]))
-    share = len(found["stable"]) / record["depth"]
+    lasso = record["lasso"]
+    if lasso["stability"] is None:
+        raise Untested(str(lasso["reason"]))
+    share = len(lasso["stable"]) / record["depth"]
     decided = True if 0 < share <= FEW_LAYERS else False if share > MANY_LAYERS else None
     what = f"{about}layers kept in at least 80% of bootstrap samples, share of all"
-    between = "" if decided is not None else found["reason"] or "none, or between 25% and 50%"
-    return [Part(what, share, decided=decided, undecided=between, n=found["n"])]
+    between = "" if decided is not None else lasso["reason"] or "none, or between 25% and 50%"
+    return [Part(what, share, decided=decided, undecided=between, n=lasso["n"])]
 
 
 def _low_rank(record: Record, about: str, draws: int) -> list[Part]:
@@ -180,17 +178,17 @@ def _low_rank(record: Record, about: str, draws: int) -> list[Part]:
     at = [place[name] for name in tested]
     prompts = [record["pairs"][i]["prompt"] for i in at]
     base, tuned = (np.array(record["unpatched"][s]["summed"])[at] for s in ("base", "tuned"))
-    known = layer["margins"][INTO_BASE]
-    ours = np.array(known["svd"][ranks.index(RANK)])
+    patched = layer["margins"][INTO_BASE]
+    ours = np.array(patched["svd"][ranks.index(RANK)])
     whole = float(gained(tuned, base, tuned).mean())
-    gain = gained(ours, base, tuned) - SHARE_OF_WHOLE * gained(known["svd"][-1], base, tuned)
+    gain = gained(ours, base, tuned) - SHARE_OF_WHOLE * gained(patched["svd"][-1], base, tuned)
     name = f"{about}layer {layer['layer']}: {RANK} dimensions minus"
-    first = _paired(f"{name} {SHARE_OF_WHOLE:.0%} of the whole", gain / whole, prompts, draws)
+    first = paired(f"{name} {SHARE_OF_WHOLE:.0%} of the whole", gain / whole, prompts, draws)
     parts = [_one_sided(first)]
     for control in ("random_subspace", "random_vector", "shuffled_pairs"):
-        by_chance = gained(known[control][ranks.index(RANK)], base, tuned)
+        by_chance = gained(patched[control][ranks.index(RANK)], base, tuned)
         lead = (gained(ours, base, tuned) - by_chance) / whole
-        part = _paired(f"{name} {control.replace('_', ' ')}", lead, prompts, draws)
+        part = paired(f"{name} {control.replace('_', ' ')}", lead, prompts, draws)
         parts.append(part if control == "random_subspace" else _one_sided(part))
     return parts
 
@@ -209,27 +207,9 @@ STATISTICS: Mapping[str, Callable[[Record, str, int], list[Part]]] = {
 # --- comparisons ---------------------------------------------------------------------------------
 
 
-def _paired(
-    what: str, values: np.ndarray, prompts: Sequence[str], draws: int, bound: float = 0.0
-) -> Part:
-    """The mean of differences a pair; tests over prompts' means: by ranks, or by t at a bound."""
-    low, high = pooled_interval(values.tolist(), prompts, draws)
-    means = pd.Series(values).groupby(list(prompts)).mean().to_list()
-    if bound:
-        tests = above(means, bound), above([-v for v in means], -bound)
-    else:
-        tests = signed_rank(means, "greater")[0], signed_rank(means, "less")[0]
-    std = float(np.std(means, ddof=1)) if len(means) > 1 else NAN
-    return Part(what, float(values.mean()), low, high, bound, *tests, n=len(means), std=std)
-
-
-def _with_against(part: Part, p: float) -> Part:
-    return replace(part, p_against=p)
-
-
 def _one_sided(part: Part) -> Part:
     """A part that a claim needs, but whose reverse does not contradict it."""
-    return _with_against(part, 1.0)
+    return replace(part, p_against=1.0)
 
 
 def _number(value: float | None) -> float:

@@ -1,25 +1,28 @@
 """Concordance: every measure of where alignment happens, on one axis of layers, for one model.
 
-What the measures are about differs. `gradient` says where the loss would move the weights, `update`
-and `ila` what was moved and which of it counts, `patching` what carries the tuned model's preference,
-`lasso` whose change predicts it, `tuning` what a layer gains when it is tuned alone. `spectrum` looks
-at the base model's weights and at no preference: it is there as a control.
+The measures are about different things. `gradient` says where the loss would move the weights.
+`update` says which weights were moved, and `ila` which of them count. `patching` says what carries
+the tuned model's preference, and `lasso` whose change predicts it. `tuning` says what a layer gains
+when it is tuned alone. `spectrum` is a control: it looks at the base model's weights and at no
+preference.
 
-The answer is fixed beforehand. A measure points to a third if that third has the largest share a layer
-and its lead over each other one is above zero by the 95% interval over prompts, which a measure has
-that is a mean over pairs: `gradient`, `patching` and `tuning`. A third is the answer if at least three
-measures point, and all that do point to it. Otherwise there is none.
+The rule for the answer was fixed beforehand. A measure points to a third if that third has the
+largest share per layer, and if its lead over each other third is above zero by the 95% interval over
+prompts. Only a mean over pairs has such an interval: `gradient`, `patching` and `tuning`. A third is
+the answer if at least three measures point, and all that point do so to this third. Otherwise there
+is no answer.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
+from scipy.stats import bootstrap, rankdata, spearmanr
 
 from hialign.records import frames
 from hialign.records.frames import remembered
 from hialign.report.display import Table
+from hialign.report.where.records import Record
 from hialign.statistics.intervals import expanded_tail
 from hialign.statistics.margins import gained
 from hialign.study.blocks import share_of, split_layers
@@ -32,8 +35,11 @@ DRAWS = 2_000
 
 @dataclass(frozen=True)
 class Measure:
-    """A number a layer. `draws` are its values a pair (pairs x layers) where it is a mean over pairs,
-    with the pairs' `prompts`; without them it has no interval."""
+    """One number per layer.
+
+    A measure that is a mean over pairs has `draws`, its values for each pair (pairs x layers), and
+    the `prompts` of the pairs. Without them it has no interval.
+    """
 
     name: str
     scores: tuple[float, ...]
@@ -42,20 +48,9 @@ class Measure:
     ranks_only: bool = False  # its values have no zero: only the order means anything
     control: bool = False
 
-    @property
-    def weight(self) -> np.ndarray:
-        """What is shared out between the thirds: the values above 0, or the top layers."""
-        return self._weight(np.array(self.scores))
-
-    def _weight(self, scores: np.ndarray) -> np.ndarray:
-        if self.ranks_only:
-            best = np.argsort(-scores, kind="stable")[: share_of(TOP, len(scores))]
-            return np.array([float(layer in best) for layer in range(len(scores))])
-        return np.array(np.maximum(scores, 0.0))
-
     def shares(self) -> dict[str, float]:
-        """What share falls into each third; NaN where no layer has any."""
-        return _shares(self.weight)
+        """The share of each third; NaN where no layer has any."""
+        return self._shares(np.array(self.scores))
 
     def resampled(self, seed: int = 42) -> np.ndarray | None:
         """The shares (draws x thirds) in bootstrap samples of prompts."""
@@ -66,7 +61,19 @@ class Measure:
         np.add.at(sums, index, self.draws)
         n = len(sums)
         times = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=DRAWS)
-        return np.array([list(_shares(self._weight(row)).values()) for row in times @ sums])
+        return np.array([list(self._shares(scores).values()) for scores in times @ sums])
+
+    def _shares(self, scores: np.ndarray) -> dict[str, float]:
+        weight = np.maximum(scores, 0.0)
+        if self.ranks_only:
+            best = np.argsort(-scores, kind="stable")[: share_of(TOP, len(scores))]
+            weight = np.zeros(len(scores))
+            weight[best] = 1.0
+        total = weight.sum()
+        return {
+            block: float(weight[list(layers)].sum() / total) if total > 0 else float("nan")
+            for block, layers in split_layers(len(weight)).items()
+        }
 
     def ends(self, values: np.ndarray) -> tuple[float, float]:
         """The 95% interval of a number of `resampled`: percentiles, expanded for few prompts."""
@@ -75,20 +82,12 @@ class Measure:
         return float(low), float(high)
 
 
-def _shares(weight: np.ndarray) -> dict[str, float]:
-    total = weight.sum()
-    return {
-        block: float(weight[list(layers)].sum() / total) if total > 0 else float("nan")
-        for block, layers in split_layers(len(weight)).items()
-    }
-
-
 # --- the measures of a model ---------------------------------------------------------------------
 
 
 def measures(study: Study, label: str) -> tuple[list[Measure], dict[str, str]]:
-    """The measures of the model with that label, and of those that are lacking, why."""
-    found, lacking = [], {}
+    """The measures of the model with that label, and why each of the others is lacking."""
+    measured, lacking = [], {}
     for name, read in READ.items():
         probe = PROBE_OF.get(name, name)
         record = frames.probes(study, probe).get(label)
@@ -99,24 +98,24 @@ def measures(study: Study, label: str) -> tuple[list[Measure], dict[str, str]]:
         if isinstance(measure, str):
             lacking[name] = measure
         else:
-            found.append(measure)
-    return found, lacking
+            measured.append(measure)
+    return measured, lacking
 
 
-def _gradient(record: dict[str, Any]) -> Measure:
+def _gradient(record: Record) -> Measure:
     rows = record["pairs"]["preference"]
     draws = np.array([row["norms"] for row in rows])
     prompts = tuple(row["prompt"] for row in rows)
     return Measure("gradient", tuple(draws.mean(axis=0)), draws, prompts)
 
 
-def _ila(record: dict[str, Any]) -> Measure | str:
+def _ila(record: Record) -> Measure | str:
     if record["layer_scores"] is None:
         return str(record["nothing"])
     return Measure("ila", tuple(record["layer_scores"]), ranks_only=True)
 
 
-def _patching(record: dict[str, Any]) -> Measure | str:
+def _patching(record: Record) -> Measure | str:
     if record["layer_scores"] is None:
         return str(record["layer_scores_reason"])
     base, tuned = (record["unpatched"][side]["summed"] for side in ("base", "tuned"))
@@ -126,14 +125,14 @@ def _patching(record: dict[str, Any]) -> Measure | str:
     return Measure("patching", tuple(record["layer_scores"]), draws, prompts)
 
 
-def _lasso(record: dict[str, Any]) -> Measure | str:
-    found = record["lasso"]
-    if found["reason"]:
-        return str(found["reason"])
-    return Measure("lasso", tuple(found["stability"]))
+def _lasso(record: Record) -> Measure | str:
+    lasso = record["lasso"]
+    if lasso["reason"]:
+        return str(lasso["reason"])
+    return Measure("lasso", tuple(lasso["stability"]))
 
 
-def _tuning(record: dict[str, Any]) -> Measure | str:
+def _tuning(record: Record) -> Measure | str:
     if record["layer_scores"] is None:
         return "no layer was tuned alone, or none moved a margin"
     draws = np.array([row["margins"] for row in record["singles"]]).T
@@ -141,15 +140,15 @@ def _tuning(record: dict[str, Any]) -> Measure | str:
     return Measure("tuning", tuple(draws.mean(axis=0)), draws, prompts)
 
 
-def _update(record: dict[str, Any]) -> Measure:
+def _update(record: Record) -> Measure:
     return Measure("update", tuple(record["update"]))
 
 
-def _spectrum(record: dict[str, Any]) -> Measure:
+def _spectrum(record: Record) -> Measure:
     return Measure("spectrum", tuple(record["spectrum"]), ranks_only=True, control=True)
 
 
-READ: dict[str, Callable[[dict[str, Any]], Measure | str]] = {
+READ: dict[str, Callable[[Record], Measure | str]] = {
     "gradient": _gradient,
     "update": _update,
     "ila": _ila,
@@ -166,70 +165,72 @@ PROBE_OF |= {"lasso": "patching", "tuning": "sweep"}
 
 
 @remembered
-def found(study: Study) -> Table:
-    """A row a model and measure: the share of each third with its interval, and where it points."""
-    rows = []
+def shares_by_measure(study: Study) -> Table:
+    """One row per model and measure: the share of each third, its interval, where it points.
+
+    Of a measure that is lacking, the row says why.
+    """
+    rows: list[Record] = []
     for model in study.models:
-        here, lacking = measures(study, model.label)
-        for measure in here:
+        measured, lacking = measures(study, model.label)
+        for measure in measured:
             shares, drawn = measure.shares(), measure.resampled()
-            row: dict[str, Any] = {"model": model.label, "measure": measure.name}
-            row["control"] = measure.control
+            row: Record = {"model": model.label, "measure": measure.name}
+            row |= {"control": measure.control, "why": ""}
             for i, (block, share) in enumerate(shares.items()):
-                low = high = None
+                row[block] = share
                 if drawn is not None and not np.isnan(share):
-                    low, high = measure.ends(drawn[:, i])
-                row |= {block: share, f"{block}_low": low, f"{block}_high": high}
-            rows.append(row | {"points": _points(measure, shares, drawn), "why": ""})
+                    row[f"{block}_low"], row[f"{block}_high"] = measure.ends(drawn[:, i])
+            rows.append(row | {"points": _points(measure, shares, drawn)})
         for name, why in lacking.items():
             rows.append({"model": model.label, "measure": name, "points": "", "why": why})
-    columns = [f"{b}{end}" for b in ("local", "mid", "global") for end in ("", "_low", "_high")]
+    columns = [f"{b}{end}" for b in split_layers(3) for end in ("", "_low", "_high")]
     return Table(rows, columns=["model", "measure", "control", *columns, "points", "why"])
 
 
 def _points(measure: Measure, shares: dict[str, float], drawn: np.ndarray | None) -> str:
-    """The third that leads each other one, by the intervals of the leads; else none. Thirds may differ
-    by a layer, so what leads is the share a layer."""
+    """The third that leads each other one by the intervals of the leads, or none.
+
+    Thirds may differ by a layer, so the share per layer decides which one leads.
+    """
     names, values = list(shares), np.array(list(shares.values()))
     if drawn is None or np.isnan(values).any():  # no interval, or no layer has any
         return ""
     sizes = np.array([len(inside) for inside in split_layers(len(measure.scores)).values()])
-    best, each = int(np.argmax(values / sizes)), drawn / sizes
-    leads = [each[:, best] - each[:, i] for i in range(len(names)) if i != best]
+    best, per_layer = int(np.argmax(values / sizes)), drawn / sizes
+    leads = [per_layer[:, best] - per_layer[:, i] for i in range(len(names)) if i != best]
     return names[best] if all(measure.ends(lead)[0] > 0 for lead in leads) else ""
 
 
 def answer(study: Study, label: str) -> str:
-    """Where alignment happens in a model, by the rule above, in a sentence; or why that is open."""
-    rows = found(study)
-    here = rows[(rows.model == label) & (rows.why == "") & (rows.control != True)]  # noqa: E712
-    pointing = here[here.points != ""]
-    if here.empty:
+    """Where alignment happens in a model by the rule above, in a sentence, or why that is open."""
+    table = shares_by_measure(study)
+    rows = table[(table.model == label) & (table.why == "") & (table.control != True)]  # noqa: E712
+    if rows.empty:
         return f"{label}: no probe has been run."
-    where = {b: pointing[pointing.points == b].measure.tolist() for b in split_layers(3)}
-    where = {block: names for block, names in where.items() if names}
-    if len(where) == 1 and len(pointing) >= ENOUGH:
-        (block,) = where
-        names = ", ".join(where[block])
+    pointing = rows[rows.points != ""]
+    by_third = {
+        block: ", ".join(pointing[pointing.points == block].measure)
+        for block in split_layers(3)
+        if block in set(pointing.points)
+    }
+    if len(by_third) == 1 and len(pointing) >= ENOUGH:
+        ((block, names),) = by_third.items()
         return (
             f"{label}: in the {block} third. {len(pointing)} measures point to one third, and all "
             f"to this one ({names})."
         )
-    if len(where) > 1:
-        parts = [f"{', '.join(names)} to the {block} third" for block, names in where.items()]
-        return f"{label}: no single answer. The measures disagree: {'; '.join(parts)}."
-    pointed = [f"only {', '.join(names)} to the {block} third" for block, names in where.items()]
-    what = pointed[0] if pointed else "none points to any"
+    pointed = [f"{names} to the {block} third" for block, names in by_third.items()]
+    if len(by_third) > 1:
+        return f"{label}: no single answer. The measures disagree: {'; '.join(pointed)}."
     return (
         f"{label}: no answer. It would take {ENOUGH} measures whose intervals single out one third: "
-        f"{what}."
+        f"{f'only {pointed[0]}' if pointed else 'none points to any'}."
     )
 
 
 def spearman(x: Sequence[float], y: Sequence[float]) -> tuple[float, float, float, float]:
     """Spearman's rho, its 95% bootstrap interval over layers (percentiles), p by circular shifts."""
-    from scipy.stats import bootstrap, rankdata, spearmanr
-
     if np.ptp(x) == 0 or np.ptp(y) == 0:
         return (float("nan"),) * 4
     rho = float(spearmanr(x, y).statistic)

@@ -1,20 +1,20 @@
-"""What the patching probe found, as figures and tables: recovery by layer, LASSO, rank."""
+"""What the patching probe measured, as figures and tables: recovery by layer, LASSO, rank."""
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from hialign.records import frames
 from hialign.report import depth
 from hialign.report.claims.material import Untested
 from hialign.report.claims.probe_parts import STATISTICS
-from hialign.report.display import Table, table_or_none
+from hialign.report.display import REASONS, Columns, Table
 from hialign.report.plots import LINES, MORE, PALETTE, nothing, plain
+from hialign.report.where.records import Record, probe_view
 from hialign.statistics.intervals import interval_text, p_text
 from hialign.study.study import Study
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 WHOLE = {"residual": "#333333", "prompt": PALETTE["local"], "last_prompt": PALETTE["mid"]}
 PARTS = {"contribution": "#333333", "attention": PALETTE["global"], "mlp": MORE[0]}
@@ -26,29 +26,28 @@ CONTROLS = {"svd": "#333333", "random_subspace": PALETTE["local"]}
 CONTROLS |= {"random_vector": PALETTE["mid"], "shuffled_pairs": PALETTE["global"]}
 
 
-def recovery(study: Study) -> "Figure":
-    """Recovery by layer: above, the residual stream; below, what one layer adds; both directions."""
-    found = _recovered(study)
-    if not found:
+def recovery(study: Study) -> Figure:
+    """Recovery by layer in both directions: of the residual stream, and below of what a layer adds."""
+    records = _recovered(study)
+    if not records:
         return nothing("recovery")
-    rows = [(label, kinds) for label in found for kinds in (WHOLE, PARTS)]
+    rows = [(label, kinds) for label in records for kinds in (WHOLE, PARTS)]
     names = [f"{label}, {i}" for i, (label, _) in enumerate(rows)]
     figure, axes = depth.rows(names, 2, 2.7, sharey="row")
     for name, (label, kinds) in zip(names, rows, strict=True):
+        record = records[label]
         for panel, (direction, title) in zip(axes[name], TITLES.items(), strict=True):
-            known = found[label]["recovery"][direction]
-            for i, (kind, colour) in enumerate(kinds.items()):
-                values = known.get(kind, {}).get("summed")
+            for linestyle, (kind, colour) in zip(LINES, kinds.items(), strict=False):
+                values = record["recovery"][direction].get(kind, {}).get("summed")
                 if values is None:
                     continue
-                look: dict[str, Any] = {"color": colour, "linestyle": LINES[i]}
+                look: dict[str, Any] = {"color": colour, "linestyle": linestyle}
                 look["label"] = NAMES.get(kind, kind)
                 depth.line(panel, range(len(values)), values, "estimate", ENDS, **look)
-            for level in (0, 1) if kinds is WHOLE else (0,):
-                panel.axhline(level, color="#555555", linestyle=":", linewidth=1)
-            depth.thirds(panel, found[label]["depth"])
-            who = f"{plain(label, 26)}: " if len(found) > 1 else ""
-            panel.set_title(f"{who}{title}", loc="left", fontsize=9, pad=14)
+            depth.level(panel, *((0, 1) if kinds is WHOLE else (0,)))
+            depth.thirds(panel, record["depth"])
+            model = f"{plain(label, 26)}: " if len(records) > 1 else ""
+            panel.set_title(f"{model}{title}", loc="left", fontsize=9, pad=14)
         axes[name][0].set(ylabel="recovery")
         axes[name][0].legend(fontsize=7.5, frameon=False)
     return figure
@@ -56,30 +55,33 @@ def recovery(study: Study) -> "Figure":
 
 def layers(study: Study) -> Table:
     """Recovery by layer, kind and direction, summed and length-normalized, with intervals."""
-    rows = []
-    for label, record in _recovered(study).items():
-        for direction, by_kind in record["recovery"].items():
-            for kind, versions in by_kind.items():
-                for place, value in enumerate(versions["summed"] or []):
-                    row: dict[str, Any] = {"Model": label, "Direction": TITLES[direction]}
-                    row |= {"Patched": NAMES.get(kind, kind), "Layer": place}
-                    row |= {"Recovery": value["estimate"]}
-                    row |= {"Low": value["low"], "High": value["high"]}
-                    other = versions["normalized"]
-                    row["Length-normalized"] = other[place]["estimate"] if other else None
-                    rows.append(row | {"Pairs": value["n"]})
-    return table_or_none(rows, ["Model", "Direction", "Patched", "Layer"])
+    columns: Columns = {
+        "Direction": "direction", "Patched": "kind", "Layer": "layer", "Recovery": "estimate",
+        "Low": "low", "High": "high", "Length-normalized": "normalized", "Pairs": "n",
+    }  # fmt: skip
+    return probe_view(study, "patching", _recoveries, columns, 4)
 
 
-def windows(study: Study) -> "Figure":
+def _recoveries(record: Record) -> Iterator[Record]:
+    if record["nothing"]:
+        return
+    for direction, by_kind in record["recovery"].items():
+        for kind, versions in by_kind.items():
+            names = {"direction": TITLES[direction], "kind": NAMES.get(kind, kind)}
+            normalized = versions["normalized"]
+            for layer, value in enumerate(versions["summed"] or []):
+                other = normalized[layer]["estimate"] if normalized else None
+                yield value | names | {"layer": layer, "normalized": other}
+
+
+def windows(study: Study) -> Figure:
     """Recovery by every window of consecutive layers, against its middle layer."""
-    found = {
-        k: v for k, v in _recovered(study).items() if "window" in v["recovery"][next(iter(TITLES))]
-    }
-    if not found:
+    first = next(iter(TITLES))
+    records = {k: v for k, v in _recovered(study).items() if "window" in v["recovery"][first]}
+    if not records:
         return nothing("recovery by windows")
-    figure, axes = depth.rows(list(found), 1, 2.8)
-    for label, record in found.items():
+    figure, axes = depth.rows(list(records), 1, 2.8)
+    for label, record in records.items():
         (panel,) = axes[label]
         for i, (direction, title) in enumerate(TITLES.items()):
             values = record["recovery"][direction]["window"]["summed"]
@@ -87,72 +89,57 @@ def windows(study: Study) -> "Figure":
             look: dict[str, Any] = {"color": (PALETTE["local"], PALETTE["mid"])[i]}
             look |= {"linestyle": LINES[i], "label": title}
             depth.line(panel, middles, values, "estimate", ENDS, **look)
-        for level in (0, 1):
-            panel.axhline(level, color="#555555", linestyle=":", linewidth=1)
+        depth.level(panel, 0, 1)
         depth.thirds(panel, record["depth"])
         panel.set(ylabel="recovery", xlabel=f"middle of a window of {record['window']} layers")
-    depth.legend(figure, axes[next(iter(found))][0], "bands: 95% intervals over prompts")
+    depth.legend(figure, "bands: 95% intervals over prompts")
     return figure
 
 
 def thirds(study: Study) -> Table:
     """Mean recovery by one layer's contribution: the middle third less each other, paired by prompt."""
-    rows: list[dict[str, Any]] = []
-    for label, record in frames.probes(study, "patching").items():
+
+    def compared(record: Record) -> Iterator[Record]:
         try:
             parts = STATISTICS["middle"](record, "", study.evaluation.resamples)
         except Untested as why:
-            rows.append({"Model": label, "Compared": str(why)})
-            continue
+            yield {"what": str(why)}
+            return
         for part in parts:
-            rows.append(
-                {
-                    "Model": label,
-                    "Compared": part.what,
-                    "Difference": part.estimate,
-                    "95% interval": interval_text(part.low, part.high, 4),
-                    "p, one-sided": p_text(part.p_for),
-                    "Prompts": part.n,
-                }
-            )
-    return table_or_none(rows, ["Model", "Compared", "Difference"])
+            interval = interval_text(part.low, part.high, 4)
+            yield vars(part) | {"interval": interval, "p": p_text(part.p_for)}
+
+    columns = {"Compared": "what", "Difference": "estimate", "95% interval": "interval"}
+    columns |= {"p, one-sided": "p", "Prompts": "n"}
+    return probe_view(study, "patching", compared, columns, 3)
 
 
 def made(study: Study) -> Table:
     """What was compared: the tuned model, the pairs, what there was to recover, passes run."""
-    rows = []
-    for label, record in frames.probes(study, "patching").items():
-        apart = record["difference"]["summed"]
-        rows.append(
-            {
-                "Model": label,
-                "Tuned": record["tuned"]["name"],
-                "Pairs patched": record["patched"],
-                "Pairs in the regression": record["lasso"]["n"],
-                "Tuned minus base (nats)": apart["estimate"],
-                "95% interval": interval_text(apart["low"], apart["high"]),
-                "Size (nats)": apart["size"],
-                "Passes run": record["passes"],
-                "Passes of a plain loop": record["naive_passes"],
-                "Nothing, because": record["nothing"],
-            }
-        )
-    return table_or_none(rows, ["Model", "Tuned", "Pairs patched"])
+    columns: Columns = {
+        "Tuned": "tuned.name", "Pairs patched": "patched", "Pairs in the regression": "lasso.n",
+        "Tuned minus base (nats)": "difference.summed.estimate",
+        "95% interval": ("difference.summed.low", "difference.summed.high"),
+        "Size (nats)": "difference.summed.size", "Passes run": "passes",
+        "Passes of a plain loop": "naive_passes", REASONS: "nothing",
+    }  # fmt: skip
+    return probe_view(study, "patching", lambda record: [record], columns, 3)
 
 
-def lasso(study: Study) -> "Figure":
+def lasso(study: Study) -> Figure:
     """How often the regression keeps each layer, and its coefficient on all pairs."""
-    found = {k: v for k, v in frames.probes(study, "patching").items() if v["lasso"]["stability"]}
-    if not found:
+    probed = frames.probes(study, "patching")
+    records = {label: record for label, record in probed.items() if record["lasso"]["stability"]}
+    if not records:
         return nothing("regression")
-    figure, axes = depth.rows(list(found), 2, 2.6)
-    for label, record in found.items():
+    figure, axes = depth.rows(list(records), 2, 2.6)
+    for label, record in records.items():
         left, right = axes[label]
-        known = record["lasso"]
-        left.bar(range(record["depth"]), known["stability"], color="#333333")
-        left.axhline(0.8, color="#555555", linestyle=":", linewidth=1)
+        regression = record["lasso"]
+        left.bar(range(record["depth"]), regression["stability"], color="#333333")
+        depth.level(left, 0.8)
         left.set(ylim=(0, 1), ylabel="kept, share of samples")
-        right.bar(range(record["depth"]), known["coefficients"], color="#333333")
+        right.bar(range(record["depth"]), regression["coefficients"], color="#333333")
         right.axhline(0, color="#555555", linewidth=0.8)
         right.set(ylabel="coefficient (nats per std)")
         for panel in (left, right):
@@ -162,88 +149,90 @@ def lasso(study: Study) -> "Figure":
 
 def kept(study: Study) -> Table:
     """`lasso` as numbers."""
-    rows = []
-    for label, record in frames.probes(study, "patching").items():
-        known = record["lasso"]
-        for layer, share in enumerate(known["stability"] or []):
-            row: dict[str, Any] = {"Model": label, "Layer": layer, "Kept (share)": share}
-            rows.append(row | {"Coefficient": known["coefficients"][layer]})
-    return table_or_none(rows, ["Model", "Layer", "Kept (share)"])
+
+    def by_layer(record: Record) -> Iterator[Record]:
+        regression = record["lasso"]
+        for layer, share in enumerate(regression["stability"] or []):
+            coefficient = regression["coefficients"][layer]
+            yield {"layer": layer, "share": share, "coefficient": coefficient}
+
+    columns = {"Layer": "layer", "Kept (share)": "share", "Coefficient": "coefficient"}
+    return probe_view(study, "patching", by_layer, columns, 3)
 
 
 def regression(study: Study) -> Table:
     """The regression in numbers: what it explains, what it keeps, how alike its columns are."""
-    rows = []
-    for label, record in frames.probes(study, "patching").items():
-        known = record["lasso"]
-        beside = [c for c in known["neighbour_correlation"] or [] if c is not None]
-        rows.append(
-            {
-                "Model": label,
-                "Pairs": known["n"],
-                "R², cross-validated": known["r2"],
-                "Layers kept in 80% of samples": ", ".join(map(str, known["stable"])) or "none",
-                "Correlation of neighbours, median": float(np.median(beside)) if beside else None,
-                "Nothing, because": known["reason"],
-            }
-        )
-    return table_or_none(rows, ["Model", "Pairs"])
+    return probe_view(
+        study,
+        "patching",
+        lambda record: [record["lasso"]],
+        {
+            "Pairs": "n",
+            "R², cross-validated": "r2",
+            "Layers kept in 80% of samples": lambda row: (
+                ", ".join(map(str, row["stable"])) or "none"
+            ),
+            "Correlation of neighbours, median": _neighbours,
+            REASONS: "reason",
+        },
+        2,
+    )
 
 
-def rank(study: Study) -> "Figure":
+def _neighbours(lasso: Record) -> float | None:
+    values = [value for value in lasso["neighbour_correlation"] or [] if value is not None]
+    return float(np.median(values)) if values else None
+
+
+def rank(study: Study) -> Figure:
     """Recovery by the difference's first r directions, beside the three controls."""
-    found = {k: v for k, v in _recovered(study).items() if v["rank"]["layers"]}
-    if not found:
+    records = {k: v for k, v in _recovered(study).items() if v["rank"]["layers"]}
+    if not records:
         return nothing("recovery by rank")
-    figure, axes = depth.rows(list(found), 2, 3.0, sharey=True)
-    for label, record in found.items():
+    figure, axes = depth.rows(list(records), 2, 3.0, sharey=True)
+    for label, record in records.items():
         layer = record["rank"]["layers"][0]
         drawn = [v["estimate"] for d in TITLES for c in CONTROLS for v in layer["recovery"][d][c]]
         for panel, (direction, title) in zip(axes[label], TITLES.items(), strict=True):
-            for i, (variant, colour) in enumerate(CONTROLS.items()):
+            for linestyle, (variant, colour) in zip(LINES, CONTROLS.items(), strict=True):
                 values = layer["recovery"][direction][variant]
-                ranks = [v["rank"] for v in values]
-                look: dict[str, Any] = {"color": colour, "linestyle": LINES[i]}
+                look: dict[str, Any] = {"color": colour, "linestyle": linestyle}
                 look["label"] = "SVD of the difference" if variant == "svd" else _words(variant)
-                depth.line(panel, ranks, values, "estimate", ENDS, **look)
-            panel.axhline(0, color="#555555", linestyle=":", linewidth=1)
+                depth.line(panel, [v["rank"] for v in values], values, "estimate", ENDS, **look)
+            depth.level(panel, 0)
             panel.set(xscale="log", xlabel="rank (the last is the whole difference)")
-            # of few pairs an interval of a ratio may be so wide that no line could be read
+            # With few pairs, the interval of a ratio may be so wide that no line could be read.
             panel.set(ylim=(min(drawn) - 0.5, max(drawn) + 0.5))
             panel.set_title(f"layer {layer['layer']}, {title}", loc="left", fontsize=9)
         axes[label][0].set(ylabel="recovery, in the tested half")
-    depth.legend(
-        figure, axes[next(iter(found))][0], "bands: 95% intervals over prompts (may be cut)"
-    )
+    depth.legend(figure, "bands: 95% intervals over prompts (may be cut)")
     return figure
 
 
 def ranks(study: Study) -> Table:
     """`rank` as numbers, with the share of the difference's square that r directions explain."""
-    rows = []
-    for label, record in _recovered(study).items():
-        for layer in record["rank"]["layers"]:
-            explained = {e["rank"]: e["share"] for e in layer["explained"]}
-            for direction, variants in layer["recovery"].items():
-                for place, value in enumerate(variants["svd"]):
-                    row: dict[str, Any] = {"Model": label, "Layer": layer["layer"]}
-                    row |= {"Direction": TITLES[direction], "Rank": value["rank"]}
-                    row |= {"Explained": explained[value["rank"]], "Recovery": value["estimate"]}
-                    row |= {"95% interval": interval_text(value["low"], value["high"])}
-                    for control in list(CONTROLS)[1:]:
-                        row[_words(control).capitalize()] = variants[control][place]["estimate"]
-                    rows.append(row)
-    return table_or_none(rows, ["Model", "Layer", "Direction", "Rank"])
+    columns: Columns = {"Layer": "layer", "Direction": "direction", "Rank": "rank"}
+    columns |= {"Explained": "explained", "Recovery": "estimate", "95% interval": ENDS}
+    columns |= {_words(control).capitalize(): control for control in list(CONTROLS)[1:]}
+    return probe_view(study, "patching", _ranks, columns, 4)
+
+
+def _ranks(record: Record) -> Iterator[Record]:
+    for layer in [] if record["nothing"] else record["rank"]["layers"]:
+        explained = {e["rank"]: e["share"] for e in layer["explained"]}
+        for direction, variants in layer["recovery"].items():
+            for values in zip(*(variants[control] for control in CONTROLS), strict=True):
+                estimates = [value["estimate"] for value in values]
+                names = {"layer": layer["layer"], "direction": TITLES[direction]}
+                names |= {"explained": explained[values[0]["rank"]]}
+                yield values[0] | names | dict(zip(CONTROLS, estimates, strict=True))
 
 
 def _words(name: str) -> str:
     return name.replace("_", " ")
 
 
-def _recovered(study: Study) -> dict[str, Any]:
+def _recovered(study: Study) -> dict[str, Record]:
     """The records in which there was something to recover."""
-    return {
-        label: record
-        for label, record in frames.probes(study, "patching").items()
-        if not record["nothing"]
-    }
+    probed = frames.probes(study, "patching")
+    return {label: record for label, record in probed.items() if not record["nothing"]}
