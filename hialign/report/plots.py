@@ -147,12 +147,13 @@ def dots(
 
 
 def colour_of(study: Study, block: str) -> str:
-    named = [b for b in study.blocks if b not in PALETTE]
+    """The colour of a block. One that the study does not list gets a colour after those that it does."""
+    named = [b for b in (*study.blocks, block) if b not in PALETTE]
     return PALETTE.get(block) or MORE[named.index(block) % len(MORE)]
 
 
 def dot_of(study: Study, block: str) -> dict[str, Any]:
-    order = [*STRATEGIES, *(b for b in study.blocks if b not in STRATEGIES)]
+    order = [*STRATEGIES, *(b for b in (*study.blocks, block) if b not in STRATEGIES)]
     marker = MARKERS[order.index(block) % len(MARKERS)]
     look = {"markersize": 7, "markeredgecolor": "white", "markeredgewidth": 0.8}
     return {"color": colour_of(study, block), "marker": marker, "linestyle": "none"} | look

@@ -298,3 +298,12 @@ def test_style_is_opaque_and_can_be_set_twice() -> None:
         plots.style()
         plots.style()
         assert matplotlib.rcParams["figure.facecolor"] == "white"
+
+
+def test_a_block_that_the_study_does_not_list_has_a_colour_and_a_marker_too() -> None:
+    """As in the notebook that trains one by hand. Those of the listed blocks stay as they are."""
+    study = make_study(blocks=["base", "mid", "random:30%:1"])
+    own, listed = "layers:1", "random:30%:1"
+    assert plots.colour_of(study, own) != plots.colour_of(study, listed)
+    assert plots.colour_of(study, listed) == plots.MORE[0]
+    assert plots.dot_of(study, own)["marker"] != plots.dot_of(study, listed)["marker"]
