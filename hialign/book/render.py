@@ -53,7 +53,7 @@ def render(study: Study, folder: Path) -> None:
     for path in sorted(folder.glob("*.md")):
         try:
             text = pages.from_string(path.read_text(encoding="utf-8")).render()
-        except TemplateError as error:
+        except (TemplateError, HialignError) as error:
             raise HialignError(f"the page book/{path.name} cannot be rendered: {error}") from None
         path.write_text(text, encoding="utf-8")
 
@@ -78,11 +78,11 @@ def _exhibit(
     figure beside the text, `folded` hides a table until a reader asks for it.
     """
     if name not in EXHIBITS:
-        raise HialignError(f"a page shows {name!r}, and there is no such exhibit")
+        raise HialignError(f"there is no exhibit {name!r} to show")
     below = raw(source(study, name))
     if EXHIBITS[name].is_figure:
         if caller is None or not alt:
-            raise HialignError(f"a page shows {name} without a caption or without its alt text")
+            raise HialignError(f"{name} needs a caption and a text for `alt`")
         options = {"name": label, "alt": " ".join(alt.split()), "figclass": "side" if side else ""}
         lines = [f":{key}: {json.dumps(value)}" for key, value in options.items() if value]
         text = f"{caller().strip()}\n\n{below}" if side else caller().strip()

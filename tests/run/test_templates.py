@@ -12,7 +12,7 @@ import nbformat
 import pytest
 import yaml
 
-from hialign.book import repository
+from hialign.book import notebooks, repository
 from hialign.run import templates
 from hialign.study import paths
 
@@ -105,7 +105,7 @@ def test_every_template_has_the_set_up_cell_as_it_is_now(name: str) -> None:
     assert all(not c.outputs and c.execution_count is None for c in code)
     text = "\n".join(c.source for c in book.cells[:1] + book.cells[2:])
     assert "github" not in text.lower()
-    for _, _, help_text in templates.described(name)["parameters"]:
+    for _, _, help_text in notebooks.described(name)["parameters"]:
         assert help_text
 
 
