@@ -4,11 +4,13 @@
 
 The records are random numbers (tests/simulated.py) in the shape of studies/paper.yml, with an
 executed notebook for each stage of each cell. Memory is the most that this process and all that it
-starts hold at once (resident; what processes share counts for each of them).
+starts hold at once (resident; what processes share counts for each of them). Processor time is that
+of the same processes, which a busy machine prolongs less than the time on the clock.
 """
 
 import argparse
 import os
+import resource
 import sys
 import tempfile
 import threading
@@ -49,7 +51,8 @@ def main() -> None:
         used["pages"] = len(list(html.rglob("*.html")))
     result = {"cells": len(study.cells()), "prompts": options.prompts, **used}
     result |= {"limits": LIMITS, **environment.environment(), "commit": provenance.commit()}
-    print({name: result[name] for name in ("seconds", "peak_bytes", "megabytes", "pages")})
+    shown = ("seconds", "processor_seconds", "peak_bytes", "megabytes", "pages")
+    print({name: result[name] for name in shown})
     if options.out:
         write_json(options.out, result)
 
@@ -72,14 +75,21 @@ def _measured(study: Study) -> dict[str, float]:
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    before = time.perf_counter()
+    before, worked = time.perf_counter(), _processor_seconds()
     try:
         book.build(study)
     finally:
         seconds = time.perf_counter() - before
         done.set()
         watcher.join()
-    return {"seconds": seconds, "peak_bytes": peak}
+    worked = _processor_seconds() - worked
+    return {"seconds": seconds, "processor_seconds": worked, "peak_bytes": peak}
+
+
+def _processor_seconds() -> float:
+    """What this process and all that it has waited for have computed so far."""
+    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
 def _executed(folder: Path) -> Path:

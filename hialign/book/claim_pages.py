@@ -4,7 +4,7 @@ from html import escape
 
 import pandas as pd
 
-from hialign.book.markup import plain, raw, table
+from hialign.book.markup import output, plain, raw, table
 from hialign.report.claims import kinds, ledger
 from hialign.statistics.intervals import p_text
 from hialign.study.study import Study
@@ -13,7 +13,7 @@ from hialign.study.study import Study
 def claim_sections(study: Study) -> str:
     """The ledger as a table, then a section for each claim with its evidence, in Markdown."""
     found = ledger.findings(study)
-    parts = ["## The ledger", raw(_ledger(found))]
+    parts = ["## The ledger", output(_ledger(found))]
     for paper, title in ledger.PAPERS.items():
         parts.append(f"## {title}")
         for one in [f for f in found if f.claim.paper == paper]:
@@ -28,8 +28,7 @@ def _ledger(found: list[ledger.Finding]) -> str:
         for f in found
     )
     head = "<tr><th>Claim, in our words</th><th>Paper</th><th>Verdict</th></tr>"
-    html = f'<table class="dataframe ledger"><thead>{head}</thead><tbody>{rows}</tbody></table>'
-    return f'<div class="cell"><div class="cell_output">{html}</div></div>'
+    return f'<table class="dataframe ledger"><thead>{head}</thead><tbody>{rows}</tbody></table>'
 
 
 def _verdict(word: str) -> str:

@@ -21,7 +21,12 @@ def plain(text: str) -> str:
     return MARKUP.sub(lambda m: "\\" + m[0], " ".join(text.split()))
 
 
+def output(html: str) -> str:
+    """`html` within the classes by which the theme knows a notebook's output."""
+    classes = "docutils container"
+    inner = f'<div class="cell_output {classes}">{html}</div>'
+    return raw(f'<div class="cell {classes}">{inner}</div>')
+
+
 def table(frame: pd.DataFrame) -> str:
-    """Within the classes by which the theme knows a notebook's output."""
-    html = Table(frame)._repr_html_()
-    return raw(f'<div class="cell"><div class="cell_output">{html}</div></div>')
+    return output(Table(frame)._repr_html_())

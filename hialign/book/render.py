@@ -16,7 +16,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from hialign.book import notebooks
 from hialign.book.claim_pages import claim_sections
-from hialign.book.markup import plain, raw
+from hialign.book.markup import output, plain, raw
 from hialign.book.sources import source
 from hialign.report.exhibits import EXHIBITS
 from hialign.report.facts import facts
@@ -47,13 +47,13 @@ def render(study: Study, folder: Path) -> None:
         "show": show,
         "claims": lambda: Markdown(claim_sections(study)),
         "notebooks": lambda: Markdown(notebooks.listing()),
-        "output": lambda value: Markdown(f"```\n{value}\n```"),
+        "output": lambda value: Markdown(f"```text\n{value}\n```"),
         "split_layers": split_layers,
     }
     for path in sorted(folder.glob("*.md")):
         try:
             text = pages.from_string(path.read_text(encoding="utf-8")).render()
-        except TemplateError as error:
+        except (TemplateError, HialignError) as error:
             raise HialignError(f"the page book/{path.name} cannot be rendered: {error}") from None
         path.write_text(text, encoding="utf-8")
 
@@ -78,18 +78,18 @@ def _exhibit(
     figure beside the text, `folded` hides a table until a reader asks for it.
     """
     if name not in EXHIBITS:
-        raise HialignError(f"a page shows {name!r}, and there is no such exhibit")
+        raise HialignError(f"there is no exhibit {name!r} to show")
+    below = raw(source(study, name))
     if EXHIBITS[name].is_figure:
         if caller is None or not alt:
-            raise HialignError(f"a page shows {name} without a caption or without its alt text")
+            raise HialignError(f"{name} needs a caption and a text for `alt`")
         options = {"name": label, "alt": " ".join(alt.split()), "figclass": "side" if side else ""}
         lines = [f":{key}: {json.dumps(value)}" for key, value in options.items() if value]
-        lines = [f"````{{figure}} data/{name}.svg", *lines, "", caller().strip(), "````"]
-        shown = "\n".join(lines)
-    else:
-        html = (data / f"{name}.html").read_text(encoding="utf-8")
-        if folded:
-            summary = f"<summary>Show the table: {escape(EXHIBITS[name].title)}</summary>"
-            html = f'<details class="folded">{summary}{html}</details>'
-        shown = raw(f'<div class="cell"><div class="cell_output">{html}</div></div>')
-    return f"{shown}\n\n{raw(source(study, name))}"
+        text = f"{caller().strip()}\n\n{below}" if side else caller().strip()
+        figure = "\n".join([f"````{{figure}} data/{name}.svg", *lines, "", text, "````"])
+        return figure if side else f"{figure}\n\n{below}"
+    html = (data / f"{name}.html").read_text(encoding="utf-8")
+    if folded:
+        summary = f"<summary>Show the table: {escape(EXHIBITS[name].title)}</summary>"
+        html = f'<details class="folded">{summary}{html}</details>'
+    return f"{output(html)}\n\n{below}"

@@ -4,6 +4,7 @@ A build writes them all once (`write_all`), as picture, CSV and JSON, and pages 
 (`hialign.book.render`). `hialign show` writes one of them.
 """
 
+import gc
 import inspect
 import json
 import re
@@ -215,14 +216,18 @@ def _of(study: Study, function: Callable[..., Any]) -> Any:
 def write_all(study: Study, folder: Path) -> None:
     """Every exhibit into `folder`. HialignError names the first one that cannot be drawn."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name in EXHIBITS:
-        write(study, name, folder)
+    gc.freeze()  # statsmodels collects garbage at each correction, and need not look at all modules
+    try:
+        for name in EXHIBITS:
+            write(study, name, folder)
+    finally:
+        gc.unfreeze()
 
 
 def write(study: Study, name: str, folder: Path) -> list[Path]:
     """`<name>.csv` and `.json`, and the picture: `.svg` and `.png` of a figure, a table's `.html`."""
     shown, exhibit = draw(study, name), EXHIBITS[name]
-    kinds = ("svg", "png") if exhibit.is_figure else ("html",)
+    kinds = ("png", "svg") if exhibit.is_figure else ("html",)
     paths_written = [folder / f"{name}.{kind}" for kind in kinds]
     for path in paths_written:
         if exhibit.is_figure:
@@ -251,6 +256,7 @@ def save(figure: Any, path: Path) -> None:
     metadata = {"Date": None} if kind == "svg" else {"Software": None}
     with matplotlib.rc_context({"svg.hashsalt": "hialign"}), whole_file(path) as temporary:
         figure.savefig(temporary, format=kind, metadata=metadata)
+    figure.set_layout_engine("none")  # its layout stays as it is, whatever kind is saved next
 
 
 def numbers(frame: pd.DataFrame) -> pd.DataFrame:

@@ -1,5 +1,6 @@
 """A book in which everything that comes from outside is hostile: it is built, shown, and never run."""
 
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,6 @@ import pytest
 from simulated import simulate
 
 from hialign.book import build as book
-from hialign.book import claim_pages
 from hialign.records.files import read_json, read_jsonl, write_json, write_jsonl
 from hialign.records.stages import failed_notebook, judgments_file
 from hialign.study.probe_settings import has_control
@@ -20,7 +20,7 @@ EVIL = (
     "<script>window.hacked=1</script><img src=x onerror='window.hacked=2'>"
     "[go](javascript:window.hacked=3) <svg onload=window.hacked=4> <!-- hidden --> {glue}`models` "
     "$\\frac{a$ `code` ```{raw} html\n<script>window.hacked=5</script>\n``` \x1b[31mred\x1b[0m "
-    "\u202eleft\u2069 :::{note}\nx\n::: {{ study }} </pre></table></details></script> % claims"
+    "\u202eleft\u2069 :::{note}\nx\n::: {{ 7*7 }} {{ claims() }} {% raw %} {{ undefined </pre></table></details></script>"
 )
 # As far as a study's own texts may go, which hold no control characters
 PRINTED = "".join(" " if has_control(c) else c for c in EVIL)
@@ -113,6 +113,7 @@ def test_what_failed_is_no_result(hostile: Path, chromium: Any) -> None:
     page.close()
 
 
-def test_a_claims_placeholder_in_a_record_is_no_placeholder(hostile: Path) -> None:
-    assert claim_pages.CLAIMS in EVIL
-    assert (hostile / "claims.html").read_text().count('class="dataframe ledger"') == 1
+def test_no_text_from_outside_is_a_template(hostile: Path) -> None:
+    ledgers = [p.read_text().count('class="dataframe ledger"') for p in hostile.glob("*.html")]
+    assert sum(ledgers) == 1
+    assert "{{ 7*7 }}" in unescape((hostile / "appendix-d.html").read_text())

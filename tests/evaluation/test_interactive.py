@@ -490,7 +490,7 @@ def test_the_default_question_of_the_template_is_published(
     published = paths.root() / "outputs" / "published"
     if not (published / "demo" / "study.yml").is_file():
         pytest.skip("the demo is not published here")
-    from hialign.run.templates import described
+    from hialign.book.notebooks import described
 
     defaults = {name: value for name, value, _ in described("explore")["parameters"]}
     monkeypatch.setenv("HIALIGN_OUTPUTS", str(published))

@@ -12,7 +12,6 @@ import pytest
 from simulated import simulate
 
 from hialign import records
-from hialign.book import write
 from hialign.records.stages import judgments_file
 from hialign.report import exhibits
 from hialign.report.display import Table
@@ -20,7 +19,7 @@ from hialign.study import paths
 from hialign.study.errors import HialignError
 from hialign.study.study import Study
 
-SHOWN = re.compile(r'book\.show\(study, "([a-z0-9-]+)"\)')
+SHOWN = re.compile(r'\bshow\("([a-z0-9-]+)"')
 
 
 @pytest.fixture
@@ -124,10 +123,10 @@ def test_unknown_and_broken_exhibits_are_named(
     def broken(study: Study) -> Table:
         raise ZeroDivisionError("by nothing")
 
-    entry = exhibits.Exhibit("table-2", "Table 2", broken)
+    entry = exhibits.Exhibit("table-2", "Table 2", "judge", broken)
     monkeypatch.setitem(exhibits.EXHIBITS, "table-2", entry)
     with pytest.raises(HialignError, match=r"table-2 of study made-up .* ZeroDivisionError: by"):
-        write._write_some(study, ["table-2"], tmp_path)
+        exhibits.write_all(study, tmp_path)
 
 
 def test_all_of_them_can_be_drawn_of_an_empty_study(outputs: Path, tmp_path: Path) -> None:

@@ -155,7 +155,9 @@ def test_a_second_time_nothing_runs(smoke: Path) -> None:
 
 
 def test_a_figure_rebuilds_the_book_and_no_training(smoke: Path) -> None:
-    file = paths.package() / "figures.py"  # Snakemake knows by checksum what only looks newer
+    file = (
+        paths.package() / "report" / "figures.py"
+    )  # Snakemake knows by checksum what only looks newer
     text, times = file.read_text(), file.stat()
     try:
         file.write_text(text + "\n# changed\n")
