@@ -247,7 +247,7 @@ def adapters(*cells: Cell) -> Table:
             {
                 "Strategy": cell.strategy,
                 "Matrices with an adapter": len(matrices),
-                "Rank": rank,
+                "Rank": rank if matrices else 0,
                 "Parameters that train": trained,
                 "Share of the model (%)": 100 * trained / total,
             }
@@ -286,29 +286,28 @@ def loss(*cells: Cell) -> Figure:
     return figure
 
 
-def confinement(*manifests: Mapping[str, Any]) -> Table:
+def confinement(*manifests: Mapping[str, Any]) -> Table | HTML:
     """What training changed, from checksums of every tensor before and after it."""
-    rows = []
-    for manifest in manifests:
-        proof = manifest.get("confinement", {})
-        rows.append(
-            {
-                "Strategy": manifest["strategy"],
-                "Original tensors checked": proof.get("base_parameters_checked"),
-                "Original tensors changed": proof.get("base_parameters_changed"),
-                "Adapter tensors": proof.get("adapter_tensors"),
-                "Adapter tensors changed": proof.get("adapter_tensors_changed"),
-                "Layers with adapters": span(proof.get("adapted_layers", ())) or "none",
-            }
-        )
-    return table_of(rows)
+    rows = [
+        {
+            "Strategy": manifest["strategy"],
+            "Original tensors checked": proof["base_parameters_checked"],
+            "Original tensors changed": proof["base_parameters_changed"],
+            "Adapter tensors": proof["adapter_tensors"],
+            "Adapter tensors changed": proof["adapter_tensors_changed"],
+            "Layers with adapters": span(proof["adapted_layers"]),
+        }
+        for manifest in manifests
+        if (proof := manifest.get("confinement"))
+    ]
+    return table_of(rows) if rows else _html("Base is not tuned, and there is nothing to check.")
 
 
 def costs(*records: Mapping[str, Any]) -> Table:
     """What a stage did and what it took, one row per record."""
     rows = []
     for record in records:
-        row = {
+        row: dict[str, Any] = {
             title: record[key]
             for key, title in COSTS.items()
             if isinstance(record.get(key), str | int | float)
@@ -316,7 +315,8 @@ def costs(*records: Mapping[str, Any]) -> Table:
         row |= {"Minutes": record["seconds"] / 60}
         row |= {"Peak memory (GiB)": record["peak_memory_bytes"] / 2**30}
         rows.append(row | {"Device": record["device"]})
-    return table_of(rows)
+    table = table_of(rows)
+    return Table(table.astype({"Tokens": int})) if "Tokens" in table else table
 
 
 # --- measures --------------------------------------------------------------------------------------

@@ -125,13 +125,15 @@ def test_a_request_is_what_the_judge_is_given(cell: Cell) -> None:
 
 def test_base_has_no_confinement_and_costs_are_what_a_record_has() -> None:
     about = {"seconds": 90.0, "peak_memory_bytes": 2**30, "device": "a processor"}
-    table = show.confinement({"strategy": "Base", **about})
-    assert table["Original tensors changed"].isna().all()
-    costs = show.costs({"strategy": "Base", "pairs": 8, "cost": None, "n": {"x": 1}, **about})
+    assert "Base is not tuned" in show.confinement({"strategy": "Base", **about}).data
+    record = {"strategy": "Base", "pairs": 8, "tokens": 64.0, "cost": None, "n": {"x": 1}, **about}
+    costs = show.costs(record)
+    assert "64.0" not in costs._repr_html_()
     assert costs.to_dict("records") == [
         {
             "Strategy": "Base",
             "Pairs": 8,
+            "Tokens": 64,
             "Minutes": 1.5,
             "Peak memory (GiB)": 1.0,
             "Device": "a processor",
