@@ -33,7 +33,7 @@ fast: setup  ## style, types, and the tests that need no real model and build no
 site: setup  ## the books of all published studies, from their records alone: build/site/index.html
 	@$(BIN)/hialign site --to build/site
 
-templates: setup  ## the set-up cell of the notebooks, with the repository's address
+templates: setup  ## the notebooks of the probes, and the set-up cell of all of them
 	@$(BIN)/python -m hialign.run.templates
 
 setup: .venv/ready  ## .venv with every version as in constraints.txt, and the embedded model

@@ -28,10 +28,11 @@ BEGUN = "_hialign_begun"  # in a notebook's namespace, once its parameters were 
 
 
 def parameters_of(stage: str) -> dict[str, tuple[type, ...]]:
-    """The parameters of a notebook and their types; `explore` and the probes are about a model."""
-    known = {**PARAMETERS, **MORE.get(stage, {})}
-    whole = stage == "explore" or stage.startswith("probe-")
-    return {k: v for k, v in known.items() if not (whole and k == "block")}
+    """The parameters of a notebook and their types. `explore` and the probes have no block."""
+    parameters = {**PARAMETERS, **MORE.get(stage, {})}
+    if stage == "explore" or stage.startswith("probe-"):
+        del parameters["block"]
+    return parameters
 
 
 def begin(namespace: Mapping[str, Any], stage: str) -> Cell:
@@ -61,9 +62,12 @@ def _is_plain(name: str, value: Any) -> bool:
 
 
 def begin_pass(namespace: Mapping[str, Any], stage: str) -> list[Cell]:
-    """As `begin`, for a notebook whose block may be `all`: the cells of the model that are not done
-    with the study's present settings (all of them if all are). Blocks that probes choose are not
-    among them, as their probes come first: they are `measured`."""
+    """As `begin`, for a notebook that may train several blocks of a model in one pass.
+
+    Block `all` is every block of the study, but for those that a probe chooses: these are `measured`,
+    because their probes have to run first. Cells that are done with the study's present settings are
+    left out, unless all of them are.
+    """
     if (chosen := namespace.get("block")) not in PASSES:
         return [begin(namespace, stage)]
     first = begin({**namespace, "block": "base"}, stage)
@@ -90,6 +94,7 @@ def _mark(namespace: Mapping[str, Any]) -> None:
 
 
 def check_types(values: Mapping[str, Any], stage: str) -> None:
+    """Raise HialignError for a value that is no parameter of a notebook, or is of another type."""
     where, parameters = f"notebook {stage}", parameters_of(stage)
     for name, value in values.items():
         if name not in parameters:
@@ -100,19 +105,21 @@ def check_types(values: Mapping[str, Any], stage: str) -> None:
 
 
 def cell_named(values: Mapping[str, Any]) -> Cell:
+    """The cell that the parameters `study`, `model` and `block` name."""
     study = load_study(values["study"])
     return study.cell(values["model"], values["block"])
 
 
-def unknown(name: str, known: list[str], where: str) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
+def unknown(name: str, parameters: list[str], where: str) -> str:
+    """What is wrong with `name`, which is not among the parameters of a notebook."""
+    close = difflib.get_close_matches(name, parameters, n=1)
     hint = f" (did you mean {close[0]!r}?)" if close else ""
-    return f"{where} has no parameter {name!r}{hint}: it has {', '.join(known)}"
+    return f"{where} has no parameter {name!r}{hint}: it has {', '.join(parameters)}"
 
 
 def _quiet(stage: str) -> None:
-    """Keep the libraries' own progress bars and notices out of a saved notebook, and have it compute
-    with as many threads as any other."""
+    """Keep the libraries' own progress bars and notices out of a saved notebook, and give every
+    notebook of a stage the same number of threads."""
     import datasets
     import torch
     import transformers

@@ -1,12 +1,6 @@
-"""What the notebooks show of a step: pairs, prompts and answers as text, and tables of the rest.
+"""What the notebooks show of a step: all that they call beside the steps themselves."""
 
-Whatever a model, a judge or a data set wrote is untrusted. It is shown as text, with its markup
-escaped, and a long text is cut.
-"""
-
-import difflib
 import math
-import re
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
@@ -22,16 +16,18 @@ from hialign.engine.models import config_of, load_tokenizer
 from hialign.engine.modules import decoder_layers, target_modules
 from hialign.judging.ledger import source_of
 from hialign.judging.local import LocalJudge
-from hialign.preferences.formats import transcript
 from hialign.records import frames
 from hialign.records.files import read_jsonl
 from hialign.records.stages import command_of, judge_of
 from hialign.records.status import cell_status, probe_status
 from hialign.report import plots, run_tables
 from hialign.report.display import Table, span, table_of
-from hialign.report.exploration import GRID, TEXT
 from hialign.report.judge_tables import judge_line
 from hialign.report.where import gradients, ila, overview, patching, sweep
+from hialign.run.texts import answers as answers
+from hialign.run.texts import html, text
+from hialign.run.texts import pair as pair
+from hialign.run.texts import prompts as prompts
 from hialign.statistics.intervals import interval_text
 from hialign.study.rubric import Rubric, load_rubric, messages
 from hialign.study.settings import ModelSettings
@@ -84,10 +80,6 @@ COSTS = {  # the fields of a record that say what a stage did, and their columns
     "failed": "Failed",
     "cost": "Cost (USD)",
 }
-LONGEST = 700  # characters of a text that is shown
-ALIKE = 0.7  # share of words and spaces that two responses have in common, to mark the others
-MARKED = "background: rgba(213, 94, 0, 0.25); border-bottom: 2px solid currentColor"
-SCROLLING = "max-height: 24rem; overflow: auto; border: 1px solid rgba(128, 128, 128, 0.5)"
 
 
 def heading(stage: str, *cells: Cell) -> HTML:
@@ -103,7 +95,7 @@ def heading(stage: str, *cells: Cell) -> HTML:
             about += f", block <b>{escape(cell.block)}</b> ({escape(cell.strategy)})"
         about += f", study <b>{escape(cell.study.name)}</b>."
         lines.append(f"{about} {what} {STATUS[status]}.")
-    return _html("<br>".join(lines))
+    return html("<br>".join(lines))
 
 
 def next_steps(stage: str, *cells: Cell) -> HTML:
@@ -114,97 +106,7 @@ def next_steps(stage: str, *cells: Cell) -> HTML:
     commands = [command_of(cell, after) for cell, after in stages]
     commands.append(f"hialign reproduce {cells[0].study.argument}")
     lines = "\n".join(commands)
-    return _html(f"<pre><code>{escape(lines)}</code></pre>")
-
-
-# --- texts -----------------------------------------------------------------------------------------
-
-
-def text(content: str) -> HTML:
-    """A text as it is, special tokens and line breaks included; a long one scrolls."""
-    return _html(f'<div tabindex="0" style="{TEXT}; {SCROLLING}">{escape(content)}</div>')
-
-
-def pair(row: Mapping[str, Any]) -> HTML:
-    """The prompt of a preference pair, and its two responses side by side. If these share most of
-    their words, the others are marked."""
-    prompt = escape(_cut(transcript(row["prompt"])))
-    chosen, rejected = _marked(*(_cut(transcript(row[side])) for side in ("chosen", "rejected")))
-    cards = _cards({"Chosen": chosen, "Rejected": rejected})
-    return _html(f'<b>Prompt</b><div style="{TEXT}">{prompt}</div>{cards}')
-
-
-def prompts(rows: Sequence[Mapping[str, Any]], most: int = 3) -> Table:
-    """The first prompts of a study."""
-    table = table_of([{"Prompt": _cut(transcript(row["prompt"]), 200)} for row in rows[:most]])
-    table.attrs["caption"] = f"The first {len(table)} of {len(rows)} prompts"
-    return table
-
-
-def answers(cell: Cell, most: int = 2) -> HTML:
-    """What every strategy that has responded answered to the first prompts, side by side."""
-    blocks = dict.fromkeys(("base", *cell.study.blocks, cell.block))
-    cells = [Cell(cell.study, cell.model, block) for block in blocks]
-    responses = {c.strategy: frames.responses_of(c)[:most] for c in cells}
-    parts = []
-    for place, row in enumerate(frames.responses_of(cell)[:most]):
-        cards = {
-            strategy: escape(_cut(rows[place]["response"])) or "<i>an empty response</i>"
-            for strategy, rows in responses.items()
-            if len(rows) > place and rows[place]["prompt_id"] == row["prompt_id"]
-        }
-        parts.append(f'<div style="{TEXT}"><b>{escape(_cut(row["prompt"]))}</b></div>')
-        parts.append(_cards(cards))
-    return _html("".join(parts))
-
-
-def request(cell: Cell, item: Mapping[str, Any]) -> HTML:
-    """What the study's judge is given for one response: the text before its answer begins.
-
-    A local judge is asked for one dimension at a time, and this is the request for the first.
-    """
-    judge = judge_of(cell.study)
-    rubric = load_rubric(judge.rubric)
-    if judge.backend == "openai":
-        turns = messages(rubric, item["prompt"], item["response"])
-        return text("\n\n".join(f"[{turn['role']}]\n{turn['content']}" for turn in turns))
-    tokenizer = load_tokenizer(source_of(judge))
-    local = LocalJudge(without_weights(source_of(judge)), tokenizer, rubric, judge.name)
-    ids = local.prompt_ids(item["prompt"], item["response"], next(iter(rubric.dimensions)))
-    return text(tokenizer.decode(ids))
-
-
-def _cut(content: str, most: int = LONGEST) -> str:
-    return content if len(content) <= most else f"{content[:most].rstrip()} …"
-
-
-def _cards(texts: Mapping[str, str]) -> str:
-    """Titled texts side by side; the texts are HTML."""
-    cards = (
-        f'<section><b>{escape(title)}</b><div style="{TEXT}">{content}</div></section>'
-        for title, content in texts.items()
-    )
-    return f'<div style="{GRID}; margin: 0.5rem 0 1rem">{"".join(cards)}</div>'
-
-
-def _marked(first: str, second: str) -> tuple[str, str]:
-    """Two texts as HTML; where they are much alike, the words that they do not share are marked."""
-    words = [re.findall(r"\S+|\s+", content) for content in (first, second)]
-    matcher = difflib.SequenceMatcher(a=words[0], b=words[1], autojunk=False)
-    if matcher.ratio() < ALIKE:
-        return escape(first), escape(second)
-    parts: tuple[list[str], list[str]] = ([], [])
-    for tag, *ends in matcher.get_opcodes():
-        for side, (start, end) in enumerate((ends[:2], ends[2:])):
-            run = escape("".join(words[side][start:end]))
-            marked = f'<span style="{MARKED}">{run}</span>' if run.strip() else run
-            parts[side].append(run if tag == "equal" else marked)
-    return "".join(parts[0]), "".join(parts[1])
-
-
-def _html(content: str) -> HTML:
-    # The classes keep MathJax away from dollar signs in what a model wrote.
-    return HTML(f'<div class="hialign mathjax_ignore tex2jax_ignore">{content}</div>')
+    return html(f"<pre><code>{escape(lines)}</code></pre>")
 
 
 # --- training --------------------------------------------------------------------------------------
@@ -248,7 +150,7 @@ def adapters(*cells: Cell) -> Table:
             {
                 "Strategy": cell.strategy,
                 "Matrices with an adapter": len(matrices),
-                "Rank": rank,
+                "Rank": rank if matrices else 0,
                 "Parameters that train": trained,
                 "Share of the model (%)": 100 * trained / total,
             }
@@ -287,29 +189,28 @@ def loss(*cells: Cell) -> Figure:
     return figure
 
 
-def confinement(*manifests: Mapping[str, Any]) -> Table:
+def confinement(*manifests: Mapping[str, Any]) -> Table | HTML:
     """What training changed, from checksums of every tensor before and after it."""
-    rows = []
-    for manifest in manifests:
-        proof = manifest.get("confinement", {})
-        rows.append(
-            {
-                "Strategy": manifest["strategy"],
-                "Original tensors checked": proof.get("base_parameters_checked"),
-                "Original tensors changed": proof.get("base_parameters_changed"),
-                "Adapter tensors": proof.get("adapter_tensors"),
-                "Adapter tensors changed": proof.get("adapter_tensors_changed"),
-                "Layers with adapters": span(proof.get("adapted_layers", ())) or "none",
-            }
-        )
-    return table_of(rows)
+    rows = [
+        {
+            "Strategy": manifest["strategy"],
+            "Original tensors checked": proof["base_parameters_checked"],
+            "Original tensors changed": proof["base_parameters_changed"],
+            "Adapter tensors": proof["adapter_tensors"],
+            "Adapter tensors changed": proof["adapter_tensors_changed"],
+            "Layers with adapters": span(proof["adapted_layers"]),
+        }
+        for manifest in manifests
+        if (proof := manifest.get("confinement"))
+    ]
+    return table_of(rows) if rows else html("Base is not tuned, and there is nothing to check.")
 
 
 def costs(*records: Mapping[str, Any]) -> Table:
     """What a stage did and what it took, one row per record."""
     rows = []
     for record in records:
-        row = {
+        row: dict[str, Any] = {
             title: record[key]
             for key, title in COSTS.items()
             if isinstance(record.get(key), str | int | float)
@@ -317,7 +218,8 @@ def costs(*records: Mapping[str, Any]) -> Table:
         row |= {"Minutes": record["seconds"] / 60}
         row |= {"Peak memory (GiB)": record["peak_memory_bytes"] / 2**30}
         rows.append(row | {"Device": record["device"]})
-    return table_of(rows)
+    table = table_of(rows)
+    return Table(table.astype({"Tokens": int})) if "Tokens" in table else table
 
 
 # --- measures --------------------------------------------------------------------------------------
@@ -360,6 +262,22 @@ def rubric(content: Rubric) -> Table:
         for name in names
     ]
     return table_of(rows)
+
+
+def request(cell: Cell, item: Mapping[str, Any]) -> HTML:
+    """What the study's judge is given for one response: the text before its answer begins.
+
+    A local judge is asked for one dimension at a time, and this is the request for the first.
+    """
+    judge = judge_of(cell.study)
+    rubric = load_rubric(judge.rubric)
+    if judge.backend == "openai":
+        turns = messages(rubric, item["prompt"], item["response"])
+        return text("\n\n".join(f"[{turn['role']}]\n{turn['content']}" for turn in turns))
+    tokenizer = load_tokenizer(source_of(judge))
+    local = LocalJudge(without_weights(source_of(judge)), tokenizer, rubric, judge.name)
+    ids = local.prompt_ids(item["prompt"], item["response"], next(iter(rubric.dimensions)))
+    return text(tokenizer.decode(ids))
 
 
 def scores(cell: Cell) -> Table:

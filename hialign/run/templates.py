@@ -34,16 +34,15 @@ PARAMETERS = """\
 study: str = "demo"  # a study in studies/, or the path of a .yml file
 model: str = None  # one of the study's models (name, label or source), or a source of your own; None: its first"""
 BEGIN = """\
-`begin` checks the parameters above before anything is loaded, and refuses names that it does not know. It returns a
-*cell*: one model and one block of a study. A probe is about the model, and the block plays no role."""
+`begin(globals(), …)` checks the parameters above before anything is loaded, refuses names that it does not know, and
+returns a *cell*: one model and one block of a study. A probe is about the model, and the block plays no role."""
 BEGIN_CODE = """\
-import hialign
 from hialign.run import show
 from hialign.run.parameters import begin
 
 cell = begin(globals(), "probe-{probe}")
 show.heading("probe-{probe}", cell)"""
-SETTINGS = "These are the settings of the probe, as the study has them:"
+SETTINGS = "These are the settings of the probe. A study may set others under `probes:`."
 MEASURE = """\
 ## The measurement
 

@@ -9,7 +9,7 @@ import pytest
 
 from hialign.engine.models import load_model
 from hialign.records.status import stage_manifest
-from hialign.run import show
+from hialign.run import show, texts
 from hialign.study.blocks import split_layers
 from hialign.study.model_files import RANDOM_FAMILIES
 from hialign.study.settings import JudgeSettings, ModelSettings
@@ -38,7 +38,7 @@ def pair_of(prompt: str, chosen: str, rejected: str) -> dict[str, Any]:
 
 def test_text_from_outside_is_escaped_and_cut(cell: Cell, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [{"prompt_id": "a", "prompt": HOSTILE, "response": HOSTILE}]
-    monkeypatch.setattr(show.frames, "responses_of", lambda _: rows)
+    monkeypatch.setattr(texts.frames, "responses_of", lambda _: rows)
     shown = [
         show.text(HOSTILE).data,
         show.pair(pair_of(HOSTILE, HOSTILE, "another")).data,
@@ -52,20 +52,21 @@ def test_text_from_outside_is_escaped_and_cut(cell: Cell, monkeypatch: pytest.Mo
     assert shown[0].count(ESCAPED) == 1
     assert shown[1].count(ESCAPED) == 2
     assert shown[3].count(f"<b>{ESCAPED}</b>") == 1
-    long = show.pair(pair_of("?", "word " * 10_000, "x")).data
-    assert len(long) < 2_500
+    long = show.pair(pair_of("first " * 10_000 + "the question", "word " * 10_000, "x")).data
+    assert "the question" in long
+    assert len(long) < 3_500
 
 
 def test_a_contrast_has_its_differences_marked_and_another_pair_has_none() -> None:
     alike = show.pair(
         pair_of("?", "It rose by 520 in one year.", "It rose by 52 in one year.")
     ).data
-    marked = re.findall(rf'<span style="{re.escape(show.MARKED)}">(.*?)</span>', alike)
+    marked = re.findall(rf'<span style="{re.escape(texts.MARKED)}">(.*?)</span>', alike)
     assert marked == ["520", "52"]
     unlike = show.pair(
         pair_of("?", "It rose by 520 in one year.", "No idea, sorry, ask others.")
     ).data
-    assert show.MARKED not in unlike
+    assert texts.MARKED not in unlike
 
 
 @pytest.mark.parametrize("family", RANDOM_FAMILIES)
@@ -125,13 +126,15 @@ def test_a_request_is_what_the_judge_is_given(cell: Cell) -> None:
 
 def test_base_has_no_confinement_and_costs_are_what_a_record_has() -> None:
     about = {"seconds": 90.0, "peak_memory_bytes": 2**30, "device": "a processor"}
-    table = show.confinement({"strategy": "Base", **about})
-    assert table["Original tensors changed"].isna().all()
-    costs = show.costs({"strategy": "Base", "pairs": 8, "cost": None, "n": {"x": 1}, **about})
+    assert "Base is not tuned" in show.confinement({"strategy": "Base", **about}).data
+    record = {"strategy": "Base", "pairs": 8, "tokens": 64.0, "cost": None, "n": {"x": 1}, **about}
+    costs = show.costs(record)
+    assert "64.0" not in costs._repr_html_()
     assert costs.to_dict("records") == [
         {
             "Strategy": "Base",
             "Pairs": 8,
+            "Tokens": 64,
             "Minutes": 1.5,
             "Peak memory (GiB)": 1.0,
             "Device": "a processor",
