@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import transformers
+
 from hialign.engine.models import config_of, depth_of
 from hialign.study.blocks import choice_of, probe_of
 from hialign.study.errors import HialignError
@@ -11,6 +13,7 @@ from hialign.study.study import Cell
 def check_sizes(cell: Cell) -> None:
     """Refuse a block whose layers the model does not have, a LoRA rank above its width, and
     responses that do not fit its context."""
+    transformers.utils.logging.disable_progress_bar()  # of a small model that is unpacked here
     config = config_of(cell.model).get_text_config()
     depth, width = depth_of(cell.model), int(config.hidden_size)
     training, responses = cell.study.training, cell.study.responses

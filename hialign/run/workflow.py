@@ -120,6 +120,7 @@ def reproduce(
         if all(job.state == DONE for job in jobs):
             print(f"Nothing to be done.{index}")
             return
+        print(f"Checking study {study.name}, its models and its data.", flush=True)
         _check(study, jobs)
         _mark(where, jobs)
         began = time.monotonic()
