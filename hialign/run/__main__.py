@@ -17,14 +17,16 @@ def main() -> None:
 
     try:
         cli.main()
-    except KeyboardInterrupt:
-        _end()
+    except SystemExit as end:
+        if end.code == 130:  # which typer makes of KeyboardInterrupt
+            _end()
+        raise
 
 
 def _end(number: int = signal.SIGINT, frame: FrameType | None = None) -> None:
     """End without another word of Python's, as there is nothing (left) to tidy up."""
-    with_arguments = " ".join(["hialign", *sys.argv[1:]])
-    text = f"\nInterrupted. What is done is kept: `{with_arguments}` goes on from here.\n"
+    command = " ".join(["hialign", *sys.argv[1:]])
+    text = f"\nInterrupted. What is done is kept: `{command}` goes on from here.\n"
     os.write(2, text.encode(errors="replace"))
     os._exit(130)
 

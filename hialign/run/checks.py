@@ -11,8 +11,11 @@ def check_sizes(cell: Cell) -> None:
     """Refuse a block whose layers the model does not have, a LoRA rank above its width, and
     responses that do not fit its context."""
     # The engine imports torch, and each job of a workflow imports this module for its names alone.
+    import transformers
+
     from hialign.engine.models import config_of, depth_of
 
+    transformers.utils.logging.disable_progress_bar()  # of a small model that is unpacked here
     config = config_of(cell.model).get_text_config()
     depth, width = depth_of(cell.model), int(config.hidden_size)
     training, responses = cell.study.training, cell.study.responses

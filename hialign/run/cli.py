@@ -13,7 +13,7 @@ from rich.table import Table
 from hialign.study.errors import HialignError
 
 app = typer.Typer(
-    help="Where in a language model does alignment happen? The executable companion.",
+    help="Where in a language model does alignment happen? The paper's experiments, to run and to read.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -24,14 +24,16 @@ StudyName = Annotated[str, typer.Argument(help="A study in studies/, or the path
 @app.command()
 def reproduce(
     study: StudyName = "demo",
-    cores: Annotated[int, typer.Option(min=1, help="Cells that may run at once.")] = (
+    cores: Annotated[int, typer.Option(min=1, help="How many cells may run at once.")] = (
         os.cpu_count() or 1
     ),
-    profile: Annotated[str, typer.Option(help="A profile in workflow/, such as slurm.")] = "",
+    profile: Annotated[
+        str, typer.Option(help="A Snakemake profile in workflow/, such as slurm.")
+    ] = "",
     dry_run: Annotated[bool, typer.Option(help="Only say what would run.")] = False,
     book: Annotated[bool, typer.Option(help="Build the book, too.")] = True,
 ) -> None:
-    """Run what is missing or out of date of STUDY, and build its book."""
+    """Run what is missing or out of date in STUDY, and build its book."""
     from hialign.run import workflow
 
     workflow.reproduce(study, cores, profile, dry_run, book)
@@ -44,10 +46,12 @@ def run(
     ],
     parameter: Annotated[
         list[str] | None,
-        typer.Option("-p", "--parameter", metavar="NAME VALUE", help="As in papermill."),
+        typer.Option(
+            "-p", "--parameter", metavar="NAME VALUE", help="A parameter, as in papermill."
+        ),
     ] = None,
 ) -> None:
-    """Execute one notebook (papermill) into its place under outputs/."""
+    """Execute one notebook with papermill, and keep it under outputs/."""
     from hialign.records import running
     from hialign.records.processes import end_with_watched
     from hialign.run.notebook import parse_value, what_of
@@ -63,7 +67,7 @@ def run(
 
 @app.command()
 def status(study: StudyName = "demo") -> None:
-    """Which cells of STUDY are done, stale, damaged, failed or missing, and why."""
+    """Say which cells of STUDY are done, stale, damaged, failed or missing, and why."""
     from hialign.records.processes import held
     from hialign.records.status import probe_state, state
     from hialign.study import paths
@@ -74,22 +78,21 @@ def status(study: StudyName = "demo") -> None:
     stages = stages_of(loaded.cells()[0])
     table = Table("model", "block", *stages, title=escape(loaded.title))
     for cell in loaded.cells():
-        found = {stage: state(cell, stage) for stage in stages}
-        marks = [_mark(one) for one in found.values()]
-        table.add_row(escape(cell.model.label), escape(cell.block), *marks)
+        states = {stage: state(cell, stage) for stage in stages}
+        table.add_row(escape(cell.model.label), escape(cell.block), *map(_mark, states.values()))
         where = f"{cell.model.label}, {cell.block}"
-        reasons += [f"{stage} of {where}: {one}" for stage, one in found.items() if one.why]
+        reasons += [f"{stage} of {where}: {one}" for stage, one in states.items() if one.why]
     console.print(table)
     if probes := probes_of(loaded):
         table = Table("model", *probes, title="Probes")
         for model in loaded.models:
-            of_probe = {probe: probe_state(loaded, model, probe) for probe in probes}
-            table.add_row(escape(model.label), *map(_mark, of_probe.values()))
-            reasons += [f"{p} of {model.label}: {one}" for p, one in of_probe.items() if one.why]
+            states = {probe: probe_state(loaded, model, probe) for probe in probes}
+            table.add_row(escape(model.label), *map(_mark, states.values()))
+            reasons += [f"{p} of {model.label}: {one}" for p, one in states.items() if one.why]
         console.print(table)
     working = held(paths.working(loaded.name))
-    for reason in [f"At work: {one}" for one in working] + reasons:
-        console.print(escape(reason), highlight=False, soft_wrap=True)
+    for line in [f"At work: {one}" for one in working] + reasons:
+        console.print(escape(line), highlight=False, soft_wrap=True)
 
 
 COLOURS = {"done": "green", "stale": "yellow", "damaged": "red", "failed": "red", "missing": "dim"}
@@ -103,7 +106,7 @@ def _mark(state: Any) -> str:
 
 @app.command()
 def verify(study: StudyName = "demo") -> None:
-    """Read every file of STUDY and compare it with the hash that its record has of it."""
+    """Compare every file of STUDY with the hash in its record."""
     from hialign.records.verify import verify as verify_study
     from hialign.study.study import load_study
 
@@ -112,12 +115,15 @@ def verify(study: StudyName = "demo") -> None:
         wrong += line.wrong
         typer.secho(str(line), fg="red" if line.wrong else None)
     if wrong:
-        raise HialignError(f"{wrong} records are not what was written: `hialign reproduce {study}`")
+        raise HialignError(
+            f"{wrong} records differ from what was written: `hialign reproduce {study}` makes them "
+            "again"
+        )
 
 
 @app.command()
 def book(study: StudyName = "demo") -> None:
-    """Build the book of STUDY from what has run so far."""
+    """Build the book of STUDY from what has been run so far."""
     from hialign.book.build import build
     from hialign.records import processes, running
     from hialign.study.study import load_study
@@ -130,9 +136,11 @@ def book(study: StudyName = "demo") -> None:
 def show(
     study: StudyName,
     exhibit: Annotated[str, typer.Argument(help="A figure or table: figure-2, table-3, …")],
-    out: Annotated[str, typer.Option(help="The folder to write into; this one by default.")] = "",
+    out: Annotated[
+        str, typer.Option(help="The folder to write into (the current one by default).")
+    ] = "",
 ) -> None:
-    """Make one figure or table of STUDY's book again, as picture, CSV and JSON."""
+    """Make one figure or table of STUDY's book again, as a picture, CSV and JSON."""
     from pathlib import Path
 
     from hialign.report import exhibits
@@ -146,41 +154,45 @@ def show(
 def publish(
     study: StudyName,
     partial: Annotated[
-        bool, typer.Option("--partial", help="Even if cells are stale, failed or missing.")
+        bool, typer.Option("--partial", help="Publish even if cells are stale, failed or missing.")
     ] = False,
     with_responses: Annotated[
         bool | None,
         typer.Option(
             "--with-responses/--without-responses",
-            help="Whether with what models wrote; to be said where prompts are from elsewhere.",
+            help="Whether to include the responses. It must be said if the prompts are not our own.",
         ),
     ] = None,
 ) -> None:
-    """Copy what the book needs of STUDY to outputs/published/, for everybody to see."""
+    """Copy what the book of STUDY needs to outputs/published/, for everybody to see."""
     from hialign.book.publish import publish as publish_study
+    from hialign.records.processes import interruptible
     from hialign.study.study import load_study
 
-    done = publish_study(load_study(study), partial, with_responses)
-    typer.echo(f"{done.folder}: {done.files} files, {done.bytes / 1e6:.2f} MB")
+    with interruptible():
+        copy = publish_study(load_study(study), partial, with_responses)
+    typer.echo(f"{copy.folder}: {copy.files} files, {copy.bytes / 1e6:.2f} MB")
 
 
 @app.command()
 def site(
-    to: Annotated[str, typer.Option(help="The folder of the site.")] = "build/site",
+    to: Annotated[str, typer.Option(help="The folder to build into.")] = "build/site",
 ) -> None:
     """Build the books of all published studies into one folder, from their records alone."""
     from pathlib import Path
 
     from hialign.book import site as site_of
+    from hialign.records.processes import interruptible
 
-    typer.echo(site_of.build(Path(to)))
+    with interruptible():
+        typer.echo(site_of.build(Path(to)))
 
 
 @app.command()
 def partition(
     model: Annotated[str, typer.Argument(help="A number of layers, or a model.")],
 ) -> None:
-    """Print the row of Table 4: which layers each block has."""
+    """Print which layers each block of a model has, as in Table 4."""
     from hialign.engine.models import depth_of
     from hialign.study.blocks import split_layers
     from hialign.study.settings import model_from
@@ -195,29 +207,36 @@ def partition(
 @app.command()
 def judge(
     study: StudyName,
-    model: Annotated[str | None, typer.Option(help="One model of the study only.")] = None,
+    model: Annotated[str | None, typer.Option(help="Judge only this model of the study.")] = None,
     estimate: Annotated[
-        bool, typer.Option("--estimate", help="Only say what it would take: calls, tokens, USD.")
+        bool,
+        typer.Option("--estimate", help="Only say what it would take in calls, tokens and USD."),
     ] = False,
     batch: Annotated[
-        bool, typer.Option("--batch", help="Through the provider's Batch API: cheaper, in a day.")
+        bool, typer.Option("--batch", help="Use the provider's Batch API: cheaper, within a day.")
     ] = False,
-    wait: Annotated[bool, typer.Option(help="With --batch: stay until all is fetched.")] = True,
+    wait: Annotated[
+        bool, typer.Option(help="With --batch: wait until everything is fetched.")
+    ] = True,
     retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Only what was asked and got no valid answer.")
+        bool, typer.Option("--retry-failed", help="Ask again only for what got no valid answer.")
     ] = False,
     validate: Annotated[bool, typer.Option("--validate", help="Measure the judge itself.")] = False,
     llmbar: Annotated[
-        str, typer.Option(help="With --validate: LLMBar's folder; none leaves it out.")
+        str, typer.Option(help="With --validate: the folder of LLMBar, if it is to be used.")
     ] = "",
     pairs: Annotated[
-        str, typer.Option(help="With --validate: preference pairs; none leaves them out.")
+        str, typer.Option(help="With --validate: preference pairs, if they are to be used.")
     ] = "",
     limit: Annotated[
-        int | None, typer.Option(min=1, help="With --validate: the most of each part, to look.")
+        int | None,
+        typer.Option(
+            min=1, help="With --validate: at most so many of each part, for a quick look."
+        ),
     ] = None,
 ) -> None:
-    """Judge every response of STUDY that has no valid judgment, or measure how good the judge is."""
+    """Judge the responses of STUDY that have no valid judgment, or measure the judge itself."""
+    from hialign.records.processes import interruptible
     from hialign.run import judge_commands
     from hialign.study.study import load_study
 
@@ -227,11 +246,13 @@ def judge(
     if estimate:
         judge_commands.show_estimate(loaded, model)
     elif batch:
-        judge_commands.in_batches(loaded, study, model, wait)
+        with interruptible():
+            judge_commands.in_batches(loaded, study, model, wait)
     elif validate:
         from hialign.judging.validation.validate import validate_study
 
-        typer.echo(validate_study(loaded, llmbar, pairs, limit))
+        with interruptible():
+            typer.echo(validate_study(loaded, llmbar, pairs, limit))
     else:
         judge_commands.run(loaded, study, model, retry_failed)
 

@@ -29,7 +29,7 @@ class Stage:
 
     what: str
     progress_file: Path
-    began: float = field(default_factory=time.monotonic)
+    began: float = field(default_factory=lambda: time.monotonic())
     next_mention: float = FIRST_MENTION
     progress: dict[str, Any] = field(default_factory=dict)
 
@@ -178,9 +178,9 @@ def clock(seconds: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A time in words: `41 s`, `1 min 23 s`, `2 h 5 min`."""
+    """A time in words, in its two largest units: `41 s`, `1 min 23 s`, `2 h 5 min`."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+    units = {"h": hours, "min": minutes, "s": rest}
+    words = [f"{count} {unit}" for unit, count in units.items() if count]
+    return " ".join(words[:2]) or "0 s"

@@ -120,6 +120,7 @@ def reproduce(
         if all(job.state == DONE for job in jobs):
             print(f"Nothing to be done.{index}")
             return
+        print(f"Checking study {study.name}, its models and its data.", flush=True)
         _check(study, jobs)
         _mark(where, jobs)
         began = time.monotonic()
@@ -171,6 +172,7 @@ def _run(study: Study, name: str, cores: int, profile: str, jobs: list[Job], log
     if not profile:  # jobs of a cluster outlive this process
         environment[processes.WATCHED] = processes.watched()
     markers = dict.fromkeys(where / job.marker for job in jobs if job.state != DONE)
+    log.parent.mkdir(exist_ok=True)
     print(f"{len(markers)} stages are to be run.", flush=True)
     with console.Board([*markers]) as board, log.open("w", encoding="utf-8") as stream:
         return processes.supervised(

@@ -49,11 +49,16 @@ try:
     {then}
 except KeyboardInterrupt:
     print("kept", flush=True)
+    {last}
 """
 
 
-def supervisor(then: str, scratch: Path) -> "tuple[subprocess.Popen[str], list[int]]":
-    process = python(SUPERVISOR.format(child=CHILD.format(then=then), scratch=str(scratch)))
+def supervisor(
+    then: str, scratch: Path, last: str = "pass"
+) -> "tuple[subprocess.Popen[str], list[int]]":
+    child = CHILD.format(then=then, last=last)
+    code = SUPERVISOR.format(child=child, scratch=str(scratch))
+    process = python(code, stderr=subprocess.PIPE)
     assert process.stdout is not None
     return process, [int(pid) for pid in process.stdout.readline().split()]
 
@@ -96,10 +101,22 @@ def test_what_outlives_its_command_is_ended(tmp_path: Path) -> None:
 def test_an_interrupt_is_passed_on_and_waited_for(tmp_path: Path, number: int) -> None:
     process, (child, inner) = supervisor("time.sleep(600)", tmp_path)
     process.send_signal(number)
-    out, _ = process.communicate(timeout=WAIT)
+    out, errors = process.communicate(timeout=WAIT)
     assert out == "kept\ninterrupted\n"
+    assert errors == "", "a Python that is importing would answer SIGINT with a traceback"
     assert ended(child)
     assert ended(inner)
+
+
+def test_what_is_started_after_an_interrupt_is_ended_too(tmp_path: Path) -> None:
+    last = "subprocess.run(['sleep', '600'])"
+    process, (child, _) = supervisor("time.sleep(600)", tmp_path, last)
+    began = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=WAIT)
+    assert out == "kept\ninterrupted\n"
+    assert time.monotonic() - began < processes.PATIENCE
+    assert ended(child)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the system tells of a parent's end on Linux")

@@ -111,11 +111,33 @@ def test_the_same_command_goes_on(
     assert "Traceback" not in text, text
     if stop == "interrupt" and code:
         assert code == 130
-        assert f"`hialign reproduce {study}` goes on from here" in text
+        assert f"`hialign reproduce {study} --cores 2 --no-book` goes on from here" in text
     code, text = Run(study, temporary).end()
     assert code == 0, text
     assert adapters(outputs) == adapters(undisturbed / "outputs")
     assert left_in(temporary) == []
+
+
+def test_an_interrupt_while_modules_are_imported_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "typer.py").write_text(
+        "print('importing', flush=True)\nimport time; time.sleep(99)"
+    )
+    place = f"{tmp_path}{os.pathsep}{paths.package().parent}"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "hialign.run", "reproduce", "smoke"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": place},
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "importing\n"
+    process.send_signal(signal.SIGINT)
+    _, text = process.communicate(timeout=GRACE)
+    assert process.returncode == 130
+    assert text.strip().splitlines() == [
+        "Interrupted. What is done is kept: `hialign reproduce smoke` goes on from here."
+    ]
 
 
 def test_a_book_that_is_killed_leaves_no_process_and_no_file(

@@ -195,7 +195,7 @@ def test_a_probes_setting_redoes_it_and_what_it_chooses(smoke: Path, tmp_path: P
     done = reproduce(str(changed), "--dry-run")
     stages = ("evaluate", "judge", "respond", "train")
     chosen = [f"{stage}: random-llama, gradient:top30%" for stage in stages]
-    assert planned(done.stdout) == sorted(["book", "probe: gradients, random-llama", *chosen])
+    assert planned(done.stdout) == sorted(["book", "probe-gradients: random-llama", *chosen])
     study = load_study(changed)
     assert probe_status(study, study.models[0], "gradients") == "stale"
     assert cell_status(study.cell(None, "gradient:top30%")) == "stale"
