@@ -147,7 +147,7 @@ class OpenAIJudge:
                 await self._attempt(client, answers)
             except (openai.APIResponseValidationError, json.JSONDecodeError) as error:
                 self.stop_if_hopeless(error)
-                answers.fail("its answer is no completion")
+                answers.fail("its answer is not a completion")
             except openai.APIError as error:
                 self.stop_if_hopeless(error)
                 return answers.refused(self.said(error))

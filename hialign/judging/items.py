@@ -7,7 +7,7 @@ A judge scores each response on the sixteen dimensions of Table 6 (section 4.1, 
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from hialign.engine import models
 from hialign.engine.progress import Progress
@@ -21,6 +21,20 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
+class Counts(TypedDict):
+    """What a run of `judge` did. n = done + failed + reused."""
+
+    n: int
+    done: int
+    failed: int
+    reused: int
+    seconds: float  # of this run
+    usage: dict[str, int]  # tokens of this run
+    cost: float | None  # USD of this run. None without prices.
+    total_usage: dict[str, int]  # tokens of all judgments in the file
+    total_cost: float | None  # USD of all judgments in the file
+
+
 def judge(
     items: Iterable[Mapping[str, Any]],
     settings: JudgeSettings,
@@ -32,7 +46,7 @@ def judge(
     spent: float = 0.0,
     also: Iterable[Path] = (),
     progress: bool = True,
-) -> dict[str, Any]:
+) -> Counts:
     """Judge `items` ({"prompt_id", "prompt", "response"}) and write one line each, in order, to `path`.
 
     Each judgment is on disk before the next is counted (see `ledger`), so a run that was killed
@@ -41,9 +55,7 @@ def judge(
     scores and an "error". It is asked for again the next time, unless `retry_failed` is False.
 
     `spent` (USD) counts towards `max_cost`. A local judge is loaded from the settings unless `model`
-    and `tokenizer` are given. Returns n = done + failed + reused. Of this run alone, it returns
-    seconds, usage (tokens) and cost (USD, None without prices), and of the file total_usage and
-    total_cost.
+    and `tokenizer` are given.
     """
     start = time.monotonic()
     rows = _checked(items)

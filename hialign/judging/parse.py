@@ -19,7 +19,7 @@ MOST_BROKEN = 50  # brackets that open no JSON value, after which a text is give
 _THINKING = re.compile(r"\s*<think(?:ing)?>.*?</think(?:ing)?>", re.DOTALL | re.IGNORECASE)
 _OPENING = re.compile(r"[\[{]")
 _WHOLE_NUMBER = re.compile(r"\s*\d+(?:\.0+)?\s*")
-_CONFLICT = object()  # stands for a key that one JSON object gives two values
+_CONFLICT = object()  # the value of a key that one JSON object has twice, with different values
 
 
 @dataclass
@@ -61,7 +61,7 @@ def parse_scores(text: str, rubric: Rubric) -> Parsed:
         if len(answers) > 1 and _disagree(answers):
             return Parsed(problems=["it holds several answers that differ"])
         if any("{" in text for text in around) or "[" in around[-1]:
-            return Parsed(problems=["around the answer stands what looks like a broken one"])
+            return Parsed(problems=["the text around the answer looks like a broken answer"])
         return checked[-1]
     if answers and not broken:  # well-formed, such as one object per line: nothing needs mending
         whole = [entries for entries in answers if len(entries) >= len(rubric.dimensions)]

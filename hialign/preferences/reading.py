@@ -46,7 +46,7 @@ def read_file(path: Path) -> Iterator[Located]:
             )
         if read is _json_rows and isinstance(row["chosen"], dict) and "0" in row["chosen"]:
             raise HialignError(
-                f"{path}: not a list of pairs but columns: write it anew with `pandas.read_json("
+                f"{path}: not a list of pairs but columns: rewrite it with `pandas.read_json("
                 f"{path.name!r}).to_json('pairs.jsonl', orient='records', lines=True)`"
             )
         yield f"{place} of {path.name}", row
@@ -98,7 +98,7 @@ def _lines(path: Path) -> Iterator[str]:
 def _not_utf8(path: Path, number: int, encoding: str) -> HialignError:
     return HialignError(
         f"{path}, line {number}: cannot be read, because it is not UTF-8 but perhaps {encoding}: "
-        f"write it anew with `Path('new-{path.name}').write_text(Path({path.name!r})"
+        f"rewrite it with `Path('new-{path.name}').write_text(Path({path.name!r})"
         f".read_text({encoding!r}), 'utf-8')`"
     )
 
@@ -138,8 +138,8 @@ def _refuse_object(path: Path, number: int, text: str) -> None:
         whole = json.loads(text)
     except ValueError:
         raise HialignError(
-            f"{path}, line {number}: not JSON: a pair must stand on one line; "
-            f"write it anew with `jq -c . {path.name} > pairs.jsonl`"
+            f"{path}, line {number}: not JSON: a pair must be on one line: "
+            f"rewrite it with `jq -c . {path.name} > pairs.jsonl`"
         ) from None
     raise _not_a_list(path, whole)
 

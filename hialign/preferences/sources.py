@@ -28,9 +28,9 @@ from hialign.study.settings import PreferenceSettings
 UNPACK = "unpack it, and name the file that was in it"
 FOREIGN = {  # formats that are not read, and how to convert them
     **dict.fromkeys((".zip", ".zst", ".bz2", ".xz", ".7z", ".tar", ".tgz"), UNPACK),
-    ".arrow": "write it anew with `datasets.Dataset.from_file({!r}).to_json('pairs.jsonl')`",
+    ".arrow": "rewrite it with `datasets.Dataset.from_file({!r}).to_json('pairs.jsonl')`",
     **{
-        suffix: f"write it anew with `pandas.{read}({{!r}})"
+        suffix: f"rewrite it with `pandas.{read}({{!r}})"
         ".to_json('pairs.jsonl', orient='records', lines=True)`"
         for suffix, read in (
             (".xlsx", "read_excel"),
@@ -78,7 +78,7 @@ def check_source(settings: PreferenceSettings) -> None:
     elif _names_a_path(source):
         elsewhere = os.path.abspath(source)
         raise HialignError(
-            f"preferences.source {source}: there is no such file or folder; relative paths start "
+            f"preferences.source {source}: there is no such file or folder, as relative paths start "
             f"at the repository, and {place} does not exist"
             + (f": write {elsewhere} for the one that does" if os.path.exists(elsewhere) else "")
         )

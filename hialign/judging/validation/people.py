@@ -5,7 +5,7 @@ responses separately. It is right if the preferred one scores higher. Guessing i
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 from hialign.preferences.formats import Pair, transcript
 from hialign.preferences.llmbar import Item, Judged
@@ -65,29 +65,36 @@ def rows(
     for kind, by_id in scores.items():
         preferred = [by_id.get(first["prompt_id"]) for first, _ in pairs]
         other = [by_id.get(second["prompt_id"]) for _, second in pairs]
-        table.append(more | {"score": kind} | agreement(preferred, other))
+        table.append({**more, "score": kind, **agreement(preferred, other)})
     return table
 
 
-def agreement(preferred: Sequence[float | None], other: Sequence[float | None]) -> dict[str, Any]:
-    """How often `preferred` is above `other`: n, accuracy, low, high, ties, missing.
+class Agreement(TypedDict):
+    """How often a judge prefers what people prefer."""
 
-    `accuracy` is a share of the n pairs, in which a tie counts one half. `low` and `high` are its 95%
-    interval (Wilson). Pairs without a score are not among the n, but are counted in `missing`.
-    """
+    n: int  # pairs with both scores
+    accuracy: float | None  # share of the n, in which a tie counts one half
+    low: float | None  # of its 95% interval (Wilson)
+    high: float | None
+    ties: int
+    missing: int  # pairs without both scores
+
+
+def agreement(preferred: Sequence[float | None], other: Sequence[float | None]) -> Agreement:
+    """How often the score of the `preferred` response is above that of the `other` one."""
     pairs = [
         (a, b) for a, b in zip(preferred, other, strict=True) if a is not None and b is not None
     ]
     n, ties = len(pairs), sum(a == b for a, b in pairs)
-    missing = len(preferred) - n
-    if n == 0:
-        nothing = dict.fromkeys(("accuracy", "low", "high"))
-        return {"n": 0} | nothing | {"ties": 0, "missing": missing}
     right = sum(a > b for a, b in pairs) + ties / 2
     low, high = wilson(right, n)
-    figures = {"accuracy": right / n, "low": float(low), "high": float(high)}
-    return (
-        {"n": n} | {k: round(v, 4) for k, v in figures.items()} | {"ties": ties, "missing": missing}
+    return Agreement(
+        n=n,
+        accuracy=round(right / n, 4) if n else None,
+        low=round(low, 4) if n else None,
+        high=round(high, 4) if n else None,
+        ties=ties,
+        missing=len(preferred) - n,
     )
 
 
