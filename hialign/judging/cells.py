@@ -38,7 +38,9 @@ def judge(cell: Cell, *, retry_failed: bool = True) -> dict[str, Any]:
         manifest_path = stage_manifest(cell, "judge")
         manifest_path.unlink(missing_ok=True)
         counts = judge_items(
-            *(items, settings, judgments_file(cell)),
+            items,
+            settings,
+            judgments_file(cell),
             retry_failed=retry_failed,
             spent=spent(cell.study) if settings.max_cost else 0.0,
             also=[judgments_file(c) for c in cell.study.cells() if c != cell],

@@ -64,24 +64,58 @@ class Judgment(TypedDict):
 
 
 STEP_COLUMNS = [
-    *("step", "epoch", "loss", "chosen_reward", "rejected_reward", "reward_accuracy"),
-    *("reward_margin", "grad_norm", "learning_rate", "seconds", "shared_seconds", "tokens"),
+    "step",
+    "epoch",
+    "loss",
+    "chosen_reward",
+    "rejected_reward",
+    "reward_accuracy",
+    "reward_margin",
+    "grad_norm",
+    "learning_rate",
+    "seconds",
+    "shared_seconds",
+    "tokens",
 ]
 CELL_COLUMNS = ["model", "block", "strategy"]
 EVALUATION_COLUMNS = [
-    *("objective", "n"),
-    *("likelihood_accuracy", "likelihood_accuracy_low", "likelihood_accuracy_high"),
-    *("reward_accuracy", "reward_accuracy_low", "reward_accuracy_high"),
-    *("reward_margin", "reward_margin_low", "reward_margin_high"),
+    "objective",
+    "n",
+    "likelihood_accuracy",
+    "likelihood_accuracy_low",
+    "likelihood_accuracy_high",
+    "reward_accuracy",
+    "reward_accuracy_low",
+    "reward_accuracy_high",
+    "reward_margin",
+    "reward_margin_low",
+    "reward_margin_high",
 ]
 DIVERGENCE_COLUMNS = [
-    *("n", "kl", "kl_low", "kl_high"),
-    *("response_tokens", "response_tokens_low", "response_tokens_high"),
+    "n",
+    "kl",
+    "kl_low",
+    "kl_high",
+    "response_tokens",
+    "response_tokens_low",
+    "response_tokens_high",
 ]
 MANIFEST_COLUMNS = [
-    *("status", "layers", "pairs", "steps", "seconds", "shared_seconds", "tokens"),
-    *("peak_memory_bytes", "trained_with"),
-    *("trainable_parameters", "parameters", "device", "seed", "fingerprint", "stale"),
+    "status",
+    "layers",
+    "pairs",
+    "steps",
+    "seconds",
+    "shared_seconds",
+    "tokens",
+    "peak_memory_bytes",
+    "trained_with",
+    "trainable_parameters",
+    "parameters",
+    "device",
+    "seed",
+    "fingerprint",
+    "stale",
 ]
 
 

@@ -24,6 +24,8 @@ STRATEGIES: Mapping[str, str] = {  # Table 1, in the paper's order
     "mid": "Mid-Align",
     "global": "Global-Align",
 }
+OBJECTIVES = ("grammar", "coherence", "factuality")  # of the built-in contrasts
+EXPECTED = {"grammar": "local", "coherence": "mid", "factuality": "global"}  # Hypothesis 2
 
 
 def split_layers(depth: int) -> dict[str, range]:
@@ -196,8 +198,3 @@ def probe_of(block: str) -> str:
 def strategy_of(block: str) -> str:
     """The training condition that a block names (Table 1). Any other block names itself."""
     return STRATEGIES.get(block, block)
-
-
-OBJECTIVES = ("grammar", "coherence", "factuality")
-
-EXPECTED = {"grammar": "local", "coherence": "mid", "factuality": "global"}  # Hypothesis 2
