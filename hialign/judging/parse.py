@@ -43,7 +43,7 @@ def parse_scores(text: str, rubric: Rubric) -> Parsed:
     """The scores in a judge's answer to `rubric`.
 
     Accepted: an array of {"dimension", "score", "reason"}, {dimension: {"score", "reason"}} or
-    {dimension: score}, bare or inside an object; in a code fence, after prose or <think>…</think>.
+    {dimension: score}, bare or inside an object, in a code fence, or after prose or <think>…</think>.
     A broken answer is mended by json-repair if all the scores are there, and flagged.
     """
     text = _THINKING.sub("", text, count=1) if _THINKING.match(text) else text

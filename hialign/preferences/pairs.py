@@ -22,6 +22,7 @@ from hialign.preferences.sources import read_splits
 from hialign.study.blocks import OBJECTIVES
 from hialign.study.digest import json_sha256
 from hialign.study.errors import HialignError
+from hialign.study.load import explain
 from hialign.study.pair_files import HH_RLHF, data_files
 from hialign.study.settings import PreferenceSettings
 
@@ -53,11 +54,11 @@ def load_pairs(source: "str | Path | PreferenceSettings" = HH_RLHF, **settings: 
 
     `source` is one of these:
 
-    - `builtin`;
-    - a file: JSON lines, a JSON array, CSV (all gzipped or not) or parquet;
+    - `builtin`
+    - a file: JSON lines, a JSON array, CSV (all gzipped or not) or parquet
     - a folder with `train.*` or `test.*` in such a format, or with tranches as in hh-rlhf
-      (`<tranche>/<split>.jsonl.gz`);
-    - a set on the hub, such as `Anthropic/hh-rlhf`.
+      (`<tranche>/<split>.jsonl.gz`)
+    - a set on the hub, such as `Anthropic/hh-rlhf`
 
     A relative path starts at the repository. `to_pair` says what a row may look like. Keyword
     arguments are those of `PreferenceSettings` (train, evaluation, seed, subsets, …).
@@ -101,11 +102,7 @@ def _settings(
     try:
         return PreferenceSettings(**values)
     except ValidationError as error:
-        problem = error.errors()[0]
-        key = ".".join(str(part) for part in problem["loc"])
-        raise HialignError(
-            f"preferences.{key}: {problem['msg']} (it is {problem['input']!r})"
-        ) from None
+        raise HialignError(f"preferences.{explain(error, values)}") from None
 
 
 def _usable(split: str, rows: Iterable[Located], report: dict[str, Any]) -> list[Pair]:

@@ -126,7 +126,7 @@ def _parsed(path: Path, number: int, text: str) -> Any:
         return json.loads(text)
     except json.JSONDecodeError as error:
         raise HialignError(
-            f"{path}, line {number + error.lineno - 1}: not JSON ({error}); a file holds one pair "
+            f"{path}, line {number + error.lineno - 1}: not JSON ({error}): write one pair "
             "per line, or one array of pairs"
         ) from None
     except (ValueError, RecursionError) as error:

@@ -101,12 +101,12 @@ def _what_there_is(folder: Path) -> str:
     if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
         split = "['train']" if (folder / "dataset_dict.json").is_file() else ""
         return (
-            f": this is what `save_to_disk` writes; write `datasets.load_from_disk({str(folder)!r})"
+            f": this is what `save_to_disk` writes, so run `datasets.load_from_disk({str(folder)!r})"
             f"{split}.to_parquet({str(folder / 'train.parquet')!r})`"
         )
     names = [p.name for p in sorted(folder.glob("*")) if p.name.endswith(SUFFIXES)]
     if names:
-        return f": it holds {', '.join(names[:5])}; give one of them as preferences.source"
+        return f": it holds {', '.join(names[:5])}, so give one of them as preferences.source"
     return ""
 
 

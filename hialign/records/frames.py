@@ -78,27 +78,18 @@ STEP_COLUMNS = [
     "tokens",
 ]
 CELL_COLUMNS = ["model", "block", "strategy"]
+ENDS = ("", "_low", "_high")  # an estimate and its 95% interval
 EVALUATION_COLUMNS = [
     "objective",
     "n",
-    "likelihood_accuracy",
-    "likelihood_accuracy_low",
-    "likelihood_accuracy_high",
-    "reward_accuracy",
-    "reward_accuracy_low",
-    "reward_accuracy_high",
-    "reward_margin",
-    "reward_margin_low",
-    "reward_margin_high",
+    *(f"likelihood_accuracy{end}" for end in ENDS),
+    *(f"reward_accuracy{end}" for end in ENDS),
+    *(f"reward_margin{end}" for end in ENDS),
 ]
 DIVERGENCE_COLUMNS = [
     "n",
-    "kl",
-    "kl_low",
-    "kl_high",
-    "response_tokens",
-    "response_tokens_low",
-    "response_tokens_high",
+    *(f"kl{end}" for end in ENDS),
+    *(f"response_tokens{end}" for end in ENDS),
 ]
 MANIFEST_COLUMNS = [
     "status",

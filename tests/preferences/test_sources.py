@@ -238,7 +238,7 @@ def test_a_subset_without_files_is_refused(tmp_path: Path) -> None:
 
 def test_a_folder_without_splits_says_what_it_has(tmp_path: Path) -> None:
     write_lines(tmp_path / "dpo.json", hh_rows(2))
-    with refused("it holds dpo.json; give one of them as preferences.source"):
+    with refused("it holds dpo.json, so give one of them as preferences.source"):
         load_pairs(tmp_path)
 
 
