@@ -11,7 +11,7 @@ import json
 import math
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -129,7 +129,7 @@ def _column(cell: Cell, names: Sequence[str], dimensions: Sequence[str]) -> _Col
             judgments[str(row.get("prompt_id"))] = _judgment(row, dimensions)
     column = _Column()
     for name in names:
-        answer = rows.get(name, {})
+        answer: Mapping[str, Any] = rows.get(name) or {}
         response, flags, tokens = answer.get("response"), 0, None
         scores: list[int] = [0] * len(dimensions)
         text: tuple[str, str | list[str] | None] | None = None
@@ -148,7 +148,9 @@ def _column(cell: Cell, names: Sequence[str], dimensions: Sequence[str]) -> _Col
     return column
 
 
-def _judgment(row: dict[str, Any], dimensions: Sequence[str]) -> tuple[list[int], str | list[str]]:
+def _judgment(
+    row: Mapping[str, Any], dimensions: Sequence[str]
+) -> tuple[list[int], str | list[str]]:
     """A judgment's scores (0: none), and its reasons by dimension, or its error if it failed."""
     scores, reasons = row.get("scores") or {}, row.get("reasons") or {}
     points = [_points(scores.get(name)) for name in dimensions]

@@ -1,8 +1,8 @@
 """A judge behind an OpenAI-compatible endpoint.
 
-One owner per layer: the client of `openai` retries transport errors (and honours `Retry-After`);
-this module asks again when an answer cannot be used. What would fail for each item alike (no credit,
-a refused key, an unknown model, no server) stops the run; what concerns one item is its missing value.
+The client of `openai` retries transport errors and honours `Retry-After`. This module asks again when
+an answer cannot be used. An error that every item would meet (no credit, a refused key, an unknown
+model, no server) stops the run. An error of one item is recorded as its missing value.
 """
 
 import asyncio
@@ -29,8 +29,8 @@ Keep = Callable[[Item, Result], None]
 
 TRANSPORT_RETRIES = 6  # by the client, with its backoff of 0.5 to 8 s
 POOL = 8  # connections of one client
-MOST_REFUSALS = 10  # refused items in a row after which the rest would fare no better
-MOST_PAGES = 3  # web pages in place of an answer, from an address that never gave one
+MOST_REFUSALS = 10  # refused items in a row, after which the run stops
+MOST_PAGES = 3  # web pages instead of answers, from an address that has never answered
 
 
 class OpenAIJudge:
@@ -66,11 +66,12 @@ class OpenAIJudge:
         return f"OpenAIJudge({self.settings.name!r}, model={self.settings.model!r})"
 
     def judge(self, items: Sequence[Item], keep: Keep) -> None:
-        """Call `keep(item, result)` for each item, as its result comes in.
+        """Call `keep(item, result)` for each item when its result comes in.
 
-        A result has scores, reasons, attempts, repaired, usage, raw, model, and, where there is no
-        valid answer, "error" and empty scores. HialignError if the run cannot go on; what was in
-        flight is waited for and kept first. Works inside a running event loop too (a notebook's).
+        A result has scores, reasons, attempts, repaired, usage, raw and model. Without a valid answer,
+        it has "error" and empty scores. Raises HialignError if the run cannot continue, after waiting
+        for the requests in flight and keeping their results. Works inside a running event loop too,
+        as in a notebook.
         """
         run(self._judge_all(items, keep))
 
@@ -90,7 +91,7 @@ class OpenAIJudge:
         async with AsyncExitStack() as stack:
             count = min(self.settings.concurrency, len(items))
             self.begin()
-            # A pool looks through all its connections for each request: small ones take less time.
+            # A pool looks through all its connections for each request, so small pools are faster.
             clients = [
                 await stack.enter_async_context(self.client()) for _ in range(0, count, POOL)
             ]
@@ -105,13 +106,13 @@ class OpenAIJudge:
             raise stopped[0]
 
     def begin(self) -> None:
-        """Make what belongs to one event loop."""
+        """Create the objects that belong to one event loop."""
         self._probing = asyncio.Lock()
         self._pace = Pace(self.settings)
         self._budget = Budget(self.settings, self._spent)
 
     def client(self) -> "openai.AsyncOpenAI":
-        """A client that holds requests to the pace and retries what may pass."""
+        """A client that keeps the pace and retries errors that may pass."""
         import openai
 
         async def before(request: Any) -> None:
@@ -137,7 +138,7 @@ class OpenAIJudge:
         )
 
     async def ask(self, client: "openai.AsyncOpenAI", item: Item) -> Result:
-        """The result for one item, after as many attempts as it takes and the settings allow."""
+        """The result for one item, after as many attempts as are needed and allowed."""
         import openai
 
         answers = Answers(self.settings, self.rubric, item, self.dialect)
@@ -146,14 +147,14 @@ class OpenAIJudge:
                 await self._attempt(client, answers)
             except (openai.APIResponseValidationError, json.JSONDecodeError) as error:
                 self.stop_if_hopeless(error)
-                answers.fail("its answer is no completion")
+                answers.fail("its answer is not a completion")
             except openai.APIError as error:
                 self.stop_if_hopeless(error)
                 return answers.refused(self.said(error))
         return answers.result
 
     async def _attempt(self, client: "openai.AsyncOpenAI", answers: Answers) -> None:
-        """One answer. The first finds out, while the others wait, what the server supports."""
+        """One answer. While the first request finds out what the server supports, the others wait."""
         import openai
 
         if not self.dialect.settled:
@@ -163,10 +164,10 @@ class OpenAIJudge:
                         await self._send(client, answers)
                     except openai.APIStatusError as error:
                         if not self.dialect.adapt(error):
-                            self.dialect.format = 0  # it was this item's fault, as far as we know
+                            self.dialect.format = 0  # the item may be to blame, so start over
                             raise
                     else:
-                        self.dialect.settled = self._reached  # a page tells nothing
+                        self.dialect.settled = self._reached  # a web page tells nothing
                         return
         await self._send(client, answers)
 
@@ -174,7 +175,7 @@ class OpenAIJudge:
         body = answers.body()
         size = sum(len(message["content"].encode()) for message in body["messages"])
         async with self._budget.call(size) as usage:
-            # As a plain dict: half of `chat.completions.create`'s time goes into types.
+            # A plain dict, because `chat.completions.create` spends half of its time on types
             completion = await client.post("/chat/completions", cast_to=object, body=body)
             if isinstance(completion, dict):
                 self._reached, self._refusals = True, 0
@@ -186,7 +187,7 @@ class OpenAIJudge:
         self._pace.answered(usage)
 
     def stop_if_hopeless(self, error: Exception) -> None:
-        """Raise HialignError for what would meet every other item too."""
+        """Raise HialignError if every other item would fail in the same way."""
         import openai
 
         status = getattr(error, "status_code", None)
@@ -215,18 +216,18 @@ class OpenAIJudge:
     def stop(self, reason: str) -> HialignError:
         where = f" at {self._place}" if self._place else ""
         return HialignError(
-            f"the judge {self.settings.model}{where} {reason.rstrip('.')}. What is judged so far is "
-            "kept: start again to go on from there"
+            f"the judge {self.settings.model}{where} {reason.rstrip('.')}. All judgments so far are "
+            "kept: run the same command again to continue"
         )
 
     def said(self, error: BaseException) -> str:
-        """The server's own words, on one line, short, without the key."""
+        """The server's own message, shortened to one line without the key."""
         body = getattr(error, "body", None)
         text = body.get("message") if isinstance(body, dict) else None
         return self.clean(" ".join(str(text or error).split()))[:300]
 
     def clean(self, text: str) -> str:
-        """`text` without the key, and such that any file can hold it."""
+        """`text` without the key and without characters that no file can hold."""
         text = text.encode("utf-8", "replace").decode()
         return text.replace(self.key, "[key]") if len(self.key) >= 8 else text
 
@@ -239,7 +240,7 @@ def _is_loopback(host: str | None) -> bool:
 
 
 def run(coroutine: Coroutine[Any, Any, T]) -> T:
-    """`asyncio.run`, in a thread of its own where a loop runs already (notebooks)."""
+    """`asyncio.run`, in another thread if a loop is already running, as in a notebook."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:

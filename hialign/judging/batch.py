@@ -1,16 +1,17 @@
 """A study's judgments through a provider's Batch API: half the price, within a day.
 
-Files are written, submitted, polled and fetched; what failed or expired is queued again. All that a
-killed process needs stands in `batches-<judge>.json` of the study before the step that it describes,
-so that the same command goes on from any state and nothing is submitted, or paid for, twice.
+Files of requests are written, submitted, polled and fetched. Requests that failed or expired are
+queued again. Each step is first written to `batches-<judge>.json` of the study. So the same command
+continues from any state after a kill, and nothing is submitted, or paid for, twice.
 """
 
+import copy
 import json
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast
 
 from hialign.judging.api import TRANSPORT_RETRIES, OpenAIJudge, run
 from hialign.judging.cells import items_of, one_at_a_time
@@ -18,7 +19,8 @@ from hialign.judging.cost import spent
 from hialign.judging.items import paid
 from hialign.judging.ledger import Ledger, key_of
 from hialign.judging.limits import Budget
-from hialign.judging.request import Answers
+from hialign.judging.request import Answers, Result
+from hialign.preferences.llmbar import Item
 from hialign.records.files import read_json, write_json
 from hialign.records.stages import judge_of, judgments_file
 from hialign.records.status import state
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
     import openai
 
 ENDPOINT: Literal["/v1/chat/completions"] = "/v1/chat/completions"
-MOST_REQUESTS = 50_000  # in one batch; OpenAI's limits, of which others' are multiples
+MOST_REQUESTS = 50_000  # in one batch. OpenAI's limits are the smallest of all providers'.
 MOST_BYTES = 190_000_000  # of one file
 ENDED = ("completed", "expired", "cancelled", "failed")
 NOT_ITS_FAULT = ("batch_expired", "batch_cancelled")  # a request that was never tried
@@ -49,10 +51,10 @@ def judge_in_batches(
 
     Each judgment is added to its cell's ledger.
 
-    With `wait` False it returns when all that can be is submitted; the same call later goes on.
-    Returns how many are judged, failed and in flight. HialignError, with all kept, for what stops a
-    run of single calls too. A batch cannot be stopped half-way, so `max_cost` lets out only as many
-    requests as it can pay for at their worst.
+    With `wait` False it returns when all possible requests are submitted, and the same call continues
+    later. Returns how many are judged, failed and in flight. Raises HialignError, with everything kept,
+    for errors that stop a run of single calls too. A batch cannot be stopped half-way, so only as many
+    requests are submitted as `max_cost` can pay for at their highest cost.
     """
     if judge_of(study).backend != "openai":
         raise HialignError(
@@ -74,8 +76,33 @@ def judge_in_batches(
     return counts | {"in_flight": flying}
 
 
+class _Batch(TypedDict):
+    """A batch in flight."""
+
+    input_file_id: str
+    batch_id: str | None  # None until it is known to be submitted
+    keys: list[str]
+    worst: float  # its highest cost in USD
+
+
+class _Unfinished(TypedDict):
+    """The attempts so far at a judgment that has to be asked for again."""
+
+    result: Result
+    problem: str
+
+
+class _State(TypedDict):
+    """The content of `batches-<judge>.json`."""
+
+    batches: list[_Batch]
+    open: dict[str, _Unfinished]  # by key
+    failed: list[str]  # keys that are given up
+    dialect: dict[str, Any] | None  # how the server is asked, once that is known
+
+
 class _Job:
-    """What one call of `judge_in_batches` knows. `state` is what is on disk."""
+    """The data of one call of `judge_in_batches`. `state` is what is on disk."""
 
     def __init__(self, study: Study, cells: Sequence[Cell], say: Callable[[str], None]) -> None:
         self.study = study
@@ -84,17 +111,15 @@ class _Job:
         self.rubric = load_rubric(self.settings.rubric)
         self.judge = OpenAIJudge(self.settings, self.rubric, spent(study))
         self.file = paths.judge_batches(study.name, self.settings.name)
-        # batches: input_file_id, batch_id (None: not known to be submitted), keys, USD at worst.
-        # open: what is known of a request that has to be asked again. failed: given up.
-        self.state: dict[str, Any] = {"batches": [], "open": {}, "failed": [], "dialect": None}
+        self.state = _State(batches=[], open={}, failed=[], dialect=None)
         if self.file.is_file():
-            self.state = read_json(self.file)
-        if found := self.state["dialect"]:
-            self.judge.dialect.__dict__.update(found)
-        self.owners: dict[str, tuple[Cell, dict[str, Any]]] = {}  # by key: equal texts once
+            self.state = cast(_State, read_json(self.file))
+        if dialect := self.state["dialect"]:
+            self.judge.dialect.__dict__.update(dialect)
+        self.owners: dict[str, tuple[Cell, Item]] = {}  # by key. Equal texts are judged once.
         self.done: set[str] = set()
         self.failures: dict[str, Mapping[str, Any]] = {}  # of earlier runs
-        self.wanted: list[str] = []  # of the cells that are asked for; batches may hold others too
+        self.wanted: list[str] = []  # keys of `cells`. Batches may hold others too.
         for cell in study.cells():
             if cell not in cells and not state(cell, "respond").trusted:
                 continue
@@ -108,7 +133,7 @@ class _Job:
                     self.wanted.append(key)
 
     def save(self) -> None:
-        """Everything on disk before the next step."""
+        """Write the state before the next step."""
         write_json(self.file, self.state)
 
     def client(self) -> "openai.OpenAI":
@@ -126,16 +151,17 @@ class _Job:
     # --- fetching --------------------------------------------------------------------------------
 
     def collect(self) -> None:
-        """Take in what has ended; leave the rest in the state."""
+        """Take in the batches that have ended, and leave the others in the state."""
         if not self.state["batches"]:
             return
         with self._told(), self.client() as client:
             for entry in list(self.state["batches"]):
-                if entry["batch_id"] is None and not self._adopt(client, entry):
-                    self.state["batches"].remove(entry)  # it never was submitted
+                batch_id = entry["batch_id"] or self._adopt(client, entry)
+                if batch_id is None:
+                    self.state["batches"].remove(entry)  # it was never submitted
                     self.save()
                     continue
-                batch = client.batches.retrieve(entry["batch_id"])
+                batch = client.batches.retrieve(batch_id)
                 counts = getattr(batch, "request_counts", None)
                 done = f", {counts.completed} of {counts.total}" if counts else ""
                 self.say(f"batch {batch.id}: {batch.status}{done}")
@@ -144,7 +170,7 @@ class _Job:
                 lines = [
                     line
                     for file in (batch.output_file_id, batch.error_file_id)
-                    # not splitlines(): JSON may hold U+2028 and the like as they are
+                    # splitlines() would also split at U+2028, which JSON may hold
                     for line in (client.files.content(file).text.split("\n") if file else ())
                     if line.strip()
                 ]
@@ -155,24 +181,24 @@ class _Job:
                         e.message or "" for e in getattr(batch.errors, "data", None) or []
                     )
                     raise HialignError(
-                        f"the batch {batch.id} was refused: {self.judge.clean(said)[:300]}. What is "
-                        "judged so far is kept: start again to submit the rest anew"
+                        f"the batch {batch.id} was refused: {self.judge.clean(said)[:300]}. All "
+                        "judgments so far are kept: run the same command again to submit the rest"
                     )
                 self._take(entry, lines)
                 self.state["batches"].remove(entry)
                 self.save()
 
-    def _adopt(self, client: "openai.OpenAI", entry: dict[str, Any]) -> bool:
-        """Find the batch of `entry` if it was submitted before its number could be written down."""
+    def _adopt(self, client: "openai.OpenAI", entry: _Batch) -> str | None:
+        """The id of `entry`'s batch if the process was killed between submitting and saving it."""
         for batch in client.batches.list():
             if batch.input_file_id == entry["input_file_id"]:
                 entry["batch_id"] = batch.id
                 self.save()
-                return True
-        return False
+                return batch.id
+        return None
 
-    def _take(self, entry: Mapping[str, Any], lines: list[str]) -> None:
-        """Put the answers in `lines` into the ledgers; what is to be asked again into the state."""
+    def _take(self, entry: _Batch, lines: list[str]) -> None:
+        """Put the answers in `lines` into the ledgers, and unusable ones into the state."""
         fresh: dict[str, dict[str, Any]] = {}
         for text in lines:
             line = json.loads(text)
@@ -185,8 +211,8 @@ class _Job:
             if response.get("status_code") == 200:
                 answers.read(body, self.judge.clean)
             else:
-                found = body.get("error") if isinstance(body, dict) else None
-                said = (found or error or {}).get("message") or response.get("status_code")
+                reason = body.get("error") if isinstance(body, dict) else None
+                said = (reason or error or {}).get("message") or response.get("status_code")
                 answers.fail(f"the request failed: {self.judge.clean(str(said))[:300]}")
             result = answers.result
             if result["scores"] or not answers.open:
@@ -198,9 +224,9 @@ class _Job:
     def _answers(self, key: str) -> Answers:
         """The attempts so far at the judgment `key`."""
         answers = Answers(self.settings, self.rubric, self.owners[key][1], self.judge.dialect)
-        if known := self.state["open"].get(key):
-            answers.result = json.loads(json.dumps(known["result"]))  # the state stays as it is
-            answers.problem = known["problem"]
+        if unfinished := self.state["open"].get(key):
+            answers.result = copy.deepcopy(unfinished["result"])  # the state must not change
+            answers.problem = unfinished["problem"]
         return answers
 
     def _keep(self, fresh: Mapping[str, dict[str, Any]], batch: bool) -> None:
@@ -227,12 +253,12 @@ class _Job:
     def submit(self) -> None:
         """Submit what is neither judged, nor given up, nor in flight."""
         flying = {key for batch in self.state["batches"] for key in batch["keys"]}
-        known = self.done | flying | set(self.state["failed"])
-        todo = [key for key in dict.fromkeys(self.wanted) if key not in known]
+        settled = self.done | flying | set(self.state["failed"])
+        todo = [key for key in dict.fromkeys(self.wanted) if key not in settled]
         if not todo:
             return
         if not self.judge.dialect.settled:
-            # One single call tells whether key and model are right and how the server is asked.
+            # One single call finds out whether key and model are right and what the server supports
             run(self._probe(todo.pop(0)))
             self.state["dialect"] = vars(self.judge.dialect)
             self.save()
@@ -242,12 +268,7 @@ class _Job:
             for path, keys, worst in self._files(todo, Path(scratch)):
                 with path.open("rb") as stream:
                     uploaded = client.files.create(file=stream, purpose="batch")
-                entry = {
-                    "input_file_id": uploaded.id,
-                    "batch_id": None,
-                    "keys": keys,
-                    "worst": worst,
-                }
+                entry = _Batch(input_file_id=uploaded.id, batch_id=None, keys=keys, worst=worst)
                 self.state["batches"].append(entry)
                 self.save()
                 batch = client.batches.create(
@@ -264,8 +285,10 @@ class _Job:
         self._keep({key: result}, batch=False)
 
     def _files(self, todo: list[str], folder: Path) -> Iterator[tuple[Path, list[str], float]]:
-        """Files of requests with their keys and USD at worst, each within the limits; as many as can
-        be paid for at the worst."""
+        """Files of requests, each within the limits, with their keys and their highest cost in USD.
+
+        There are only as many as can be paid for at their highest cost.
+        """
         budget = Budget(self.settings, spent(self.study))
         left = (self.settings.max_cost or float("inf")) - budget.spent
         left -= sum(batch["worst"] for batch in self.state["batches"])
@@ -296,7 +319,7 @@ class _Job:
 
 
 class _Told:
-    """Turns the client's errors into one that says what to do."""
+    """Turns the client's errors into a HialignError that says what to do."""
 
     def __init__(self, judge: OpenAIJudge) -> None:
         self.judge = judge

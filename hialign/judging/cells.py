@@ -1,4 +1,4 @@
-"""The judge's stage of a cell: its responses in, judgments and a manifest out."""
+"""The judge's stage of a cell: reads its responses, writes judgments and a manifest."""
 
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -9,6 +9,7 @@ from hialign.engine.models import locate
 from hialign.judging.cost import spent
 from hialign.judging.items import judge as judge_items
 from hialign.judging.ledger import exclusive, source_of
+from hialign.preferences.llmbar import Item
 from hialign.records import dependencies, files, frames, status
 from hialign.records.files import read_json
 from hialign.records.frames import answered_by
@@ -17,27 +18,29 @@ from hialign.study import paths
 from hialign.study.settings import JudgeSettings
 from hialign.study.study import Cell, Study
 
-Scores = Mapping[str, float]  # of one judgment, by dimension; empty where it failed
+Scores = Mapping[str, float]  # of one judgment by dimension. Empty if it failed.
+SHARED = ("rubric_sha256", "weights_sha256", "revision")  # the same in all judgments of a cell
 
 
 def judge(cell: Cell, *, retry_failed: bool = True) -> dict[str, Any]:
     """Score the cell's responses and leave `judgments-<judge>.jsonl` in its folder.
 
-    Judgments that are on disk for the same response, in this cell or another of the study, are not
-    asked for again. Returns the stage's manifest, which is written last; a response without a valid
-    answer is counted in `failed` and its scores are missing: it is asked for again the next time,
-    unless `retry_failed` is False.
+    Judgments of the same response on disk, in this cell or another of the study, are used again. A
+    response without a valid answer is counted in `failed` and has no scores. It is asked for again the
+    next time, unless `retry_failed` is False. Returns the stage's manifest, which is written last.
     """
     settings = judge_of(cell.study)
     items = items_of(cell)
     with one_at_a_time(cell.study):
         if settings.backend == "local":
-            locate(source_of(settings))  # a model that comes with the package is made first
+            locate(source_of(settings))  # an embedded model is unpacked before it is hashed
         depends = dependencies.depends(cell, "judge")
         manifest_path = stage_manifest(cell, "judge")
         manifest_path.unlink(missing_ok=True)
         counts = judge_items(
-            *(items, settings, judgments_file(cell)),
+            items,
+            settings,
+            judgments_file(cell),
             retry_failed=retry_failed,
             spent=spent(cell.study) if settings.max_cost else 0.0,
             also=[judgments_file(c) for c in cell.study.cells() if c != cell],
@@ -49,8 +52,8 @@ def judge(cell: Cell, *, retry_failed: bool = True) -> dict[str, Any]:
             **depends,
             "files": files.stamps({judgments.name: judgments}),
             "judge": settings.name,
-            **{k: rows[0][k] for k in _SAME if rows and k in rows[0]},
-            # More than one: the provider changed the model behind the name while this ran.
+            **{key: rows[0][key] for key in SHARED if rows and key in rows[0]},
+            # If there are several, the provider changed the model behind the name during the run
             "answered_by": answered_by(rows),
             **counts,
             "peak_memory_bytes": environment.peak_memory_bytes(),
@@ -59,20 +62,21 @@ def judge(cell: Cell, *, retry_failed: bool = True) -> dict[str, Any]:
         return files.write_record(manifest_path, manifest)
 
 
-_SAME = ("rubric_sha256", "weights_sha256", "revision")  # in all records of a cell
-
-
-def items_of(cell: Cell) -> list[dict[str, Any]]:
-    """What there is to judge: prompt_id, prompt and response of each of the cell's responses."""
+def items_of(cell: Cell) -> list[Item]:
+    """The cell's responses as items to judge."""
     status.required(cell, "respond")
-    names = ("prompt_id", "prompt", "response")
     rows = files.read_jsonl(cell.folder / "responses.jsonl")
-    return [{key: row[key] for key in names} for row in rows]
+    return [
+        Item(prompt_id=row["prompt_id"], prompt=row["prompt"], response=row["response"])
+        for row in rows
+    ]
 
 
 def one_at_a_time(study: Study) -> ExitStack:
-    """Hold the study while a judge behind an API works on it: two processes would pass its limits
-    of requests and money together. A local judge has none."""
+    """Lock the study while a judge behind an API works on it.
+
+    Two processes together would exceed the limits of requests and money. A local judge has no limits.
+    """
     stack = ExitStack()
     if study.judge and study.judge.backend == "openai":
         place = paths.judge_lock(study.name)
@@ -82,12 +86,12 @@ def one_at_a_time(study: Study) -> ExitStack:
 
 
 def same_responses(study: Study) -> dict[str, list[tuple[Scores, Scores]]]:
-    """What other judges on disk gave the study's responses, beside its own judge's: by judge.
+    """Scores of the study's judge beside those of another judge on disk, by the other's name.
 
-    Only judgments that are whole and of the responses and rubric of now; the others' settings are
-    those in their manifests.
+    Only complete judgments of the present responses with the present rubric count. The settings of
+    the other judges are those in their manifests.
     """
-    found: dict[str, list[tuple[Scores, Scores]]] = {}
+    pairs: dict[str, list[tuple[Scores, Scores]]] = {}
     for cell in study.cells():
         mine = stage_manifest(cell, "judge")
         if not status.state(cell, "judge").trusted:
@@ -102,8 +106,8 @@ def same_responses(study: Study) -> dict[str, list[tuple[Scores, Scores]]]:
             if status.state(theirs, "judge").trusted:
                 ours, others = _scores(cell), _scores(theirs)
                 both = [(ours[i], others[i]) for i in ours if i in others]
-                found.setdefault(other.name, []).extend(both)
-    return found
+                pairs.setdefault(other.name, []).extend(both)
+    return pairs
 
 
 def _scores(cell: Cell) -> dict[str, Scores]:

@@ -1,4 +1,4 @@
-"""What judging costs: of a record, of a study so far, and, before anything is sent, of what is left."""
+"""What judging costs: one judgment, a study so far, and an estimate of the rest before it is sent."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,26 +12,29 @@ from hialign.study.rubric import load_rubric, messages
 from hialign.study.settings import JudgeSettings, Prices
 from hialign.study.study import Cell, Study
 
-BYTES_PER_TOKEN = 4.0  # of English text in a judge's prompt; measured in tests/test_judge_cost.py
+BYTES_PER_TOKEN = 4.0  # of English in a judge's prompt, checked in tests/judging/test_judge_cost.py
 TOKENS_PER_SCORE = 38  # of an answer: a name, a score and a short reason as JSON
 
 
 def cost_of(usage: Mapping[str, Any], prices: Prices | None, batch: bool = False) -> float | None:
-    """USD for `usage` (prompt_tokens, cached_tokens among them, completion_tokens); None without prices."""
+    """USD for `usage`. None without prices.
+
+    `usage` has prompt_tokens, of which cached_tokens were cached, and completion_tokens.
+    """
     if prices is None:
         return None
     cached = usage.get("cached_tokens", 0)
-    dear = prices.input if prices.cached_input is None else prices.cached_input
-    total = (usage.get("prompt_tokens", 0) - cached) * prices.input + cached * dear
+    cached_price = prices.input if prices.cached_input is None else prices.cached_input
+    total = (usage.get("prompt_tokens", 0) - cached) * prices.input + cached * cached_price
     total += usage.get("completion_tokens", 0) * prices.output
     return float(total / 1e6 * (1 - prices.batch_discount if batch else 1))
 
 
 def spent(study: Study) -> float:
-    """USD for all judgments of the study's judge that are on disk, superseded ones included."""
+    """USD for all judgments of the study's judge on disk, with those that later ones replaced."""
     total = 0.0
     for cell in study.cells() if study.judge else ():
-        costs: dict[Any, float] = {}  # an answer after a failed one carries what that had cost
+        costs: dict[Any, float] = {}  # an answer after a failed one includes the cost of that
         for row in Ledger(judgments_file(cell)).all():
             name = (row.get("prompt_id"), row.get("key"))
             costs[name] = max(costs.get(name, 0.0), row.get("cost") or 0.0)
@@ -40,13 +43,15 @@ def spent(study: Study) -> float:
 
 
 def estimate(study: Study) -> pd.DataFrame:
-    """What is left to judge of `study`: a row a model, and one for all.
+    """What is left to judge of `study`: one row per model, and one for all. Nothing is sent.
 
-    Columns: model, responses, judged, calls, prompt_tokens, completion_tokens, cost, cost_batch,
-    cost_at_most (USD; the last if every call has to be asked `attempts` times for an answer of
-    `max_tokens`). `attrs["basis"]` says what the tokens rest on: the study's own judgments, once
-    there are some; before, the sizes of its real prompts at `BYTES_PER_TOKEN`, and responses as long
-    as the ones that exist, else as `responses.max_new_tokens` allows. Nothing is sent.
+    Columns: model, responses, judged, calls, prompt_tokens, completion_tokens, cost, cost_batch and
+    cost_at_most. Costs are in USD. `cost_at_most` assumes that every call has to be asked `attempts`
+    times for an answer of `max_tokens`.
+
+    `attrs["basis"]` says where the numbers of tokens come from. If the study has judgments, it is
+    those. Before, prompts are counted at `BYTES_PER_TOKEN`, and missing responses are assumed to be as
+    long as existing ones, or as `responses.max_new_tokens` allows.
     """
     from hialign.preferences.formats import transcript
     from hialign.preferences.pairs import load_pairs
@@ -54,12 +59,11 @@ def estimate(study: Study) -> pd.DataFrame:
     settings = judge_of(study)
     rubric = load_rubric(settings.rubric)
     identity = identity_of(settings)
-    # Over the whole study: equal responses to a prompt are judged once.
+    # Over the whole study, because equal responses to a prompt are judged once
     done = {key for cell in study.cells() for key in Ledger(judgments_file(cell)).judged()}
     written = [(cell, _responses(cell)) for cell in study.cells()]
-    known = [row for _, found in written for row in found or []]
-    unwritten = any(found is None for _, found in written)
-    lengths = [len(row["response"].encode()) for row in known]
+    lengths = [len(row["response"].encode()) for _, rows in written for row in rows or []]
+    unwritten = any(rows is None for _, rows in written)
     longest = study.responses.max_new_tokens * BYTES_PER_TOKEN
     filler = "x" * int(sum(lengths) / len(lengths) if lengths else longest)
     prompts: list[dict[str, Any]] = []
@@ -72,7 +76,8 @@ def estimate(study: Study) -> pd.DataFrame:
     for model in study.models:
         row: dict[str, Any] = {"model": model.label, "responses": 0, "judged": 0, "calls": 0}
         size = 0
-        for items in (prompts if r is None else r for c, r in written if c.model == model):
+        of_model = [responses for cell, responses in written if cell.model == model]
+        for items in (prompts if responses is None else responses for responses in of_model):
             keys = [key_of(settings, rubric.sha256, item, identity) for item in items]
             left = [item for item, key in zip(items, keys, strict=True) if key not in done]
             row["responses"] += len(items)
@@ -107,7 +112,7 @@ def _responses(cell: Cell) -> list[dict[str, Any]] | None:
 
 
 def _measured(study: Study, settings: JudgeSettings, rubric: Any) -> tuple[float, float, str]:
-    """Tokens per byte of prompt, tokens of an answer, and in words where they come from."""
+    """Tokens per byte of prompt, tokens of an answer, and where both come from in words."""
     size = asked = answered = calls = 0
     for cell in study.cells():
         texts = {row["prompt_id"]: row for row in _responses(cell) or []}

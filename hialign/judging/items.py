@@ -1,9 +1,13 @@
-"""A judge scores every response on the sixteen dimensions of Table 6 (section 4.1, Appendix D)."""
+"""Judging a list of responses into one file, by whichever judge the settings name.
+
+A judge scores each response on the sixteen dimensions of Table 6 (section 4.1, Appendix D).
+`hialign.judging.cells` calls this for the responses of a cell, and `validation` for its own.
+"""
 
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from hialign.engine import models
 from hialign.engine.progress import Progress
@@ -17,6 +21,20 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
+class Counts(TypedDict):
+    """What a run of `judge` did. n = done + failed + reused."""
+
+    n: int
+    done: int
+    failed: int
+    reused: int
+    seconds: float  # of this run
+    usage: dict[str, int]  # tokens of this run
+    cost: float | None  # USD of this run. None without prices.
+    total_usage: dict[str, int]  # tokens of all judgments in the file
+    total_cost: float | None  # USD of all judgments in the file
+
+
 def judge(
     items: Iterable[Mapping[str, Any]],
     settings: JudgeSettings,
@@ -28,18 +46,16 @@ def judge(
     spent: float = 0.0,
     also: Iterable[Path] = (),
     progress: bool = True,
-) -> dict[str, Any]:
-    """Judge `items` ({"prompt_id", "prompt", "response"}) and write a line each, in order, to `path`.
+) -> Counts:
+    """Judge `items` ({"prompt_id", "prompt", "response"}) and write one line each, in order, to `path`.
 
-    Each judgment is on disk before the next is counted (see `ledger`), so that a run that was
-    stopped or killed goes on where it was; what is there for the same judge, rubric, settings,
-    prompt and response, in `path` or the files `also`, is not asked for again. A response that got
-    no valid answer has empty scores and an "error": a missing value, asked for again the next time,
-    unless `retry_failed` is False.
+    Each judgment is on disk before the next is counted (see `ledger`), so a run that was killed
+    continues where it was. A judgment in `path`, or in the files `also`, is used again if judge,
+    rubric, settings, prompt and response are the same. A response without a valid answer has empty
+    scores and an "error". It is asked for again the next time, unless `retry_failed` is False.
 
     `spent` (USD) counts towards `max_cost`. A local judge is loaded from the settings unless `model`
-    and `tokenizer` are given. Returns n = done + failed + reused; of this run alone, its seconds,
-    usage (tokens) and cost (USD, None without prices); and total_usage and total_cost of the file.
+    and `tokenizer` are given.
     """
     start = time.monotonic()
     rows = _checked(items)
@@ -51,13 +67,10 @@ def judge(
     keys = {row["prompt_id"]: key_of(settings, rubric.sha256, row, identity) for row in rows}
     fresh: dict[Any, Record] = {}
     with Ledger(path) as ledger:
-        known = ledger.start(keys, also)
-        failed_before = {i for i, r in known.items() if not r.get("scores")}
-        todo = [
-            row
-            for row in rows
-            if row["prompt_id"] not in known or (retry_failed and row["prompt_id"] in failed_before)
-        ]
+        earlier = ledger.start(keys, also)
+        failed_before = {name for name, record in earlier.items() if not record.get("scores")}
+        settled = earlier.keys() - failed_before if retry_failed else earlier.keys()
+        todo = [row for row in rows if row["prompt_id"] not in settled]
         if todo:
             backend = _backend(settings, rubric, model, tokenizer, spent)
             with Progress(
@@ -71,36 +84,40 @@ def judge(
 
                 def keep(item: Mapping[str, Any], result: dict[str, Any]) -> None:
                     name = item["prompt_id"]
-                    before = known.get(name, {}) if name in failed_before else {}
+                    before = earlier.get(name, {}) if name in failed_before else {}
                     record = {"prompt_id": name, **result, **common, "key": keys[name]}
                     record = paid(record, settings, before)
                     ledger.add(record)
                     fresh[name] = record
                     so_far["failed"] += not record["scores"]
                     so_far["cost"] += record.get("cost", 0.0) - before.get("cost", 0.0)
-                    bar.set_postfix_str(_told(so_far, settings), refresh=False)
+                    bar.set_postfix_str(_postfix(so_far, settings), refresh=False)
                     bar.update()
 
                 backend.judge(todo, keep)
-        everything = known | fresh
-        ledger.finish(everything[row["prompt_id"]] for row in rows)
-    failed = sum(not record["scores"] for record in everything.values())
+        records = earlier | fresh
+        ledger.finish(records[row["prompt_id"]] for row in rows)
+    failed = sum(not record["scores"] for record in records.values())
     done = sum(bool(record["scores"]) for record in fresh.values())
-    counts: dict[str, Any] = {"n": len(rows), "done": done, "failed": failed}
-    counts["reused"] = len(rows) - done - failed
-    counts["seconds"] = round(time.monotonic() - start, 3)
-    # A record of a response that had failed before carries what that had cost.
-    earlier = [known[name] for name in fresh if name in failed_before]
-    counts["usage"] = _usage(fresh.values(), earlier)
-    counts["cost"] = _cost(fresh.values(), earlier, settings)
-    counts["total_usage"] = _usage(everything.values())
-    return counts | {"total_cost": _cost(everything.values(), (), settings)}
+    # A record of a response that had failed before includes the cost of that
+    replaced = [earlier[name] for name in fresh if name in failed_before]
+    return {
+        "n": len(rows),
+        "done": done,
+        "failed": failed,
+        "reused": len(rows) - done - failed,
+        "seconds": round(time.monotonic() - start, 3),
+        "usage": _usage(fresh.values(), replaced),
+        "cost": _cost(fresh.values(), replaced, settings),
+        "total_usage": _usage(records.values()),
+        "total_cost": _cost(records.values(), (), settings),
+    }
 
 
 def paid(
     record: Record, settings: JudgeSettings, before: Mapping[str, Any], batch: bool = False
 ) -> Record:
-    """`record` with its cost, and with what a failed one `before` it had used and cost."""
+    """`record` with its cost, plus the usage and cost of a failed one `before` it."""
     cost = cost_of(record["usage"], settings.prices, batch)
     usage = _usage([record, before])
     if cost is not None or before.get("cost") is not None:
@@ -111,6 +128,7 @@ def paid(
 def _usage(
     rows: Iterable[Mapping[str, Any]], less: Iterable[Mapping[str, Any]] = ()
 ) -> dict[str, int]:
+    """Tokens of the records `rows`, without those of the records `less`."""
     total: dict[str, int] = {}
     for sign, group in ((1, rows), (-1, less)):
         for record in group:
@@ -120,15 +138,15 @@ def _usage(
 
 
 def _cost(rows: Iterable[Record], less: Iterable[Record], settings: JudgeSettings) -> float | None:
-    """USD; None if neither the records nor the settings know of prices."""
+    """USD for `rows` without `less`. None if neither the records nor the settings have prices."""
     costs = [record.get("cost") for record in rows]
     if settings.prices is None and not any(costs):
         return None
     return round(sum(c or 0.0 for c in costs) - sum(r.get("cost") or 0.0 for r in less), 6)
 
 
-def _told(so_far: Mapping[str, float], settings: JudgeSettings) -> str:
-    """What a progress bar says besides its rate and the time left."""
+def _postfix(so_far: Mapping[str, float], settings: JudgeSettings) -> str:
+    """What a progress bar shows besides its rate and the time left."""
     parts = [f"{so_far['failed']:.0f} failed"] if so_far["failed"] else []
     if settings.prices:
         of = f" of {settings.max_cost:g}" if settings.max_cost else ""
@@ -153,18 +171,18 @@ def _backend(
 
 
 def _checked(items: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The items, or HialignError: texts are needed, and identifiers that name one item each."""
+    """The items. Raises HialignError if one lacks a text or shares its prompt_id with another."""
     rows = list(items)
-    seen = set()
+    names = set()
     for number, row in enumerate(rows, 1):
         for name in ("prompt_id", "prompt", "response"):
             if name not in row:
                 raise HialignError(f"item {number} to judge has no {name!r}")
             if not isinstance(row[name], str) and (name, type(row[name])) != ("prompt_id", int):
                 raise HialignError(
-                    f"{name} of item {number} to judge is no text: {row[name]!r:.40}"
+                    f"{name} of item {number} to judge is not text: {row[name]!r:.40}"
                 )
-        if row["prompt_id"] in seen:
+        if row["prompt_id"] in names:
             raise HialignError(f"two items to judge have the prompt_id {row['prompt_id']!r}")
-        seen.add(row["prompt_id"])
+        names.add(row["prompt_id"])
     return rows

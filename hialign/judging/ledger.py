@@ -1,9 +1,9 @@
-"""The judgments of one file: nothing is lost, nothing is paid for twice.
+"""The judgments of one file, of which none is lost and none is paid for twice.
 
-Three files hold them. `judgments-<judge>.jsonl` is the whole, in the order of the responses, written
-when all are there. Until then each judgment goes to the end of `….partial.jsonl` as it comes in.
-What no longer fits (other responses or settings) moves to `….earlier.jsonl`, where it is found again
-if they come back.
+Three files hold them. `judgments-<judge>.jsonl` has all judgments in the order of the responses, and is
+written when all are there. Until then each judgment is appended to `….partial.jsonl` when it comes in.
+Judgments of other responses or settings move to `….earlier.jsonl`, and are used again if these come
+back.
 """
 
 import json
@@ -29,7 +29,7 @@ def key_of(
     item: Mapping[str, Any],
     identity: Mapping[str, str] | None = None,
 ) -> str:
-    """What a judgment depends on, in 16 hex digits: model, rubric, sampling, prompt and response.
+    """A hash (16 hexadecimal digits) of model, rubric, sampling, prompt and response of a judgment.
 
     `identity` tells a local judge's weights from any others.
     """
@@ -46,8 +46,10 @@ def key_of(
 
 
 def identity_of(settings: JudgeSettings, model: Any = None) -> dict[str, str]:
-    """The weights of a local judge: its sha256 or revision; {} for an API, or where only memory has
-    the `model`."""
+    """The sha256 of a local judge's weights, or its revision.
+
+    Empty for an API, and for a `model` that exists only in memory.
+    """
     if settings.backend != "local":
         return {}
     if model is None:
@@ -65,7 +67,10 @@ def source_of(settings: JudgeSettings) -> ModelSettings:
 
 
 class Ledger:
-    """Read it as it is; `with ledger:` before `start`, `add` and `finish`, one process at a time."""
+    """The three files of judgments. Reading needs no lock.
+
+    `start`, `add` and `finish` need `with ledger:`, which one process at a time can hold.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -74,7 +79,7 @@ class Ledger:
         self._open = ExitStack()
 
     def all(self) -> list[Record]:
-        """Every record, the newest of a key and prompt last."""
+        """Every record. The newest of a key and prompt comes last."""
         return [r for path in (self.earlier, self.path, self.partial) for r in lines(path)]
 
     def judged(self) -> set[str]:
@@ -92,10 +97,10 @@ class Ledger:
         self._open.close()
 
     def start(self, keys: Mapping[Any, str], also: Iterable[Path] = ()) -> dict[Any, Record]:
-        """What is known of the items that `keys` names by prompt_id; ready to `add` the others.
+        """The records of the items that `keys` names by prompt_id. The others can then be added.
 
-        A failed judgment is among them, without scores, if there is no valid one of the same key.
-        Valid ones are also taken from the files `also`: equal responses get equal scores.
+        A failed judgment, without scores, is among them if there is no valid one of the same key.
+        Valid ones are also taken from the files `also`, because equal responses get equal scores.
         """
         wanted = set(keys.values())
         earlier, whole, partial = (lines(p) for p in (self.earlier, self.path, self.partial))
@@ -103,7 +108,7 @@ class Ledger:
         present = {record.get("key") for record in earlier}
         self._append(self.earlier, [r for r in others if r.get("key") not in present])
         if any(record.get("key") not in wanted for record in whole):
-            # It must not stand for what it does not judge.
+            # The complete file must not hold judgments of other responses
             self._append(self.partial, [r for r in whole if r.get("key") in wanted])
             self.path.unlink()
         own: dict[Any, Record] = {}
@@ -117,15 +122,16 @@ class Ledger:
                 valid[str(record.get("key"))] = record
         elsewhere = {k for i, k in keys.items() if not own.get(i, {}).get("scores")} - set(valid)
         for path in also if elsewhere else ():
-            found = (r for r in Ledger(path).all() if r.get("key") in elsewhere and r.get("scores"))
-            valid |= {r["key"]: r for r in found}
+            for record in Ledger(path).all():
+                if record.get("key") in elsewhere and record.get("scores"):
+                    valid[record["key"]] = record
         for name, key in keys.items():
             if key in valid and not own.get(name, {}).get("scores"):
                 own[name] = _shared(valid[key], name)
         return own
 
     def add(self, record: Record) -> None:
-        """Put `record` on disk (a killed process loses nothing that was added)."""
+        """Put `record` on disk. A killed process loses nothing that was added."""
         if not hasattr(self, "_stream"):
             self._stream = self._open.enter_context(self.partial.open("a", encoding="utf-8"))
             self._stream.write("\n" if _torn(self.partial) else "")
@@ -133,7 +139,7 @@ class Ledger:
         self._stream.flush()
 
     def finish(self, rows: Iterable[Record]) -> None:
-        """Write the whole file, in the order of `rows`, and drop the partial one."""
+        """Write the complete file, in the order of `rows`, and delete the partial one."""
         write_jsonl(self.path, map(_checked, rows))
         self.partial.unlink(missing_ok=True)
 
@@ -146,42 +152,45 @@ class Ledger:
 
 
 def _shared(record: Record, prompt_id: Any) -> Record:
-    """`record` for another item with the same prompt and response: it was paid for once."""
+    """`record` for another item with the same prompt and response, which costs nothing more."""
     return record | {"prompt_id": prompt_id, "usage": {}, "cost": 0.0, "shared": True}
 
 
 def exclusive(stack: ExitStack, path: Path, doing: str) -> None:
-    """Hold the lock `path` until `stack` ends; HialignError if another process has it.
+    """Hold the lock `path` until `stack` ends. Raises HialignError if another process holds it.
 
-    The system lets it go when a process ends, however it does.
+    The system releases the lock when the process ends, even by a kill.
     """
     lock = FileLock(path, timeout=0)
     try:
         stack.enter_context(lock)
     except Timeout:
         raise HialignError(
-            f"another process is {doing}: wait for its end, or stop it; what it judged is kept"
+            f"another process is {doing}: wait for its end, or stop it, which loses no judgment"
         ) from None
 
 
 def _checked(record: Record) -> Record:
-    """`record` with a checksum of the rest of it, by which a changed line is found out."""
+    """`record` with a checksum of the rest of it, which reveals a changed line."""
     plain = {name: value for name, value in record.items() if name != "check"}
     return plain | {"check": sha256_of(json.dumps(plain, sort_keys=True))[:16]}
 
 
 def lines(path: Path) -> list[Record]:
-    """The records in `path`, without lines that a killed process left half written, and without
-    those that were changed since they were written: both are asked for again."""
-    found = []
+    """The valid records in `path`.
+
+    Lines that a killed process left incomplete, and lines that were changed after they were written,
+    are left out. Their judgments are asked for again.
+    """
+    records = []
     for line in path.read_bytes().splitlines() if path.is_file() else []:
         try:
             record = json.loads(line)
         except ValueError:
             continue
         if isinstance(record, dict) and ("check" not in record or _checked(record) == record):
-            found.append(record)
-    return found
+            records.append(record)
+    return records
 
 
 def _torn(path: Path) -> bool:

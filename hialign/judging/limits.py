@@ -1,4 +1,4 @@
-"""What bounds a run of calls: requests and tokens a minute, pauses that a server asks for, money."""
+"""The limits of a run of calls: requests and tokens per minute, the server's pauses, and money."""
 
 import asyncio
 import contextlib
@@ -11,16 +11,16 @@ from hialign.judging.cost import BYTES_PER_TOKEN, cost_of
 from hialign.study.errors import HialignError
 from hialign.study.settings import JudgeSettings
 
-LONGEST_PAUSE = 120.0  # seconds; what a server asks for beyond it is not worth waiting for
+LONGEST_PAUSE = 120.0  # seconds, even if a server asks for more
 
 
 class Pace:
-    """Holds requests back: retries of the client count too, as they do for the server."""
+    """Delays requests. Retries of the client count too, as they do for the server."""
 
     def __init__(self, settings: JudgeSettings) -> None:
         self._requests = self._tokens = None
         if per_minute := settings.requests_per_minute:
-            # A bucket of one second's worth (at least one): no burst at the start of a minute.
+            # The bucket holds the requests of one second (at least one), to avoid bursts
             period = max(1.0, 60 / per_minute)
             self._requests = AsyncLimiter(per_minute * period / 60, period)
         if per_minute := settings.tokens_per_minute:
@@ -31,7 +31,7 @@ class Pace:
         self._calls = 0
 
     async def wait(self, size: int) -> None:
-        """Until a request of `size` bytes may go out."""
+        """Wait until a request of `size` bytes may be sent."""
         loop = asyncio.get_running_loop()
         while (pause := self._open_at - loop.time()) > 0:
             await asyncio.sleep(pause)
@@ -42,8 +42,7 @@ class Pace:
             await self._tokens.acquire(min(expected, self._tokens.max_rate))
 
     def refused(self, retry_after: str | None) -> None:
-        """Two requests refused in a row are no accident: what they are told (`Retry-After`, in
-        seconds) then holds for all."""
+        """Count a refused request. After two in a row, all requests obey `Retry-After` (seconds)."""
         self._refused += 1
         if self._refused < 2:
             return
@@ -60,10 +59,10 @@ class Pace:
 
 
 class Budget:
-    """Money that may still be spent: a call is let out only if all in flight can be paid in full.
+    """The money that may still be spent. A call is sent only if all calls in flight can be paid.
 
-    A call is reserved at its worst, an answer of `max_tokens`; its prompt at the most tokens per
-    byte that were seen so far.
+    The highest cost of each call is reserved. It assumes an answer of `max_tokens` and, for the
+    prompt, the most tokens per byte that were seen so far.
     """
 
     def __init__(self, settings: JudgeSettings, spent: float = 0.0) -> None:
@@ -72,15 +71,16 @@ class Budget:
         self._reserved = 0.0
         self._flying = 0
         self._settled = asyncio.Condition()
-        # Two bytes a token until a call has told: the languages that take most of them.
+        # Two bytes per token, as in the languages with most tokens, until a call reports its number
         self._density = 1 / 2
         self._told = False
 
     @contextlib.asynccontextmanager
     async def call(self, size: int) -> AsyncIterator[dict[str, int]]:
-        """A call of `size` bytes; its usage is put into what this yields.
+        """A call of `size` bytes. The caller puts its usage into the dict that this yields.
 
-        Waits while calls in flight might still leave enough. HialignError where they cannot.
+        It waits while the calls in flight may cost less than reserved and so leave enough. Raises
+        HialignError if they cannot.
         """
         usage: dict[str, int] = {}
         prices, limit = self.settings.prices, self.settings.max_cost
@@ -110,15 +110,15 @@ class Budget:
                     self._settled.notify_all()
 
     def worst(self, size: int, batch: bool = False) -> float:
-        """USD that a call of `size` bytes may take."""
+        """The highest cost in USD of a call of `size` bytes."""
         usage: dict[str, Any] = {"prompt_tokens": size * self._density}
         usage["completion_tokens"] = self.settings.max_tokens
         return cost_of(usage, self.settings.prices, batch) or 0.0
 
     def passed(self, worst: float) -> HialignError:
-        """What to say when the next call, which may take `worst` USD, could pass the limit."""
+        """The error if the next call, which may cost `worst` USD, could exceed the limit."""
         return HialignError(
             f"the judge {self.settings.name} stops before max_cost: {self.spent:.4f} of "
-            f"{self.settings.max_cost:g} USD are spent, and the next call may take {worst:.4f}. What "
-            "is judged so far is kept: raise judge.max_cost and start again to go on from there"
+            f"{self.settings.max_cost:g} USD are spent, and the next call may take {worst:.4f}. All "
+            "judgments so far are kept: raise judge.max_cost and run the same command again to continue"
         )

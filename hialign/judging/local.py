@@ -1,9 +1,10 @@
 """A judge without a key: the expected score of a local model.
 
-For each dimension the model is asked for a score, and the probabilities of the tokens 1 to 5 weigh
-them (as in G-Eval, https://arxiv.org/abs/2303.16634): no sampling, no parsing. The prompt runs from
-what is fixed (rubric and baseline) over the item to the dimension, so that each pass serves all
-that come after it. How good such a judge is must be measured: see hialign.judging.validation.validate.
+For each dimension the model is asked for a score, and the scores 1 to 5 are weighted by the
+probabilities of their tokens, as in G-Eval (https://arxiv.org/abs/2303.16634). Nothing is sampled or
+parsed. The prompt begins with what is fixed (rubric and baseline), then has the item, then the
+dimension, so that the cache of each part serves all that follow it. How good such a judge is must be
+measured by hialign.judging.validation.validate.
 """
 
 import copy
@@ -21,11 +22,11 @@ if TYPE_CHECKING:
     from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 BATCH = 16  # dimensions at a time: all of Table 6
-PLACEHOLDER = "@@the item stands here@@"  # for finding the place in any chat template
+PLACEHOLDER = "@@the item stands here@@"  # marks the place of the item in any chat template
 
 
 class LocalJudge:
-    """Scores with `model`, in process. Attention-only models; others have no cache to share."""
+    """Scores with `model` in this process. Only attention models have a cache that can be shared."""
 
     def __init__(
         self,
@@ -50,7 +51,7 @@ class LocalJudge:
         items: Sequence[Mapping[str, Any]],
         keep: Callable[[Mapping[str, Any], dict[str, Any]], None] | None = None,
     ) -> list[dict[str, Any]]:
-        """A result for each item, in order; `keep(item, result)` is called after each."""
+        """A result for each item, in order. `keep(item, result)` is called after each."""
         results = []
         for item in items:
             results.append(self.score(item["prompt"], item["response"]))
@@ -61,9 +62,9 @@ class LocalJudge:
     def score(self, prompt: str, response: str) -> dict[str, Any]:
         """The expected score (a real number from 1 to 5) of each dimension.
 
-        "distribution" has the probabilities of 1 to 5, which sum to 1; "raw" the share of all
-        probability that the five had together (near 0: the model would rather have said something
-        else); "truncated" says that the item did not fit the context.
+        "distribution" has the probabilities of 1 to 5, scaled to sum to 1. "raw" has the probability
+        of the five together before that. Near 0, the model would rather have written something else.
+        "truncated" says that the item did not fit the context.
         """
         import torch
 
@@ -87,17 +88,12 @@ class LocalJudge:
         result["raw"] = json.dumps({"probability of 1 to 5 together": mass})
         return result | ({"truncated": True} if truncated else {})
 
-    def prompt_ids(self, prompt: str, response: str, dimension: str) -> list[int]:
-        """All the tokens after which the model is asked for the score of `dimension`."""
-        suffix = self._suffixes[list(self.rubric.dimensions).index(dimension)]
-        return self._fixed + self._item(prompt, response)[0] + suffix
-
     # --- forward passes ------------------------------------------------------------------------
 
     def _prefill(self, item: list[int]) -> "tuple[DynamicCache, int]":
-        """A cache of the fixed part and `item`, and how many tokens went through the model for it.
+        """A cache of the fixed part and `item`, and how many tokens the model read for it.
 
-        The fixed part goes through once in the life of this judge.
+        The model reads the fixed part once in the life of this judge.
         """
         from transformers import DynamicCache
 
@@ -121,11 +117,11 @@ class LocalJudge:
             parts = [self._suffixes[start : start + BATCH] for start in batches]
             last = torch.cat([self._as_batch(part, cache, past) for part in parts])
         chosen = torch.tensor(self._digits, device=last.device)  # [dimension, 5]
-        found: list[list[float]] = last.float().softmax(-1).gather(1, chosen).double().tolist()
-        return found
+        rows: list[list[float]] = last.float().softmax(-1).gather(1, chosen).double().tolist()
+        return rows
 
     def _takes_any_mask(self) -> bool:
-        """Whether a mask of ours replaces the model's: every layer attends to all before it."""
+        """Whether our mask can replace the model's, as every layer attends to all earlier tokens."""
         config = self.model.config.get_text_config()
         layers = set(getattr(config, "layer_types", None) or ["full_attention"])
         windowed = getattr(config, "sliding_window", None) and not hasattr(config, "layer_types")
@@ -133,9 +129,11 @@ class LocalJudge:
         return layers == {"full_attention"} and not windowed and kernel in ("sdpa", "eager")
 
     def _as_branches(self, cache: "DynamicCache", past: int) -> "torch.Tensor":
-        """Logits after each suffix, [dimension, vocabulary]: all suffixes in one sequence, each as a
-        branch of its own that sees `past` and itself. On a CPU twice as fast as a batch, which
-        copies the cache for each row."""
+        """Logits after each suffix, [dimension, vocabulary], from one sequence of all suffixes.
+
+        Each suffix is a branch that sees the `past` tokens in the cache and itself. On a CPU this is
+        twice as fast as a batch, which copies the cache for each row.
+        """
         import torch
 
         model, lengths = self.model, torch.tensor([len(suffix) for suffix in self._suffixes])
@@ -159,17 +157,18 @@ class LocalJudge:
     def _as_batch(
         self, suffixes: list[list[int]], shared: "DynamicCache", past: int
     ) -> "torch.Tensor":
-        """Logits after each of `suffixes`, [suffix, vocabulary]: a row each, for any attention.
+        """Logits after each of `suffixes`, [suffix, vocabulary], from one row each.
 
-        Padded on the right: what a row attends to lies together, as windowed attention needs it.
+        This works with any attention. Rows are padded on the right, so that what a row attends to is
+        contiguous, as windowed attention needs it.
         """
         import torch
 
         cache = copy.deepcopy(shared)
         cache.batch_repeat_interleave(len(suffixes))
         ends = torch.tensor([len(suffix) - 1 for suffix in suffixes])
-        kept, place = torch.unique(ends, return_inverse=True)  # logits at these positions only
-        logits = self._forward(suffixes, cache, past, kept)  # [suffix, kept, vocabulary]
+        positions, place = torch.unique(ends, return_inverse=True)
+        logits = self._forward(suffixes, cache, past, positions)  # [suffix, position, vocabulary]
         return logits[torch.arange(len(suffixes)), place]
 
     def _forward(
@@ -177,10 +176,12 @@ class LocalJudge:
         rows: list[list[int]],
         cache: "DynamicCache",
         past: int,
-        kept: "torch.Tensor | None" = None,
+        positions: "torch.Tensor | None" = None,
     ) -> "torch.Tensor":
-        """Logits of `rows` after `past` cached tokens, at the positions `kept` (default: the last),
-        [row, kept, vocabulary]; fills `cache`."""
+        """Logits of `rows` after `past` cached tokens, [row, position, vocabulary]. Fills `cache`.
+
+        `positions` are those of the logits that are needed (default: the last).
+        """
         import torch
 
         device = self.model.device
@@ -194,15 +195,18 @@ class LocalJudge:
             position_ids=(past + torch.arange(width, device=device)).expand(len(rows), -1),
             past_key_values=cache,
             use_cache=True,
-            logits_to_keep=1 if kept is None else kept.to(device),
+            logits_to_keep=1 if positions is None else positions.to(device),
         )
         return output.logits
 
     # --- tokens --------------------------------------------------------------------------------
 
     def _around_the_item(self) -> tuple[list[int], list[int]]:
-        """The tokens before an item (the fixed text in a user's turn) and after it (its end, and
-        the start of the answer), by the tokenizer's chat template if it has one."""
+        """The tokens before an item and after it, by the tokenizer's chat template if it has one.
+
+        Before it is the fixed text in a user's turn, after it the end of that turn and the start of
+        the answer.
+        """
         rubric = self.rubric
         fixed = texts.LOCAL_FIXED.format(
             baseline_prompt=rubric.baseline_prompt,
@@ -218,21 +222,21 @@ class LocalJudge:
             [{"role": "user", "content": fixed + PLACEHOLDER}],
             "the rubric",
             add_generation_prompt=True,
-            enable_thinking=False,  # for templates that know it: the answer comes at once
+            enable_thinking=False,  # templates that know this option then ask for the answer at once
         )
-        before, found, after = rendered.partition(PLACEHOLDER)
-        if not found or PLACEHOLDER in after:
+        before, marker, after = rendered.partition(PLACEHOLDER)
+        if not marker or PLACEHOLDER in after:
             raise HialignError(
-                f"the chat template of the judge {self.name} does not show the user's text once, "
-                "as it is: give another model, or the template in judge's model folder a look"
+                f"the chat template of the judge {self.name} does not show the user's text exactly "
+                "once and unchanged: use another model, or mend the template in its folder"
             )
         return self._ids(before), self._ids(after)
 
     def _item(self, prompt: str, response: str) -> tuple[list[int], bool]:
         """The tokens between the fixed part and the dimension, and whether they had to be cut.
 
-        What does not fit the context is cut from the end of the response; from the start of the
-        prompt only where that alone takes more than half of the room.
+        An item that does not fit the context is cut from the end of the response. If the prompt alone
+        takes more than half of the room, it is cut from its start.
         """
         question = self._ids(neutralized(prompt), untrusted=True)
         answer = self._ids(neutralized(response), untrusted=True)
@@ -246,7 +250,7 @@ class LocalJudge:
             if room < 2:
                 raise HialignError(
                     f"the rubric does not fit the context of the judge {self.name} "
-                    f"({context} tokens): take another model or shorten the rubric"
+                    f"({context} tokens): use another model or shorten the rubric"
                 )
             if truncated := len(question) + len(answer) > room:
                 for_question = max(room // 2, room - len(answer))
@@ -257,8 +261,8 @@ class LocalJudge:
     def _suffix(self, dimension: str) -> tuple[list[int], list[int]]:
         """The tokens that ask for `dimension`, and the five tokens that would be its scores.
 
-        Tokenizers differ in whether a space belongs to the digit after it, is a token, or is
-        neither; so both ways are tried on the text as a whole.
+        In some tokenizers a space belongs to the digit after it, in others it is a token, or neither.
+        So the text is tried with and without the space.
         """
         text = texts.LOCAL_SUFFIX.format(dimension=dimension)
         for space in (" ", ""):
@@ -272,6 +276,6 @@ class LocalJudge:
         )
 
     def _ids(self, text: str, untrusted: bool = False) -> list[int]:
-        """Token ids; in untrusted text the name of a special token is plain text."""
+        """Token ids. In untrusted text the name of a special token is plain text."""
         options = {"split_special_tokens": True} if untrusted else {}
         return list(self.tokenizer(text, add_special_tokens=False, **options)["input_ids"])

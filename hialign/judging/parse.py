@@ -1,8 +1,8 @@
-"""A judge's answer -> scores, or what is wrong with it. Nothing is ever guessed.
+"""Reads the scores from a judge's answer, or says what is wrong with it. Nothing is guessed.
 
-The response under judgment may hold a planted answer that the judge echoes. So the judge's own is
-the last one, and it counts only if nothing else in the text speaks against it: a second answer that differs,
-or remains of a broken or cut-off one, make the judgment invalid (it is asked again).
+The response under judgment may hold a planted answer that the judge repeats. So the judge's own is the
+last one, and it counts only if nothing else in the text contradicts it. A second answer that differs,
+or the remains of a broken or cut-off one, make the judgment invalid, and it is asked for again.
 """
 
 import json
@@ -15,16 +15,16 @@ from hialign.study.rubric import SCORES, Rubric
 
 LONGEST_ANSWER = 50_000  # characters without the thinking; a judgment has about 3,000
 LONGEST_REASON = 300  # characters
-MOST_BROKEN = 50  # brackets that open nothing, before a text is given up (each costs time)
+MOST_BROKEN = 50  # brackets that open no JSON value, after which a text is given up
 _THINKING = re.compile(r"\s*<think(?:ing)?>.*?</think(?:ing)?>", re.DOTALL | re.IGNORECASE)
 _OPENING = re.compile(r"[\[{]")
 _WHOLE_NUMBER = re.compile(r"\s*\d+(?:\.0+)?\s*")
-_CONFLICT = object()  # stands for a key that one JSON object gives two values
+_CONFLICT = object()  # the value of a key that one JSON object has twice, with different values
 
 
 @dataclass
 class Parsed:
-    """`scores` is complete or empty; `problems` says why it is empty."""
+    """`scores` is complete or empty. `problems` says why it is empty."""
 
     scores: dict[str, int] = field(default_factory=dict)
     reasons: dict[str, str] = field(default_factory=dict)
@@ -43,7 +43,7 @@ def parse_scores(text: str, rubric: Rubric) -> Parsed:
     """The scores in a judge's answer to `rubric`.
 
     Accepted: an array of {"dimension", "score", "reason"}, {dimension: {"score", "reason"}} or
-    {dimension: score}, bare or inside an object; in a code fence, after prose or <think>…</think>.
+    {dimension: score}, bare or inside an object, in a code fence, or after prose or <think>…</think>.
     A broken answer is mended by json-repair if all the scores are there, and flagged.
     """
     text = _THINKING.sub("", text, count=1) if _THINKING.match(text) else text
@@ -61,17 +61,20 @@ def parse_scores(text: str, rubric: Rubric) -> Parsed:
         if len(answers) > 1 and _disagree(answers):
             return Parsed(problems=["it holds several answers that differ"])
         if any("{" in text for text in around) or "[" in around[-1]:
-            return Parsed(problems=["around the answer stands what looks like a broken one"])
+            return Parsed(problems=["the text around the answer looks like a broken answer"])
         return checked[-1]
-    if answers and not broken:  # well-formed: one object a line, or wrong; there is nothing to mend
+    if answers and not broken:  # well-formed, such as one object per line: nothing needs mending
         whole = [entries for entries in answers if len(entries) >= len(rubric.dimensions)]
         return _check(whole[-1] if whole else [e for a in answers for e in a], rubric)
     return _mended(text, rubric)
 
 
 def _answers(text: str, rubric: Rubric) -> tuple[list[list[_Entry]], list[str], int]:
-    """Every outermost JSON value in `text` that reads as an answer, in order; the text between,
-    before and after JSON values; and how many brackets opened none."""
+    """The outermost JSON values in `text` that are answers, the text around them, and broken brackets.
+
+    Answers are in order. The text is in pieces: before, between and after the JSON values. A bracket
+    is broken if it opens no JSON value.
+    """
     decoder = json.JSONDecoder(object_pairs_hook=_object)
     answers: list[list[_Entry]] = []
     around: list[str] = []
@@ -102,14 +105,14 @@ def _disagree(answers: list[list[_Entry]]) -> bool:
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """A JSON object in which a key with two different values is a conflict, not the last one."""
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for key, value in pairs:
-        found[key] = value if key not in found or found[key] == value else _CONFLICT
-    return found
+        values[key] = value if key not in values or values[key] == value else _CONFLICT
+    return values
 
 
 def _entries(value: Any, rubric: Rubric, depth: int = 0) -> list[_Entry]:
-    """What `value` says of dimensions; nothing if it is no answer."""
+    """What `value` says about dimensions. Empty if it is not an answer."""
     if isinstance(value, list):
         rows = [row for row in value if isinstance(row, dict) and "dimension" in row]
         return [_Entry(str(r["dimension"]), r.get("score"), r.get("reason")) for r in rows]
@@ -127,14 +130,14 @@ def _entries(value: Any, rubric: Rubric, depth: int = 0) -> list[_Entry]:
         ]
     if depth < 2:  # an object around the answer
         inner = [e for e in (_entries(v, rubric, depth + 1) for v in value.values()) if e]
-        # {"scores": {…}, "reasons": {…}}: what has no number in it is not the answer
+        # Of {"scores": {…}, "reasons": {…}}, only the part with numbers is the answer
         scored = [e for e in inner if any(_number(entry.score) is not None for entry in e)]
         return [entry for entries in scored or inner for entry in entries]
     return []
 
 
 def _check(entries: list[_Entry], rubric: Rubric) -> Parsed:
-    """`entries` as scores if each dimension has exactly one valid score; else the problems."""
+    """`entries` as scores if each dimension has exactly one valid score, otherwise the problems."""
     names = {_plain(name): name for name in rubric.dimensions}
     scores: dict[str, int] = {}
     reasons: dict[str, str] = {}
@@ -166,7 +169,7 @@ def _check(entries: list[_Entry], rubric: Rubric) -> Parsed:
 
 
 def _mended(text: str, rubric: Rubric) -> Parsed:
-    """The answer as json-repair mends it: fences, missing commas and brackets, a cut-off end."""
+    """The answer after json-repair has mended fences, missing commas and brackets, or a cut-off end."""
     import json_repair
 
     start = _OPENING.search(text)
@@ -191,7 +194,7 @@ def _plain(name: str) -> str:
 
 
 def _number(value: Any) -> int | None:
-    """A whole number, also as 3.0 or "3"; None for anything else."""
+    """A whole number, also from 3.0 or "3". None for anything else."""
     if isinstance(value, bool):
         return None
     if isinstance(value, str):

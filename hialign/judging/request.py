@@ -1,4 +1,4 @@
-"""What is sent to a judge behind an API, and what its answer says; for single calls and batches."""
+"""Requests to a judge behind an API, and its answers, for single calls and for batches."""
 
 import random
 from collections.abc import Callable, Mapping
@@ -12,16 +12,16 @@ if TYPE_CHECKING:
     import openai
 
 Item = Mapping[str, Any]  # prompt_id, prompt, response
-Result = dict[str, Any]  # a record without what judge() adds
+Result = dict[str, Any]  # a judgment without the keys that items.judge adds
 
-FORMATS = ("json_schema", "json_object", "plain")  # tried in this order; support differs by server
-OPTIONAL = ("temperature", "seed")  # what some models refuse; left out then, and recorded
+FORMATS = ("json_schema", "json_object", "plain")  # tried in this order, as servers differ
+OPTIONAL = ("temperature", "seed")  # left out, and recorded as such, if a model refuses them
 NO_CREDIT = ("insufficient_quota", "billing_hard_limit_reached", "Arrearage")  # error codes
 LONGEST_RAW = 20_000  # characters of an answer that are kept
 
 
 class Dialect:
-    """How a server wants to be asked; found out with the first request."""
+    """Which parameters and formats a server supports. The first request finds out."""
 
     def __init__(self) -> None:
         self.format = 0  # index in FORMATS
@@ -30,7 +30,7 @@ class Dialect:
         self.settled = False  # whether all this is known to work
 
     def adapt(self, error: "openai.APIStatusError") -> bool:
-        """Whether there is another way to put the request that this server may take."""
+        """Change the request so that the server may accept it. False if there is nothing to change."""
         if error.status_code not in (400, 422, 500, 501) or code_of(error) in NO_CREDIT:
             return False
         text = str(error)
@@ -47,7 +47,7 @@ class Dialect:
     def body(
         self, settings: JudgeSettings, rubric: Rubric, item: Item, problem: str
     ) -> dict[str, Any]:
-        """The request for one judgment; `problem` says what was wrong with the answer before."""
+        """The request for one judgment. `problem` says what was wrong with the last answer."""
         order = order_of(settings, rubric, item)
         body: dict[str, Any] = {
             "model": settings.model,
@@ -67,8 +67,7 @@ class Dialect:
 
 
 def order_of(settings: JudgeSettings, rubric: Rubric, item: Item) -> list[str] | None:
-    """The dimensions in the order in which they are asked, the same for all answers to a prompt;
-    None for the rubric's own."""
+    """The order of the dimensions, the same for all answers to a prompt. None for the rubric's."""
     if settings.dimension_order == "fixed":
         return None
     names = list(rubric.dimensions)
@@ -77,7 +76,7 @@ def order_of(settings: JudgeSettings, rubric: Rubric, item: Item) -> list[str] |
 
 
 class Answers:
-    """The attempts at one judgment: reads each answer until one has valid scores."""
+    """The attempts at one judgment. Each answer is read until one has valid scores."""
 
     def __init__(
         self, settings: JudgeSettings, rubric: Rubric, item: Item, dialect: Dialect
@@ -102,9 +101,9 @@ class Answers:
         return self.dialect.body(self.settings, self.rubric, self.item, self.problem)
 
     def read(self, completion: Any, clean: Callable[[str], str]) -> dict[str, int]:
-        """Take in a completion (JSON of the API; or a page in its place) and return its usage.
+        """Take in a completion (the API's JSON, or a web page instead) and return its usage.
 
-        `clean` takes the key out of a text.
+        `clean` removes the key from a text.
         """
         body: dict[str, Any] = completion if isinstance(completion, dict) else {}
         usage = _usage_of(body)
@@ -140,7 +139,7 @@ class Answers:
         return usage
 
     def fail(self, problem: str) -> None:
-        """Count an attempt that gave no scores; the next request says why."""
+        """Count an attempt that gave no scores. The next request says why."""
         self.result["attempts"] += 1
         self.problem = problem
         tried = self.result["attempts"]
@@ -154,19 +153,19 @@ class Answers:
 
 
 def _usage_of(body: Mapping[str, Any]) -> dict[str, int]:
-    """prompt_tokens, completion_tokens and, where told, how many of the former were cached."""
+    """prompt_tokens, completion_tokens and, if reported, how many of the former were cached."""
     usage = body.get("usage")
     if not isinstance(usage, dict):
         return {}
-    found = {name: usage.get(name) for name in ("prompt_tokens", "completion_tokens")}
+    counts = {name: usage.get(name) for name in ("prompt_tokens", "completion_tokens")}
     details = usage.get("prompt_tokens_details")
     if isinstance(details, dict) and details.get("cached_tokens"):
-        found["cached_tokens"] = details["cached_tokens"]
-    return {name: n if isinstance(n, int) else 0 for name, n in found.items()}
+        counts["cached_tokens"] = details["cached_tokens"]
+    return {name: n if isinstance(n, int) else 0 for name, n in counts.items()}
 
 
 def code_of(error: Exception) -> str:
-    """The server's code or type of an error; "" where there is none."""
+    """The server's code or type of an error. Empty if it has neither."""
     body = getattr(error, "body", None)
     kind = body.get("type") if isinstance(body, dict) else None
     return str(getattr(error, "code", None) or kind or "")

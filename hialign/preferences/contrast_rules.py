@@ -1,7 +1,7 @@
-"""What `contrasts.py` may do to a response: word lists and rules, an objective at a time.
+"""What `contrasts.py` may do to a response: word lists and rules for each objective.
 
-Regular expressions over small word lists, run sentence by sentence: there is no parser, and they
-are written to leave a text alone rather than to damage it in another respect.
+The rules are regular expressions over small word lists, applied sentence by sentence. There is no
+parser. A rule leaves a text alone if it might damage it in another respect.
 """
 
 from __future__ import annotations
@@ -158,7 +158,8 @@ _CONDITION = re.compile(r"\b(?:if|when|because|since|although|while|as|until|unl
 
 
 def _scaled(number: str, factor: float) -> str:
-    """`number` times `factor` in the same format; '' for 1 (its noun is singular) or no fit."""
+    """`number` times `factor` in the same format. Empty if that is 1, whose noun is singular, or if
+    the format cannot hold it."""
     value = float(number.replace(",", "")) * factor
     scaled = f"{value:{',' if ',' in number else ''}.{len(number.partition('.')[2])}f}"
     exact = abs(float(scaled.replace(",", "")) - value) < 1e-9
@@ -166,7 +167,7 @@ def _scaled(number: str, factor: float) -> str:
 
 
 def _wrong_number(m: re.Match[str], rng: random.Random) -> str | None:
-    """Years moved back; other numbers (both ends of a range alike) doubled, trebled or halved."""
+    """Moves years back, and doubles, trebles or halves other numbers, both ends of a range alike."""
     before, after = m.string[: m.start()], m.string[m.end() :]
     if not before and after[:1] in {".", ")"}:  # the number of a list's item
         return None
@@ -184,7 +185,7 @@ def _wrong_number(m: re.Match[str], rng: random.Random) -> str | None:
 
 
 def _negated(m: re.Match[str], rng: random.Random) -> str | None:
-    """'not' put in or taken out, unless the sentence is a question, a condition or negated."""
+    """Adds or removes 'not', unless the sentence is a question, a condition or negated already."""
     if m.string.endswith("?") or _CONDITION.search(m.string[: m.start()]):
         return None
     if m[0] != m[1]:
@@ -238,18 +239,18 @@ def keeps_article(text: str, edit: Edit) -> bool:
 
 
 def wrong_names(text: str, rng: random.Random) -> list[Edit]:
-    """Each known name exchanged for another of its kind, wherever it stands in the response."""
+    """Exchanges each name of the lists for another of its kind, wherever the response has it."""
     edits = []
     for line in _NAMES.splitlines():
         names = [name.replace("_", " ") for name in line.split()]
-        found: dict[str, list[tuple[int, int]]] = defaultdict(list)
+        spans_of: dict[str, list[tuple[int, int]]] = defaultdict(list)
         for name in (name for name in names if name[1:] in text):
             word = rf"\b[{name[0]}{name[0].upper()}]{name[1:]}\b(?!-| [A-Z])"  # not part of a name
             for m in re.finditer(
                 none_before("New North South East West Mount Lake San") + word, text
             ):
-                found[name].append(m.span())
-        for spans in found.values() if len(found) < len(names) else ():
-            new = rng.choice([name for name in names if name not in found])
+                spans_of[name].append(m.span())
+        for spans in spans_of.values() if len(spans_of) < len(names) else ():
+            new = rng.choice([name for name in names if name not in spans_of])
             edits.append(Edit("name", tuple((a, b, like(text[a], new)) for a, b in spans)))
     return edits

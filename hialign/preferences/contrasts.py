@@ -2,14 +2,14 @@
 
 Hypothesis 2 of the paper (section 3) says that each objective's gradient concentrates in one
 block: grammar in Local, coherence in Mid, factuality in Global. Ordinary preference pairs mix the
-objectives, so they cannot test it. Here the rejected response is the chosen one, damaged so:
+objectives, so they cannot test it. Here the rejected response is the chosen one, damaged in one way:
 
-- grammar: wrong agreement, tense, articles, word order, case; same facts, same sentences in order;
-- coherence: sentences moved, connectives broken, a foreign sentence; each sentence stays good;
-- factuality: wrong numbers, names, opposites, negations; fluent, same sentences in order.
+- grammar: wrong agreement, tense, articles, word order or case. Facts and sentences stay.
+- coherence: moved sentences, broken connectives, a foreign sentence. Each sentence stays good.
+- factuality: wrong numbers, names, opposites or negations. The text stays fluent and in order.
 
-It keeps the chosen one's length within 10% and follows from the arguments alone. What may
-be done to a text stands in `contrast_rules.py`.
+The length stays within 10%, and the arguments alone decide the result. `contrast_rules.py` says what
+may be done to a text.
 """
 
 import hashlib
@@ -42,11 +42,11 @@ from hialign.study.errors import HialignError
 
 
 class ContrastRefused(HialignError):
-    """No contrast of this objective can be made from this response; the message says why."""
+    """No contrast of this objective can be made from this response. The message says why."""
 
 
 def _grammar(text: str, rng: random.Random) -> str:
-    """About one mistake a sentence (or sixteen words), at most two in one."""
+    """About one mistake per sentence (or per sixteen words), and at most two in one sentence."""
     count = max(2, len(sentence_spans(text)), count_words(text) // 16)
     edits = find_edits(GRAMMAR, text, rng)
     return apply_edits(
@@ -55,7 +55,7 @@ def _grammar(text: str, rng: random.Random) -> str:
 
 
 def _coherence(text: str, rng: random.Random, foreign: Sequence[str]) -> str:
-    """Connectives broken, one sentence replaced by a foreign one, sentences in another order."""
+    """Breaks connectives, replaces a sentence by a foreign one, and reorders the sentences."""
     spans = sentence_spans(text)
     n = len(spans)
     if n < 2:
@@ -81,22 +81,22 @@ def _coherence(text: str, rng: random.Random, foreign: Sequence[str]) -> str:
         i, other = rng.choice(fits)
         broken[i] = other
 
-    def kept(order: list[int]) -> tuple[bool, int, int]:
-        """What `order` leaves as it was: the first sentence, neighbours, places."""
+    def unchanged(order: list[int]) -> tuple[bool, int, int]:
+        """What `order` leaves as it was: the first sentence, neighbours, positions."""
         neighbours = sum(order[k + 1] == order[k] + 1 for k in range(n - 1))
         return order[0] == 0, neighbours, sum(i == k for k, i in enumerate(order))
 
-    order = min([[*range(1, n), 0], *(rng.sample(range(n), n) for _ in range(30))], key=kept)
+    order = min([[*range(1, n), 0], *(rng.sample(range(n), n) for _ in range(30))], key=unchanged)
     moved = "".join(broken[i] + gap for i, gap in zip(order, [*gaps, ""], strict=True))
     return text[: spans[0][0]] + moved + text[spans[-1][1] :]
 
 
 def _factuality(text: str, rng: random.Random, errors: Sequence[Mapping[str, str]]) -> str:
-    """The hand-written errors, or else about two automatic ones in three sentences."""
+    """Makes the hand-written errors, or else about two automatic ones per three sentences."""
     edits = []
     for error in errors:
-        found = re.finditer(rf"(?<!\w){re.escape(error['from'])}(?!\w)", text)
-        edits.append(Edit("by hand", tuple((m.start(), m.end(), error["to"]) for m in found)))
+        places = re.finditer(rf"(?<!\w){re.escape(error['from'])}(?!\w)", text)
+        edits.append(Edit("by hand", tuple((m.start(), m.end(), error["to"]) for m in places)))
         if not edits[-1].spans:
             raise ContrastRefused(f"factuality: the response does not say {error['from']!r}")
     if errors:
@@ -106,7 +106,7 @@ def _factuality(text: str, rng: random.Random, errors: Sequence[Mapping[str, str
         return apply_edits(chosen, text)
     edits = find_edits(FACTS, text, rng) + wrong_names(text, rng)
     edits = [edit for edit in edits if keeps_article(text, edit)]
-    # one to a sentence, since two wrong opposites can make it right again
+    # One per sentence, because two wrong opposites can make it right again
     count = max(2, round(2 / 3 * len(sentence_spans(text))))
     return apply_edits(choose_edits(edits, text, rng, count, 1, "negation"), text)
 
@@ -124,10 +124,10 @@ def contrast(
 ) -> str:
     """`response` made worse in `objective` alone.
 
-    `errors`: hand-written factual errors, {"from": text in the response, "to": wrong text}; used
-    (all, or at least two where the length allows no more) instead of automatic ones.
-    `foreign`: sentences of other responses, one of which may take a sentence's place (coherence).
-    Raises ContrastRefused when there is nothing to damage or the length would change by over 10%.
+    `errors` are hand-written factual errors, {"from": text in the response, "to": wrong text}. They
+    replace automatic ones. All are made, or at least two if the length allows no more.
+    `foreign` are sentences of other responses, one of which may replace a sentence (coherence).
+    Raises ContrastRefused if there is nothing to damage or the length would change by over 10%.
     """
     if objective not in OBJECTIVES:
         raise HialignError(f"objective {objective!r} is not one of {', '.join(OBJECTIVES)}")
@@ -155,8 +155,8 @@ def contrast_pairs(
 ) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
     """Pairs and refusals for `rows` (id, topic, split, prompt, response, errors) x `objectives`.
 
-    A pair: id, objective, topic, prompt, chosen, rejected. A refusal: id, objective, reason.
-    Foreign sentences come from the two rows before and after in the SAME split, so that no
+    A pair has id, objective, topic, prompt, chosen and rejected. A refusal has id, objective and
+    reason. Foreign sentences come from the two rows before and after in the same split, so that no
     sentence leaks from training into evaluation.
     """
     by_split: dict[str, list[Mapping[str, Any]]] = defaultdict(list)

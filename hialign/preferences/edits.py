@@ -21,7 +21,7 @@ FINISHED = re.compile(r"[.!?…][\"')\]”’*]*$")
 
 
 def _closed(text: str) -> bool:
-    """Whether a sentence can end here: no abbreviation, no open quotation or bracket."""
+    """Whether a sentence can end here, outside abbreviations, quotations and brackets."""
     pairs = text.count("“") == text.count("”") and text.count("(") == text.count(")")
     return pairs and text.count('"') % 2 == 0 and not _ABBREVIATION.search(text)
 
@@ -29,7 +29,7 @@ def _closed(text: str) -> bool:
 def sentence_spans(text: str) -> list[tuple[int, int]]:
     """(start, end) of each sentence of `text`, in order.
 
-    A line break always ends a sentence; a full stop inside quotation marks or brackets does not.
+    A line break always ends a sentence. A full stop inside quotation marks or brackets does not.
     """
     spans = []
     for line in re.finditer(r"[^\n]+", text):
@@ -53,18 +53,18 @@ def count_words(text: str) -> int:
 
 
 def like(old: str, new: str) -> str:
-    """`new` with the capital that `old` begins with, if it does."""
+    """`new`, with a capital if `old` begins with one."""
     return new[:1].upper() + new[1:] if old[:1].isupper() else new
 
 
 def any_of(words: Iterable[str]) -> str:
-    """A pattern for any of `words`, whole (not a part of a hyphenated word)."""
+    """A pattern for any of `words`, but not as a part of a hyphenated word."""
     longest_first = sorted(words, key=lambda word: (-len(word), word))
     return rf"(?<![\w'’-])(?:{'|'.join(longest_first)})(?![\w'’-])"
 
 
 def none_before(words: str) -> str:
-    """The condition that none of `words` stands before."""
+    """A pattern that fails directly after any of `words`."""
     return "".join(rf"(?<!\b{word} )" for word in words.split())
 
 
@@ -78,7 +78,7 @@ def word_pairs(text: str, separator: str | None = None) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Edit:
-    """One mistake: replacements (start, end, new text) in the response that go together."""
+    """One mistake: replacements (start, end, new text) in the response that belong together."""
 
     kind: str
     spans: tuple[tuple[int, int, str], ...]
@@ -99,7 +99,7 @@ def rule(kind: str, pattern: str, replace: Replace | str) -> Rule:
 
 
 def table(kind: str, table: Mapping[str, str], before: str = "", after: str = "") -> Rule:
-    """A rule that looks a word up; `before` and `after` are kept as they are."""
+    """A rule that looks a word up. What `before` and `after` match stays as it is."""
 
     def replace(m: re.Match[str], rng: random.Random) -> str | None:
         new = table.get(m["word"].lower())  # None: a letter such as the long s, which matches s
@@ -109,7 +109,7 @@ def table(kind: str, table: Mapping[str, str], before: str = "", after: str = ""
 
 
 def find_edits(rules: Sequence[Rule], text: str, rng: random.Random) -> list[Edit]:
-    """Every edit that `rules` allow; names (capitals inside a sentence) and quotations stay."""
+    """Every edit that `rules` allow. Names (capitals inside a sentence) and quotations stay."""
     edits = []
     for begin, end in sentence_spans(text):
         sentence = text[begin:end]
@@ -128,7 +128,10 @@ def find_edits(rules: Sequence[Rule], text: str, rng: random.Random) -> list[Edi
 def choose_edits(
     edits: list[Edit], text: str, rng: random.Random, count: int, per_sentence: int, rare: str = ""
 ) -> list[Edit]:
-    """Up to `count` edits within the length, spread over sentences and kinds (`rare` ones last)."""
+    """Up to `count` edits within the length limit, spread over sentences and kinds.
+
+    The kinds named in `rare` are used last.
+    """
     spans, limit = sentence_spans(text), int(LENGTH_TOLERANCE * count_words(text))
     added = {
         e: sum(count_words(new) - count_words(text[a:b]) for a, b, new in e.spans) for e in edits

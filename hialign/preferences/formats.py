@@ -1,7 +1,7 @@
-"""A row of a preference set as messages, whichever of the formats in use it has.
+"""Turns a row of a preference set, in any format in use, into messages.
 
-A pair is `{"id", "objective", "prompt", "chosen", "rejected"}` with messages
-(`[{"role", "content"}]`) in the last three: TRL's conversational preference format.
+A pair is `{"id", "objective", "prompt", "chosen", "rejected"}` in TRL's conversational preference
+format, with messages (`[{"role", "content"}]`) in the last three.
 """
 
 import re
@@ -15,7 +15,7 @@ Pair = dict[str, Any]
 
 TURN = re.compile(r"\n\n(Human|Assistant):")
 ROLES = {"Human": "user", "Assistant": "assistant"}
-# A prompt that is all of a transcript but the last answer
+# A prompt that is a transcript without its last answer
 CUT = re.compile(r"\s*Human:.*\n\nAssistant:\s*$", re.DOTALL)
 # What ShareGPT and LLaMA-Factory call the roles
 SPEAKERS = {"human": "user", "gpt": "assistant"} | {r: r for r in ("user", "assistant", "system")}
@@ -23,16 +23,16 @@ NO_PROMPT = "no common prompt"
 
 
 class UnusablePair(ValueError):
-    """A pair that is well-formed JSON but no preference; the message is a category to count."""
+    """A pair that is well-formed but expresses no preference. The message is a category to count."""
 
 
 def prompt_id(prompt: Sequence[Message]) -> str:
-    """A stable short name for a prompt: 12 hexadecimal digits of its sha256."""
+    """A stable short name for a prompt, 12 hexadecimal digits of its sha256."""
     return json_sha256(list(prompt), 12)
 
 
 def parse_transcript(text: str) -> list[Message]:
-    """An hh-rlhf transcript as messages; turns of one speaker in a row become one.
+    """An hh-rlhf transcript as messages. Consecutive turns of one speaker become one.
 
     Raises UnusablePair if it does not begin with the human and end with the assistant.
     """
@@ -48,7 +48,7 @@ def parse_transcript(text: str) -> list[Message]:
 
 
 def _turns(text: str) -> list[tuple[str, str]]:
-    """The turns of a transcript as they stand: (role, content)."""
+    """The turns of a transcript as they are written: (role, content)."""
     head, *parts = TURN.split(text)
     if head.strip() or not parts:
         raise UnusablePair("not a transcript")
@@ -58,14 +58,15 @@ def _turns(text: str) -> list[tuple[str, str]]:
 def to_pair(row: dict[str, Any]) -> tuple[list[Message], list[Message], list[Message]]:
     """`prompt, chosen, rejected` as messages from a row in one of these formats.
 
-    - TRL's preference formats: with or without a prompt of its own, strings or messages. Messages
+    - TRL's preference formats, with or without a separate prompt, as strings or messages. Messages
       may have ShareGPT's keys (`from`, `value`) in place of `role` and `content`.
     - hh-rlhf's transcripts.
-    - LLaMA-Factory's: `conversations` (or `messages`) before one message each in `chosen` and
-      `rejected`, or `instruction` and `input`, both with `system` if there is one.
+    - LLaMA-Factory's formats. `conversations` (or `messages`) hold the prompt and `chosen` and
+      `rejected` one message each, or `instruction` and `input` hold the prompt. Both may have
+      `system`.
 
-    Raises UnusablePair for what is no preference and TypeError or KeyError for a row of another
-    format.
+    Raises UnusablePair for a row that expresses no preference, and TypeError or KeyError for a row in
+    another format.
     """
     chosen, rejected = row["chosen"], row["rejected"]
     prompt = _prompt(row)
@@ -78,7 +79,7 @@ def to_pair(row: dict[str, Any]) -> tuple[list[Message], list[Message], list[Mes
         chosen, rejected = (f"\n\n{side.lstrip()}" for side in (chosen, rejected))
         turns = _turns(chosen), _turns(rejected)
         chosen, rejected = parse_transcript(chosen), parse_transcript(rejected)
-        # Before turns are merged: a side with one assistant turn more answers another prompt
+        # Compared before turns are merged, as a side with one more assistant turn has another prompt
         if turns[0][:-1] != turns[1][:-1]:
             raise UnusablePair(NO_PROMPT)
     if prompt is None and isinstance(chosen, str):
@@ -107,11 +108,11 @@ def to_pair(row: dict[str, Any]) -> tuple[list[Message], list[Message], list[Mes
 
 
 def _prompt(row: dict[str, Any]) -> Any:
-    """The prompt that a row has of its own, in TRL's layout or LLaMA-Factory's, or None."""
+    """The separate prompt of a row in TRL's or LLaMA-Factory's format. None if it has none."""
     if row.get("prompt") is not None:
         return row["prompt"]
     if isinstance(row["chosen"], list) and len(row["chosen"]) > 1:
-        return None  # whole conversations, whatever other keys there are
+        return None  # `chosen` and `rejected` are whole conversations
     before = [{"role": "system", "content": row["system"]}] if row.get("system") else []
     for key in ("conversations", "messages"):
         if row.get(key):
@@ -125,7 +126,7 @@ def _prompt(row: dict[str, Any]) -> Any:
 
 
 def _messages(key: str, value: Any, role: str) -> list[Message]:
-    """Messages from a text (by `role`), from one message or from several."""
+    """Messages from a text (spoken by `role`), from one message or from several."""
     if isinstance(value, str):
         return [{"role": role, "content": value}]
     if not isinstance(value, (dict, list)):
@@ -149,14 +150,14 @@ def _messages(key: str, value: Any, role: str) -> list[Message]:
 
 
 def _is_transcript(text: str) -> bool:
-    """Whether a text is hh-rlhf's; some tables have lost the blank line that it begins with."""
+    """Whether a text is a transcript of hh-rlhf. Some tables lack the blank line at its beginning."""
     return bool(TURN.match(text)) or (
         text.lstrip().startswith("Human:") and "\n\nAssistant:" in text
     )
 
 
 def _common_beginning(chosen: str, rejected: str) -> tuple[str, str, str]:
-    """The prompt that two plain texts share, up to a whole word, and what follows it in each."""
+    """The prompt that two plain texts share, up to a whole word, and the rest of each."""
     both = enumerate(zip(chosen, rejected, strict=False))
     same = next((i for i, (a, b) in both if a != b), min(len(chosen), len(rejected)))
     shared = re.sub(r"\S+$", "", chosen[:same])
@@ -166,7 +167,7 @@ def _common_beginning(chosen: str, rejected: str) -> tuple[str, str, str]:
 
 
 def transcript(messages: list[Message]) -> str:
-    """A conversation as text: a single user turn as it is, several with the speakers' names."""
+    """A conversation as text. Several turns get the speakers' names, a single one does not."""
     if len(messages) == 1:
         return messages[0]["content"]
     names = {"user": "Human", "assistant": "Assistant", "system": "System"}

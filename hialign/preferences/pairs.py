@@ -1,7 +1,7 @@
-"""Preference pairs for a study: from its source or from the built-in set, split by prompt.
+"""The preference pairs of a study, from its source or the built-in set, split by prompt.
 
-`sources` finds and reads files and hub sets, and `formats` makes a pair of a row. Pairs that cannot
-be used (no common prompt, an empty or an identical response) are counted and reported.
+`sources` finds and reads files and hub sets, and `formats` makes a pair of each row. Pairs that
+cannot be used are counted and reported: they have no common prompt, or empty or identical responses.
 """
 
 import difflib
@@ -22,12 +22,12 @@ from hialign.preferences.sources import read_splits
 from hialign.study.blocks import OBJECTIVES
 from hialign.study.digest import json_sha256
 from hialign.study.errors import HialignError
+from hialign.study.load import explain
 from hialign.study.pair_files import HH_RLHF, data_files
 from hialign.study.settings import PreferenceSettings
 
 if TYPE_CHECKING:
     from datasets import Dataset
-from typing import TYPE_CHECKING
 
 TOLERATED = 0.1  # of a source's pairs that may be unusable before it is refused as a whole
 
@@ -38,16 +38,15 @@ class Pairs:
 
     train: "Dataset"
     evaluation: "Dataset"
-    report: dict[str, Any] = field(default_factory=dict)  # sizes, what was refused and where
+    report: dict[str, Any] = field(
+        default_factory=dict
+    )  # sizes, and which rows were refused and why
     fingerprint: str = ""  # sha256 of all pairs in order
 
     def prompts(self, limit: int | None = None) -> list[dict[str, Any]]:
         """The distinct held-out prompts, in order: `{"prompt_id", "prompt": messages}`."""
-        seen = {prompt_id(p): p for p in self.evaluation["prompt"]}
-        rows = [{"prompt_id": key, "prompt": prompt} for key, prompt in seen.items()]
-        if limit is not None and limit < len(rows):
-            rows = rows[:limit]
-        return rows
+        by_id = {prompt_id(prompt): prompt for prompt in self.evaluation["prompt"]}
+        return [{"prompt_id": key, "prompt": prompt} for key, prompt in by_id.items()][:limit]
 
 
 def load_pairs(source: "str | Path | PreferenceSettings" = HH_RLHF, **settings: Any) -> Pairs:
@@ -55,11 +54,11 @@ def load_pairs(source: "str | Path | PreferenceSettings" = HH_RLHF, **settings: 
 
     `source` is one of these:
 
-    - `builtin`;
-    - a file: JSON lines, a JSON array, CSV (all gzipped or not) or parquet;
+    - `builtin`
+    - a file: JSON lines, a JSON array, CSV (all gzipped or not) or parquet
     - a folder with `train.*` or `test.*` in such a format, or with tranches as in hh-rlhf
-      (`<tranche>/<split>.jsonl.gz`);
-    - a set on the hub, such as `Anthropic/hh-rlhf`.
+      (`<tranche>/<split>.jsonl.gz`)
+    - a set on the hub, such as `Anthropic/hh-rlhf`
 
     A relative path starts at the repository. `to_pair` says what a row may look like. Keyword
     arguments are those of `PreferenceSettings` (train, evaluation, seed, subsets, …).
@@ -103,15 +102,11 @@ def _settings(
     try:
         return PreferenceSettings(**values)
     except ValidationError as error:
-        problem = error.errors()[0]
-        key = ".".join(str(part) for part in problem["loc"])
-        raise HialignError(
-            f"preferences.{key}: {problem['msg']} (it is {problem['input']!r})"
-        ) from None
+        raise HialignError(f"preferences.{explain(error, values)}") from None
 
 
 def _usable(split: str, rows: Iterable[Located], report: dict[str, Any]) -> list[Pair]:
-    """The pairs that can be used; the others are counted by kind, with where they stand."""
+    """The pairs that can be used. The others are counted by kind, with their places in the source."""
     pairs: list[Pair] = []
     refused: list[tuple[str, str]] = []
     advice = ""
@@ -162,8 +157,8 @@ def _split(
 ) -> tuple[list[Pair], list[Pair]]:
     """Shuffled training and held-out pairs that share no prompt.
 
-    A source with both splits keeps them (training drops prompts that are held out); a source with
-    one is divided by prompt.
+    A source with both splits keeps them, and training drops the prompts that are held out. A source
+    with one split is divided by prompt.
     """
     import numpy as np
 
@@ -251,8 +246,8 @@ def _check_one_split(
 def _builtin(settings: PreferenceSettings, report: dict[str, Any]) -> tuple[list[Pair], list[Pair]]:
     """The built-in set: each good response against its contrasts in one objective.
 
-    Training pairs come in rounds, so that any number of them is spread over prompts first, and over
-    the objectives evenly; evaluation has every contrast of the 24 held-out prompts.
+    Training pairs come in rounds, so that any number of them is spread over prompts first and over
+    the objectives evenly. Evaluation has every contrast of the 24 held-out prompts.
     """
     import numpy as np
 

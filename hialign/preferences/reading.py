@@ -1,7 +1,7 @@
 """The rows of a local file: JSON lines, a JSON array, CSV (all gzipped or not) or parquet.
 
-Each row comes with where it stands, so that an error can name it. Nothing is written beside the
-file, and no cache is kept.
+Each row comes with its place in the file, so that an error can name it. Nothing is written beside
+the file, and no cache is kept.
 """
 
 import ast
@@ -16,13 +16,13 @@ from typing import Any
 
 from hialign.study.errors import HialignError
 
-Located = tuple[str, dict[str, Any]]  # where a row stands, and the row
+Located = tuple[str, dict[str, Any]]  # the place of a row, and the row
 
 
 def read_file(path: Path) -> Iterator[Located]:
-    """Rows of a file, with where they stand: lines are counted from 1, rows of a list from 0.
+    """Rows of a file with their places. Lines are counted from 1, rows of a list from 0.
 
-    Raises HialignError that names the place of what cannot be read.
+    Raises HialignError that names the place of a row that cannot be read.
     """
     name = path.name.removesuffix(".gz")
     readers: dict[str, tuple[Callable[[Path], Iterator[tuple[str, Any]]], str]] = {
@@ -46,13 +46,14 @@ def read_file(path: Path) -> Iterator[Located]:
             )
         if read is _json_rows and isinstance(row["chosen"], dict) and "0" in row["chosen"]:
             raise HialignError(
-                f"{path}: not a list of pairs but columns: write it anew with `pandas.read_json("
+                f"{path}: not a list of pairs but columns: rewrite it with `pandas.read_json("
                 f"{path.name!r}).to_json('pairs.jsonl', orient='records', lines=True)`"
             )
         yield f"{place} of {path.name}", row
 
 
 def needs(where: str, row: Any, code: str) -> HialignError:
+    """The error for a row without `chosen` and `rejected`. `code` renames the keys of the rows."""
     if isinstance(row, dict):
         keys = ", ".join(repr(key) for key in list(row)[:12]) or "nothing"
         advice = f"has {keys}: rename two of its keys with `{code}`"
@@ -64,7 +65,7 @@ def needs(where: str, row: Any, code: str) -> HialignError:
 
 
 def _refuse_pointer(path: Path) -> None:
-    """Refuse what git leaves in a file's place where Git LFS is not installed."""
+    """Refuse the pointer that git leaves in place of a file if Git LFS is not installed."""
     try:
         with path.open("rb") as stream:
             pointer = stream.read(24) == b"version https://git-lfs."
@@ -97,7 +98,7 @@ def _lines(path: Path) -> Iterator[str]:
 def _not_utf8(path: Path, number: int, encoding: str) -> HialignError:
     return HialignError(
         f"{path}, line {number}: cannot be read, because it is not UTF-8 but perhaps {encoding}: "
-        f"write it anew with `Path('new-{path.name}').write_text(Path({path.name!r})"
+        f"rewrite it with `Path('new-{path.name}').write_text(Path({path.name!r})"
         f".read_text({encoding!r}), 'utf-8')`"
     )
 
@@ -125,7 +126,7 @@ def _parsed(path: Path, number: int, text: str) -> Any:
         return json.loads(text)
     except json.JSONDecodeError as error:
         raise HialignError(
-            f"{path}, line {number + error.lineno - 1}: not JSON ({error}); a file holds one pair "
+            f"{path}, line {number + error.lineno - 1}: not JSON ({error}): write one pair "
             "per line, or one array of pairs"
         ) from None
     except (ValueError, RecursionError) as error:
@@ -137,8 +138,8 @@ def _refuse_object(path: Path, number: int, text: str) -> None:
         whole = json.loads(text)
     except ValueError:
         raise HialignError(
-            f"{path}, line {number}: not JSON: a pair must stand on one line; "
-            f"write it anew with `jq -c . {path.name} > pairs.jsonl`"
+            f"{path}, line {number}: not JSON: a pair must be on one line: "
+            f"rewrite it with `jq -c . {path.name} > pairs.jsonl`"
         ) from None
     raise _not_a_list(path, whole)
 
@@ -156,7 +157,7 @@ def _not_a_list(path: Path, whole: dict[str, Any]) -> HialignError:
     )
 
 
-# How a cell of a table begins that holds messages, or LLaMA-Factory's earlier questions and answers
+# How a cell of a table begins if it holds messages, or LLaMA-Factory's earlier turns
 MESSAGES = re.compile(r"""\s*\[?\s*\{\s*["'](role|content|from|value)["']\s*:""")
 HISTORY = re.compile(r"""\s*\[\s*\[""")
 CELLS = {"history": HISTORY} | dict.fromkeys(
@@ -165,10 +166,10 @@ CELLS = {"history": HISTORY} | dict.fromkeys(
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[str, Any]]:
-    """Rows of a table with a line of column names; comma, semicolon or tab between its cells.
+    """Rows of a table with a line of column names and commas, semicolons or tabs between its cells.
 
     A cell may hold messages as JSON, or as Python writes them. Empty cells count as missing, except
-    those of `chosen` and `rejected`.
+    in `chosen` and `rejected`.
     """
     csv.field_size_limit(2**31 - 1)  # a transcript may be longer than the default of 128 KiB
     lines = _lines(path)

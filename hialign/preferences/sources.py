@@ -1,6 +1,7 @@
-"""Where preference pairs come from: local files, whose choice is made here, or a set on the hub.
+"""Where preference pairs come from: local files, or a set on the hub.
 
-Importing this module loads nothing heavy, because `hialign status` asks for the files of a study.
+A source that cannot be meant or cannot be read is refused with advice. Importing this module loads
+nothing heavy.
 """
 
 import os
@@ -25,11 +26,11 @@ from hialign.study.settings import PreferenceSettings
 # --- which files ---------------------------------------------------------------------------------
 
 UNPACK = "unpack it, and name the file that was in it"
-FOREIGN = {  # what is not read, and how it becomes what is
+FOREIGN = {  # formats that are not read, and how to convert them
     **dict.fromkeys((".zip", ".zst", ".bz2", ".xz", ".7z", ".tar", ".tgz"), UNPACK),
-    ".arrow": "write it anew with `datasets.Dataset.from_file({!r}).to_json('pairs.jsonl')`",
+    ".arrow": "rewrite it with `datasets.Dataset.from_file({!r}).to_json('pairs.jsonl')`",
     **{
-        suffix: f"write it anew with `pandas.{read}({{!r}})"
+        suffix: f"rewrite it with `pandas.{read}({{!r}})"
         ".to_json('pairs.jsonl', orient='records', lines=True)`"
         for suffix, read in (
             (".xlsx", "read_excel"),
@@ -43,9 +44,9 @@ HUB_NAME = re.compile(r"(hf://datasets/)?\w[\w.-]*(/\w[\w.-]*)?")
 
 
 def check_source(settings: PreferenceSettings) -> None:
-    """Raise HialignError if a local source does not exist or has no files; nothing is read.
+    """Raise HialignError if a local source does not exist or has no files.
 
-    A set on the hub is not asked for.
+    Nothing is read, and the hub is not asked.
     """
     source = settings.source
     if not source.strip():
@@ -77,14 +78,14 @@ def check_source(settings: PreferenceSettings) -> None:
     elif _names_a_path(source):
         elsewhere = os.path.abspath(source)
         raise HialignError(
-            f"preferences.source {source}: there is no such file or folder; relative paths start "
+            f"preferences.source {source}: there is no such file or folder, as relative paths start "
             f"at the repository, and {place} does not exist"
             + (f": write {elsewhere} for the one that does" if os.path.exists(elsewhere) else "")
         )
 
 
 def _names_a_path(source: str) -> bool:
-    """Whether a source that is no file or folder is meant as one, and not as a set on the hub."""
+    """Whether a source that does not exist here is meant as a path, and not as a set on the hub."""
     return (
         source.startswith((".", "/", "~"))
         or Path(source).suffix in (*SUFFIXES, *FOREIGN, ".gz")
@@ -96,23 +97,23 @@ def _names_a_path(source: str) -> bool:
 
 
 def _what_there_is(folder: Path) -> str:
-    """What to do with a folder that has no file of a split: a clause for the error, or nothing."""
+    """What to do with a folder that has no file of a split, as a clause for the error, or empty."""
     if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
         split = "['train']" if (folder / "dataset_dict.json").is_file() else ""
         return (
-            f": this is what `save_to_disk` writes; write `datasets.load_from_disk({str(folder)!r})"
+            f": this is what `save_to_disk` writes, so run `datasets.load_from_disk({str(folder)!r})"
             f"{split}.to_parquet({str(folder / 'train.parquet')!r})`"
         )
     names = [p.name for p in sorted(folder.glob("*")) if p.name.endswith(SUFFIXES)]
     if names:
-        return f": it holds {', '.join(names[:5])}; give one of them as preferences.source"
+        return f": it holds {', '.join(names[:5])}, so give one of them as preferences.source"
     return ""
 
 
 def read_splits(settings: PreferenceSettings) -> dict[str, Iterator[Located]]:
-    """The rows of each split that the source has: `train`, `test`, or just one of them.
+    """The rows of each split. A source has `train`, `test` or both.
 
-    Raises HialignError for a source that is not there.
+    Raises HialignError for a source that does not exist.
     """
     check_source(settings)
     splits = split_files(settings)
@@ -137,7 +138,7 @@ def _read_hub(settings: PreferenceSettings) -> dict[str, Iterator[Located]]:
     if not offline:
         unreachable = _unreachable(config.HF_ENDPOINT)
     try:
-        # Then what was loaded before is taken from the cache, and nothing is tried again
+        # Offline, earlier downloads are taken from the cache, and no request is repeated
         config.HF_HUB_OFFLINE = bool(offline or unreachable)
         for subset in subsets or (None,):
             # hh-rlhf keeps its tranches in folders; other sets name them as configurations
@@ -147,7 +148,7 @@ def _read_hub(settings: PreferenceSettings) -> dict[str, Iterator[Located]]:
             for split in ("train", "test"):
                 if split in loaded:
                     splits.setdefault(split, []).append(loaded[split])
-    except Exception as error:  # the hub's client raises many kinds, all meaning: not to be had
+    except Exception as error:  # of the many kinds that the hub's client raises
         reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
         if unreachable:
             reason = f"{config.HF_ENDPOINT} cannot be reached: {unreachable}"
@@ -173,16 +174,16 @@ def _read_hub(settings: PreferenceSettings) -> dict[str, Iterator[Located]]:
 
 
 def _unreachable(endpoint: str) -> str:
-    """Why the hub does not answer; empty if it does.
+    """Why the hub does not answer. Empty if it does.
 
-    `datasets` tries each request six times, which takes half a minute and a dozen lines on a
-    machine without a network. One short request says it before.
+    `datasets` tries each request six times, which takes half a minute and prints a dozen lines on a
+    machine without a network. One short request finds out first.
     """
     from huggingface_hub import get_session
 
     try:
         get_session().head(endpoint, timeout=10)
-    except Exception as error:  # of whatever client the hub's library uses: there is no connection
+    except Exception as error:  # of whatever client the hub's library uses
         return (str(error).splitlines() or [type(error).__name__])[0][:200]
     return ""
 

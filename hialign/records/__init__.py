@@ -20,8 +20,14 @@ if TYPE_CHECKING:
     from hialign.records.frames import training as training
 
 __all__ = [
-    *("divergences", "evaluations", "judgments", "manifests"),
-    *("pairs", "probes", "responses", "training"),
+    "divergences",
+    "evaluations",
+    "judgments",
+    "manifests",
+    "pairs",
+    "probes",
+    "responses",
+    "training",
 ]
 
 

@@ -1,6 +1,7 @@
 """What a record depends on: settings, the code of its notebook, and the files that were read for it.
 
-The package's own version is no reason to run again. The record names it.
+The package's version is recorded elsewhere and is not among these. A new version is no reason to run
+again.
 """
 
 from functools import lru_cache

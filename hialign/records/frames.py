@@ -8,9 +8,9 @@ study has now counts as missing (`hialign.records.status`).
 import functools
 import math
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NotRequired, TypedDict, TypeVar, cast
 
 import numpy as np
 import pandas as pd
@@ -23,25 +23,90 @@ from hialign.study.rubric import load_rubric
 from hialign.study.study import Cell, Study
 
 T = TypeVar("T")
+
+
+class Response(TypedDict):
+    """A line of `responses.jsonl`."""
+
+    prompt_id: str
+    prompt: str
+    response: str  # untrusted text
+    tokens: int
+    finish_reason: str  # `stop`, or `length` if the limit on new tokens cut it
+    prompt_truncated: NotRequired[bool]
+
+
+class Judgment(TypedDict):
+    """A line of `judgments-<judge>.jsonl`."""
+
+    prompt_id: str
+    judge: str  # its name in the study
+    model: NotRequired[str]  # as the server or the settings name it
+    system_fingerprint: NotRequired[str]  # of a server
+    weights_sha256: NotRequired[str]  # of a local judge
+    revision: NotRequired[str]  # of a local judge from the hub
+    rubric_sha256: str
+    key: str  # a hash of all that the judgment depends on
+    scores: dict[str, float]  # by dimension. Empty if the judgment failed.
+    reasons: dict[str, str]
+    distribution: NotRequired[dict[str, list[float]]]  # P(1) to P(5), of a local judge
+    error: NotRequired[str]  # why it failed
+    attempts: int
+    repaired: bool  # whether the answer's JSON had to be mended
+    truncated: NotRequired[bool]  # whether the item did not fit a local judge's context
+    unsupported: NotRequired[list[str]]  # parameters that the server refused
+    order: NotRequired[list[str]]  # of the dimensions, if it was drawn
+    usage: dict[str, int]  # prompt_tokens, completion_tokens, cached_tokens
+    cost: NotRequired[float]  # USD
+    batch: NotRequired[str]  # the provider's name of the batch
+    shared: NotRequired[bool]  # whether it was copied from an equal response
+    raw: str  # the answer, untrusted text
+
+
 STEP_COLUMNS = [
-    *("step", "epoch", "loss", "chosen_reward", "rejected_reward", "reward_accuracy"),
-    *("reward_margin", "grad_norm", "learning_rate", "seconds", "shared_seconds", "tokens"),
+    "step",
+    "epoch",
+    "loss",
+    "chosen_reward",
+    "rejected_reward",
+    "reward_accuracy",
+    "reward_margin",
+    "grad_norm",
+    "learning_rate",
+    "seconds",
+    "shared_seconds",
+    "tokens",
 ]
 CELL_COLUMNS = ["model", "block", "strategy"]
+ENDS = ("", "_low", "_high")  # an estimate and its 95% interval
 EVALUATION_COLUMNS = [
-    *("objective", "n"),
-    *("likelihood_accuracy", "likelihood_accuracy_low", "likelihood_accuracy_high"),
-    *("reward_accuracy", "reward_accuracy_low", "reward_accuracy_high"),
-    *("reward_margin", "reward_margin_low", "reward_margin_high"),
+    "objective",
+    "n",
+    *(f"likelihood_accuracy{end}" for end in ENDS),
+    *(f"reward_accuracy{end}" for end in ENDS),
+    *(f"reward_margin{end}" for end in ENDS),
 ]
 DIVERGENCE_COLUMNS = [
-    *("n", "kl", "kl_low", "kl_high"),
-    *("response_tokens", "response_tokens_low", "response_tokens_high"),
+    "n",
+    *(f"kl{end}" for end in ENDS),
+    *(f"response_tokens{end}" for end in ENDS),
 ]
 MANIFEST_COLUMNS = [
-    *("status", "layers", "pairs", "steps", "seconds", "shared_seconds", "tokens"),
-    *("peak_memory_bytes", "trained_with"),
-    *("trainable_parameters", "parameters", "device", "seed", "fingerprint", "stale"),
+    "status",
+    "layers",
+    "pairs",
+    "steps",
+    "seconds",
+    "shared_seconds",
+    "tokens",
+    "peak_memory_bytes",
+    "trained_with",
+    "trainable_parameters",
+    "parameters",
+    "device",
+    "seed",
+    "fingerprint",
+    "stale",
 ]
 
 
@@ -78,14 +143,16 @@ def _stamps(study: Study) -> list[tuple[str, int, int]]:
     return sorted((f.path, f.stat().st_mtime_ns, f.stat().st_size) for f in files)
 
 
-def judgments_of(cell: Cell) -> list[dict[str, Any]]:
+def judgments_of(cell: Cell) -> list[Judgment]:
     """The cell's judgments as they were written, with failed ones. Empty before it is judged."""
-    return _rows(judgments_file(cell)) if state(cell, "judge").trusted else []
+    rows = _rows(judgments_file(cell)) if state(cell, "judge").trusted else []
+    return cast(list[Judgment], rows)
 
 
-def responses_of(cell: Cell) -> list[dict[str, Any]]:
+def responses_of(cell: Cell) -> list[Response]:
     """The cell's responses as they were written, untrusted text. Empty before it has answered."""
-    return _rows(cell.folder / "responses.jsonl") if state(cell, "respond").trusted else []
+    rows = _rows(cell.folder / "responses.jsonl") if state(cell, "respond").trusted else []
+    return cast(list[Response], rows)
 
 
 def cells(study: Study, stage: str) -> list[Cell]:
@@ -212,7 +279,7 @@ def _frame(rows: Iterable[dict[str, Any]], columns: list[str]) -> pd.DataFrame:
     return frame.reindex(columns=CELL_COLUMNS + columns + extra)
 
 
-def answered_by(rows: list[dict[str, Any]]) -> dict[str, int]:
+def answered_by(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
     """How many judgments each model gave, by the name and the fingerprint that the server gave."""
     counts: dict[str, int] = {}
     for row in rows:

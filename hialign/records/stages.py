@@ -18,7 +18,7 @@ PRODUCTS = {  # what a stage makes, as the subject of a sentence
 
 
 def stage_manifest(cell: Cell, stage: str) -> Path:
-    """The record of a stage of a cell. It is written last, so its presence says that all is there."""
+    """The record of a stage of a cell. It is written last, so that it vouches for all other files."""
     judge = cell.study.judge.name if cell.study.judge else "none"
     names = {
         "train": "manifest.json",

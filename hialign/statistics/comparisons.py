@@ -202,11 +202,11 @@ def rank_ranges(scores: pd.DataFrame) -> dict[str, tuple[int, int]]:
     corrected together (Klein, Wright and Wieczorek, 2020, with paired tests for their intervals).
     """
     blocks = list(dict.fromkeys(scores.dropna(subset="score").block))
-    told = all_pairs(scores[scores.block.isin(blocks)])
+    pairs = all_pairs(scores[scores.block.isin(blocks)])
     ahead = {b: 0 for b in blocks}
     behind = {b: 0 for b in blocks}
     for side, winner, loser in (1, "block", "reference"), (-1, "reference", "block"):
-        for row in told[told.told == side].to_dict("records"):
+        for row in pairs[pairs.told == side].to_dict("records"):
             ahead[row[loser]] += 1
             behind[row[winner]] += 1
     return {b: (1 + ahead[b], len(blocks) - behind[b]) for b in blocks}

@@ -75,9 +75,9 @@ def judge_family(rows: Sequence[dict[str, Any]]) -> None:
     adjusted = holm([math.nan if row["p"] is None else row["p"] for row in rows])
     for row, p in zip(rows, adjusted.tolist(), strict=True):
         row["p_holm"] = or_none(p)
-        told = row["p_holm"] is not None and p < ALPHA
-        above = told and row["effect"] > 0 and (row["difference_low"] or 0) > 0
-        below = told and row["effect"] < 0 and (row["difference_high"] or 0) < 0
+        significant = row["p_holm"] is not None and p < ALPHA
+        above = significant and row["effect"] > 0 and (row["difference_low"] or 0) > 0
+        below = significant and row["effect"] < 0 and (row["difference_high"] or 0) < 0
         row["verdict"] = BETTER if above else WORSE if below else UNSURE
 
 

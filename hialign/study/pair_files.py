@@ -16,7 +16,7 @@ HH_TRANCHES = ("harmless-base", "helpful-base", "helpful-online", "helpful-rejec
 
 TEXT = (".jsonl", ".json", ".csv", ".tsv")
 # In the order of preference, if a split has files of several formats
-SUFFIXES = (*(suffix + packed for suffix in TEXT for packed in ("", ".gz")), ".parquet")
+SUFFIXES = tuple(suffix + packed for suffix in TEXT for packed in ("", ".gz")) + (".parquet",)
 
 
 def data_files(settings: PreferenceSettings) -> list[Path]:

@@ -1,90 +1,15 @@
-"""The base class of all settings of a study, and the settings of the probes.
+"""The settings of the probes of a study.
 
 The papers do not say how large a measurement has to be, so the numbers here are ours. They are sized
-for a GPU, and a study for a laptop sets smaller ones. Upper bounds are far above what anybody would
-want. They catch a slip of the keyboard before anything starts.
+for a GPU, and a study for a laptop sets smaller ones.
 """
 
-import re
-import unicodedata
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import Field, field_validator
 
-from hialign.study import paths
-from hialign.study.blocks import LARGEST_RANK, LARGEST_SEED, check_block
-
-SEVERAL_LINES = ("title", "description")  # the only texts that may have more than one
-
-Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED)]
-Rank = Annotated[int, Field(ge=1, le=LARGEST_RANK)]
-Batch = Annotated[int, Field(ge=1, le=65_536)]
-Layers = Annotated[int, Field(ge=1, le=10_000)]
-Steps = Annotated[int, Field(ge=0, le=10_000_000)]
-Tokens = Annotated[int, Field(ge=1, le=10_000_000)]
-Pairs = Annotated[int, Field(ge=0, le=100_000_000)]  # or prompts
-Resamples = Annotated[int, Field(ge=20, le=1_000_000)]
-
-
-class Settings(BaseModel):
-    """A section of a study. It refuses keys that are not fields, and numbers that are not finite.
-
-    Two sections are equal if their fields are. Private attributes do not count.
-    """
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False
-    )
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _plain(cls, value: Any, info: ValidationInfo) -> Any:
-        """Refuse control characters, and `true` for a number, which pydantic would read as 1."""
-        name = str(info.field_name)
-        numeric = _wants_number(cls.model_fields[name].annotation)
-        for part in value if isinstance(value, list) else [value]:
-            if isinstance(part, bool) and numeric:
-                raise ValueError("it must be a number, not true or false")
-            if isinstance(part, str):
-                text = re.sub(r"[\n\t]", "", part) if name in SEVERAL_LINES else part
-                if has_control(text):
-                    raise ValueError("it has a line break or another control character")
-        return value
-
-    def __eq__(self, other: object) -> bool:
-        return type(self) is type(other) and self.__dict__ == other.__dict__
-
-
-def _wants_number(annotation: Any) -> bool:
-    return annotation in (int, float) or any(map(_wants_number, get_args(annotation)))
-
-
-def has_control(text: str) -> bool:
-    """Whether `text` has a line break, a tab, another control character or half a character."""
-    return any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in text)
-
-
-def check_name(name: str) -> str:
-    """`name` itself if files can be named after it. Raises ValueError if they cannot."""
-    if not name.strip():
-        raise ValueError("the name is empty: give a `name`")
-    if has_control(name):
-        raise ValueError("the name has control characters: give another `name`")
-    if len(name) > 100 or len(paths.slug(name).encode()) > 150:
-        raise ValueError("the name has over 100 characters (or 150 bytes): give a shorter `name`")
-    return name
-
-
-def check_folder(name: str) -> str:
-    """`name` itself if a folder of a user can have it. Raises ValueError if none can."""
-    folder = paths.slug(check_name(name))
-    if folder.startswith("."):
-        raise ValueError(f"the name {name!r} begins with a dot: give another `name`")
-    if folder.casefold() in paths.RESERVED:
-        raise ValueError(
-            f"the name {name!r} is reserved for a folder that hialign makes: give another `name`"
-        )
-    return name
+from hialign.study.base import Batch, Layers, Pairs, Rank, Resamples, Seed, Settings, Steps, Tokens
+from hialign.study.blocks import check_block
 
 
 class GradientSettings(Settings):
@@ -94,7 +19,7 @@ class GradientSettings(Settings):
     permutations: Resamples = Field(10_000, ge=100)  # of objectives within prompts, for the null
     # Along training: the optimizer steps of the block `full` after which the gradient is taken again,
     # as far as the study's training has them. An empty list takes it at initialization only.
-    at_steps: list[Annotated[Steps, Field(ge=1)]] = [1, 2, 4, 8, 16, 32, 64, 128, 256]
+    at_steps: list[Annotated[Steps, Field(ge=1)]] = Field([1, 2, 4, 8, 16, 32, 64, 128, 256])
     along_pairs: Pairs = Field(24, ge=2)  # pairs of each source that it is then taken on
 
 
@@ -118,7 +43,7 @@ class IlaSettings(Settings):
 
     # `study` is the study's own preference source, `builtin` all objectives together. A name may also
     # be one objective, the folder of LLMBar, or any other source of pairs.
-    datasets: list[str] = ["study", "grammar", "coherence", "factuality"]
+    datasets: list[str] = Field(["study", "grammar", "coherence", "factuality"])
     # The paper uses SFT, this companion DPO.
     losses: list[Literal["dpo", "sft"]] = Field(["dpo", "sft"], min_length=1)
     # Pairs of each data set on which adapters and gates are learned, or all pairs if there are fewer,
@@ -162,7 +87,7 @@ class PatchingSettings(Settings):
     tuned: str = "full"  # a block of the study, or a tuned model (hub id or folder)
     patched: Pairs | None = Field(None, ge=2)  # patched pairs. null: all of `probes.pairs`
     window: Layers | None = None  # consecutive layers. null: a third of the depth
-    ranks: list[Rank] = [1, 2, 4, 8, 16]
+    ranks: list[Rank] = Field([1, 2, 4, 8, 16])
     rank_layers: Layers = 1  # how many of the layers that recover most are decomposed by rank
     stability_resamples: Resamples = Field(100, ge=20)  # bootstrap samples of the LASSO
 

@@ -19,9 +19,21 @@ from hialign.study.digest import json_sha256
 from hialign.study.load import load_yaml
 
 DIMENSIONS = (  # Table 6, in its order
-    *("GrammarFluency", "TokenRobustness", "Conciseness", "SyntacticComplexity"),
-    *("CoherenceLogic", "TopicCoherence", "Tone", "Factuality", "KnowledgeDepth", "CrossDomain"),
-    *("Creativity", "Safety", "EthicsSensitivity", "MetaReflection", "InstructionFollowing"),
+    "GrammarFluency",
+    "TokenRobustness",
+    "Conciseness",
+    "SyntacticComplexity",
+    "CoherenceLogic",
+    "TopicCoherence",
+    "Tone",
+    "Factuality",
+    "KnowledgeDepth",
+    "CrossDomain",
+    "Creativity",
+    "Safety",
+    "EthicsSensitivity",
+    "MetaReflection",
+    "InstructionFollowing",
     "Overall",
 )
 SCORES = (1, 2, 3, 4, 5)

@@ -12,9 +12,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, PrivateAttr, ValidationError, field_validator, model_validator
 
 from hialign.study import paths
-from hialign.study.errors import HialignError
-from hialign.study.load import brief, explain
-from hialign.study.probe_settings import (
+from hialign.study.base import (
     Batch,
     Pairs,
     Rank,
@@ -26,13 +24,38 @@ from hialign.study.probe_settings import (
     check_folder,
     check_name,
 )
+from hialign.study.errors import HialignError
+from hialign.study.load import brief, explain
+
+# Settings that change time, memory or money, but no result beyond rounding.
+COSTS_ONLY = {
+    "training": (
+        "gradient_checkpointing",
+        "save_steps",
+        "engine",
+        "tokens_per_pass",
+        "one_pass",
+        "report_to",
+    ),
+    "judge": (
+        "attempts",
+        "concurrency",
+        "requests_per_minute",
+        "tokens_per_minute",
+        "timeout",
+        "prices",
+        "max_cost",
+        "max_failed",
+        "api_key_env",
+    ),
+}
 
 
 class ModelSettings(Settings):
     """One base model. In YAML a bare string is its `source`."""
 
     source: str  # hub id, folder, `embedded:smollm2-135m-instruct` or `random:<family>`
-    revision: str | None = None  # of a hub id; the paper names none
+    revision: str | None = None  # of a hub id. The paper names none.
     name: str = ""  # folder name under outputs/<study>/
     label: str = ""  # in tables and plots
     # Table 5 has bfloat16. On a CPU it is slower than float32 and less exact, hence `auto`.
@@ -85,19 +108,6 @@ class PreferenceSettings(Settings):
     train: Pairs | None = Field(10_000, ge=1)  # section 4.1: 10k. null: all
     evaluation: Pairs | None = Field(1_000, ge=1)  # section 4.1: 1k held out
     seed: Seed = 42  # Table 5 (seed for data)
-
-
-# Settings that change time, memory or money, but no result beyond rounding.
-COSTS_ONLY = {
-    "training": (
-        *("gradient_checkpointing", "save_steps", "engine", "tokens_per_pass"),
-        *("one_pass", "report_to"),
-    ),
-    "judge": (
-        *("attempts", "concurrency", "requests_per_minute", "tokens_per_minute", "timeout"),
-        *("prices", "max_cost", "max_failed", "api_key_env"),
-    ),
-}
 
 
 class TrainingSettings(Settings):

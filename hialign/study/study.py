@@ -14,6 +14,7 @@ from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from hialign.study import blocks as blocks_
 from hialign.study import paths
+from hialign.study.base import Settings, check_folder
 from hialign.study.digest import json_sha256
 from hialign.study.errors import HialignError
 from hialign.study.load import brief, load_yaml, one_line
@@ -23,10 +24,8 @@ from hialign.study.probe_settings import (
     MatrixSettings,
     PatchingSettings,
     ProbeSettings,
-    Settings,
     SweepSettings,
     WeightsSettings,
-    check_folder,
 )
 from hialign.study.settings import (
     COSTS_ONLY,

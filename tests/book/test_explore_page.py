@@ -13,7 +13,7 @@ from helpers import vouch
 from hialign.book import responses as explorer
 from hialign.records.files import write_jsonl
 from hialign.records.stages import judgments_file
-from hialign.study.probe_settings import has_control
+from hialign.study.base import has_control
 from hialign.study.rubric import DIMENSIONS
 from hialign.study.study import Study
 

@@ -11,7 +11,7 @@ from simulated import simulate
 from hialign.book import build as book
 from hialign.records.files import read_json, read_jsonl, write_json, write_jsonl
 from hialign.records.stages import failed_notebook, judgments_file
-from hialign.study.probe_settings import has_control
+from hialign.study.base import has_control
 from hialign.study.study import Study
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]

@@ -611,7 +611,7 @@ def test_a_missing_key_is_told_before_anything_is_sent(
     ("row", "told"),
     [
         ({"prompt_id": "a", "prompt": "b"}, "item 2 to judge has no 'response'"),
-        ({"prompt_id": "a", "prompt": "b", "response": None}, "no text"),
+        ({"prompt_id": "a", "prompt": "b", "response": None}, "not text"),
         ({"prompt_id": "p0", "prompt": "b", "response": "c"}, "two items"),
     ],
 )

@@ -362,7 +362,7 @@ def test_a_missing_source_is_refused(tmp_path: Path, name: str) -> None:
     source = str(tmp_path / name) if name == "none.jsonl" else name
     place = Path(source).expanduser()
     with refused(
-        "there is no such file or folder; relative paths start at the repository, and "
+        "there is no such file or folder, as relative paths start at the repository, and "
         f"{paths.root() / place} does not exist$"
     ):
         load_pairs(source)

@@ -98,7 +98,7 @@ def test_another_encoding_is_refused_by_its_name(
     path = tmp_path / f"p.{suffix}"
     start = "prompt,chosen,rejected\n" if suffix == "csv" else "[{"
     path.write_text(start, encoding=encoding)
-    with refused(f"{path}, line 1: cannot be read, .* perhaps {encoding}.*: write it anew with"):
+    with refused(f"{path}, line 1: cannot be read, .* perhaps {encoding}.*: rewrite it with"):
         load_pairs(path)
 
 
@@ -153,7 +153,7 @@ REFUSED = {
     "splits.json": ('{"train": [{}], "test": []}', r"one object with .*\)\['train'\]"),
     "columns.json": (
         '{"prompt": {"0": "a"}, "chosen": {"0": "b"}, "rejected": {"0": "c"}}',
-        r"columns: write it anew with `pandas.read_json\('columns.json'\)",
+        r"columns: rewrite it with `pandas.read_json\('columns.json'\)",
     ),
     "pretty.json": ('{\n"chosen": "a"}\n{\n"chosen": "b"}', "one line; .*`jq -c . pretty.json >"),
     "short.csv": (CSV + "a,b,c\na,b\n", "short.csv, line 3: 2 cells, but 3 columns"),
@@ -238,7 +238,7 @@ def test_a_subset_without_files_is_refused(tmp_path: Path) -> None:
 
 def test_a_folder_without_splits_says_what_it_has(tmp_path: Path) -> None:
     write_lines(tmp_path / "dpo.json", hh_rows(2))
-    with refused("it holds dpo.json; give one of them as preferences.source"):
+    with refused("it holds dpo.json, so give one of them as preferences.source"):
         load_pairs(tmp_path)
 
 
@@ -318,7 +318,9 @@ def test_a_path_is_never_looked_up_on_the_hub(source: str, monkeypatch: pytest.M
     import datasets
 
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: pytest.fail("asked the hub"))
-    with refused("there is no such file or folder; relative paths start at the repository, and /"):
+    with refused(
+        "there is no such file or folder, as relative paths start at the repository, and /"
+    ):
         check_source(settings(source))
     with pytest.raises(HialignError) as caught:
         load_pairs(source)

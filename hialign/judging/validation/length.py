@@ -1,7 +1,7 @@
 """Whether a judge goes by length: the correlation, and whether the longer of two responses wins.
 
-Length is the number of words (what white space parts). People often prefer the longer response too,
-so agreement with people is also told apart by whether theirs is the longer.
+Length is the number of words, separated by white space. People often prefer the longer response too,
+so agreement with people is also given apart for pairs in which they prefer the longer one.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,13 +21,14 @@ def words(text: str) -> int:
 def by_length(
     pairs: Sequence[Judged], scores: Mapping[str, float | None], resamples: int = 2_000
 ) -> dict[str, Any]:
-    """How `scores` (by prompt_id) go with length.
+    """How `scores` (by prompt_id) are related to length.
 
-    - `spearman`: Spearman's rank correlation over the n scored responses of whole pairs, with a 95%
-      bootstrap interval over pairs; None where either does not vary
-    - `longer`: as `agreement`, how often the longer response of a pair scores higher
-    - `people`: the same of people's preference, which has no ties
-    - `preferred_longer`, `preferred_shorter`: agreement with people where theirs is that one
+    - `spearman`: Spearman's rank correlation over the n scored responses of complete pairs, with a 95%
+      bootstrap interval over pairs. None if scores or lengths do not vary.
+    - `longer`: how often the longer response of a pair scores higher, as in `agreement`
+    - `people`: how often people prefer the longer response, which has no ties
+    - `preferred_longer`, `preferred_shorter`: agreement with people on pairs in which they prefer the
+      longer or the shorter response
 
     Pairs of equal length are in the correlation alone.
     """
@@ -58,7 +59,7 @@ def by_length(
 
 
 def spearman(data: "np.ndarray[Any, np.dtype[np.float64]]") -> float:
-    """Of [pair, side, (length, score)], over pairs and sides; NaN where either does not vary."""
+    """Spearman's correlation of `data`, [pair, side, (length, score)]. NaN if either does not vary."""
     from scipy.stats import spearmanr
 
     length, score = data.reshape(-1, 2).T

@@ -1,30 +1,28 @@
-"""How far a judge agrees with people: on LLMBar, and on held-out preference pairs.
+"""How far a judge agrees with people, on LLMBar and on held-out preference pairs.
 
-Either holds prompts with two responses each, and which one people prefer. Our judge scores one
-response at a time, so both are scored apart, and the judge is right where the preferred one scores
-higher. Guessing is right in half of the cases.
+Both have prompts with two responses each, one of which people prefer. Our judge scores the two
+responses separately. It is right if the preferred one scores higher. Guessing is right half the time.
 """
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from hialign.preferences.formats import Pair, transcript
-from hialign.preferences.llmbar import Judged
+from hialign.preferences.llmbar import Item, Judged
 from hialign.preferences.pairs import load_pairs
 from hialign.records.agreement import OTHERS
 from hialign.statistics.intervals import wilson
-from hialign.study import paths
 from hialign.study.errors import HialignError
+from hialign.study.pair_files import place_of
 from hialign.study.settings import PreferenceSettings
 from hialign.study.study import Study
 
 
 def held_out(study: Study, source: str, wanted: int | None) -> tuple[list[Pair], str]:
-    """The study's held-out pairs, or `wanted` of another source (if it names one), and their name."""
+    """The study's held-out pairs, or `wanted` pairs of another `source`, and the name of the source."""
     if not source and study.preferences.source == "builtin":
         raise HialignError(
-            f"the pairs of study {study.name} are the built-in ones, which no person chose between: "
+            f"the pairs of study {study.name} are the built-in ones, which no person has judged: "
             "give others with --pairs (Anthropic/hh-rlhf, or a folder of its layout), or leave this "
             "part out with --pairs none"
         )
@@ -36,76 +34,83 @@ def held_out(study: Study, source: str, wanted: int | None) -> tuple[list[Pair],
 
 
 def _called(settings: PreferenceSettings) -> str:
-    """The source's name without the way to it, and its tranches: `hh-rlhf (harmless-base)`."""
-    place = Path(settings.source).expanduser()
-    place = place if place.is_absolute() else paths.root() / place
-    found = sorted(p.name for p in place.iterdir() if p.is_dir()) if place.is_dir() else []
-    parts = settings.subsets or found
+    """The source's name without its folder, and its tranches: `hh-rlhf (harmless-base)`."""
+    place = place_of(settings.source)
+    folders = sorted(p.name for p in place.iterdir() if p.is_dir()) if place.is_dir() else []
+    parts = settings.subsets or folders
     return f"{place.name} ({', '.join(parts)})" if parts else place.name
 
 
 def from_preferences(pairs: Sequence[Pair]) -> list[Judged]:
-    """Preference pairs as items to judge; of several turns the prompt has the speakers' names."""
-    return [
-        tuple(  # type: ignore[misc]
-            {
-                "prompt_id": f"pair-{pair['id']}-{side}",
-                "prompt": transcript(pair["prompt"]),
-                "response": transcript(pair[side]),
-            }
-            for side in ("chosen", "rejected")
-        )
-        for pair in pairs
-    ]
+    """Preference pairs as items to judge. A prompt of several turns has the speakers' names."""
+    return [(_item(pair, "chosen"), _item(pair, "rejected")) for pair in pairs]
+
+
+def _item(pair: Pair, side: str) -> Item:
+    return Item(
+        prompt_id=f"pair-{pair['id']}-{side}",
+        prompt=transcript(pair["prompt"]),
+        response=transcript(pair[side]),
+    )
 
 
 def rows(
     pairs: Sequence[Judged], scores: Mapping[str, Mapping[str, float | None]], **more: Any
 ) -> list[dict[str, Any]]:
-    """A row for each kind of score in `scores` (by kind, then prompt_id), of `agreement` and `more`."""
-    return [
-        more
-        | {"score": kind}
-        | agreement(*([by_id.get(pair[i]["prompt_id"]) for pair in pairs] for i in (0, 1)))
-        for kind, by_id in scores.items()
-    ]
+    """One row per kind of score, with its `agreement` and the columns `more`.
 
-
-def agreement(preferred: Sequence[float | None], other: Sequence[float | None]) -> dict[str, Any]:
-    """How often `preferred` is above `other`: n, accuracy, low, high, ties, missing.
-
-    `accuracy` is a share of the n pairs, a tie counting one half; `low` and `high` are its 95%
-    interval (Wilson). Pairs that lack a score are not among the n: `missing` says how many.
+    `scores` are by kind, then by prompt_id.
     """
+    table = []
+    for kind, by_id in scores.items():
+        preferred = [by_id.get(first["prompt_id"]) for first, _ in pairs]
+        other = [by_id.get(second["prompt_id"]) for _, second in pairs]
+        table.append({**more, "score": kind, **agreement(preferred, other)})
+    return table
+
+
+class Agreement(TypedDict):
+    """How often a judge prefers what people prefer."""
+
+    n: int  # pairs with both scores
+    accuracy: float | None  # share of the n, in which a tie counts one half
+    low: float | None  # of its 95% interval (Wilson)
+    high: float | None
+    ties: int
+    missing: int  # pairs without both scores
+
+
+def agreement(preferred: Sequence[float | None], other: Sequence[float | None]) -> Agreement:
+    """How often the score of the `preferred` response is above that of the `other` one."""
     pairs = [
         (a, b) for a, b in zip(preferred, other, strict=True) if a is not None and b is not None
     ]
     n, ties = len(pairs), sum(a == b for a, b in pairs)
-    missing = len(preferred) - n
-    if n == 0:
-        nothing = dict.fromkeys(("accuracy", "low", "high"))
-        return {"n": 0} | nothing | {"ties": 0, "missing": missing}
     right = sum(a > b for a, b in pairs) + ties / 2
     low, high = wilson(right, n)
-    figures = {"accuracy": right / n, "low": float(low), "high": float(high)}
-    return (
-        {"n": n} | {k: round(v, 4) for k, v in figures.items()} | {"ties": ties, "missing": missing}
+    return Agreement(
+        n=n,
+        accuracy=round(right / n, 4) if n else None,
+        low=round(low, 4) if n else None,
+        high=round(high, 4) if n else None,
+        ties=ties,
+        missing=len(preferred) - n,
     )
 
 
 def kinds_of(records: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float | None]]:
     """The Overall score and the mean of the others of each judgment, by kind and prompt_id.
 
-    None where the judgment failed. Without other dimensions there is the Overall score alone.
+    Scores of a failed judgment are None. Without other dimensions there is only the Overall score.
     """
-    found: dict[str, dict[str, float | None]] = {"Overall": {}, OTHERS: {}}
+    kinds: dict[str, dict[str, float | None]] = {"Overall": {}, OTHERS: {}}
     for record in records:
         scores = record["scores"]
         others = [score for name, score in scores.items() if name != "Overall"]
-        found["Overall"][record["prompt_id"]] = scores.get("Overall")
-        # to 9 places, so that equal scores tie whatever the order of adding them
+        kinds["Overall"][record["prompt_id"]] = scores.get("Overall")
+        # Rounded, so that equal scores tie in whatever order they were added
         mean = round(sum(others) / len(others), 9) if others else None
-        found[OTHERS][record["prompt_id"]] = mean
-    if all(score is None for score in found[OTHERS].values()):
-        del found[OTHERS]
-    return found
+        kinds[OTHERS][record["prompt_id"]] = mean
+    if all(score is None for score in kinds[OTHERS].values()):
+        del kinds[OTHERS]
+    return kinds

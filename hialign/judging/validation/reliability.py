@@ -1,7 +1,7 @@
-"""Whether a judge says the same twice, and the same as another judge: Krippendorff's alpha.
+"""Whether a judge agrees with itself, and with another judge, by Krippendorff's alpha.
 
-Alpha (https://doi.org/10.1080/19312450709336664) is 1 where ratings agree, 0 where they agree
-as often as chance would have it. The level is interval: a local judge's scores are real numbers.
+Alpha (https://doi.org/10.1080/19312450709336664) is 1 if ratings agree and 0 if they agree as often as
+by chance. It is computed at the interval level, because a local judge's scores are real numbers.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,13 +18,13 @@ ALL = "all dimensions"
 def reliability(
     ratings: Sequence[Sequence[Scores]], dimensions: Sequence[str], resamples: int = 2_000
 ) -> list[dict[str, Any]]:
-    """A row for each dimension and one over all: dimension, n, alpha, low, high, equal.
+    """One row per dimension and one over all: dimension, n, alpha, low, high, equal.
 
-    `ratings` has, for each item, the scores that it got (from each pass, or each judge). `n` items
-    have two or more; `equal` is the share of them whose scores are exactly the same (over all: in
-    every dimension); `low` and `high` bound alpha's 95% bootstrap interval over items (percentile).
-    Alpha is None where the scores do not vary at all: there is nothing to agree on. Over all,
-    dimensions that score high or low on the whole add to what is agreed on.
+    `ratings` has the scores of each item, from each pass or each judge. `n` is the number of items
+    with two or more. `equal` is the share of these whose scores are exactly the same, for the last
+    row in every dimension. `low` and `high` are alpha's 95% bootstrap interval over items
+    (percentile). Alpha is None if the scores do not vary at all. In the last row, differences between
+    the dimensions add to the agreement.
     """
     width = max((len(item) for item in ratings), default=0)
     data = np.full((len(ratings), width, len(dimensions)), np.nan)
@@ -38,25 +38,25 @@ def reliability(
 
 
 def _row(name: str, data: npt.NDArray[np.float64], resamples: int) -> dict[str, Any]:
-    """`data` is [item, rating, dimension]."""
-    kept = data[(~np.isnan(data)).all(2).sum(1) >= 2]
-    row: dict[str, Any] = {"dimension": name, "n": len(kept)}
-    if not len(kept):
+    """The row of one dimension, or of all. `data` is [item, rating, dimension]."""
+    rated = data[(~np.isnan(data)).all(2).sum(1) >= 2]
+    row: dict[str, Any] = {"dimension": name, "n": len(rated)}
+    if not len(rated):
         return row | dict.fromkeys(("alpha", "low", "high", "equal"))
-    spread = np.nanmax(kept, 1) - np.nanmin(kept, 1)  # [item, dimension]
-    low, high = interval(lambda index: alpha(kept[index]), len(kept), resamples)
-    figures = {"alpha": alpha(kept), "low": low, "high": high}
+    spread = np.nanmax(rated, 1) - np.nanmin(rated, 1)  # [item, dimension]
+    low, high = interval(lambda index: alpha(rated[index]), len(rated), resamples)
+    figures = {"alpha": alpha(rated), "low": low, "high": high}
     figures["equal"] = float((spread == 0).all(1).mean())
     return row | {k: None if np.isnan(v) else round(v, 4) for k, v in figures.items()}
 
 
 def alpha(data: npt.NDArray[np.float64]) -> float:
-    """Krippendorff's alpha of [item, rating, dimension]; NaN where all scores are the same.
+    """Krippendorff's alpha of [item, rating, dimension]. NaN if all scores are the same.
 
-    At the interval level it is 1 - within / total: the variance within the units (here item and
-    dimension, at least two ratings each), weighted by their ratings, over that of all ratings. The
-    package `krippendorff`, against which this is tested, sets up a matrix of distinct values for
-    each unit, which for 50 responses of real-valued scores would take 16 GB.
+    At the interval level it is 1 - within / total. `within` is the variance within the units (an item
+    and a dimension with at least two ratings), weighted by their ratings. `total` is the variance of
+    all ratings. The package `krippendorff`, against which this is tested, sets up a matrix of distinct
+    values for each unit, which would take 16 GB for 50 responses of real-valued scores.
     """
     units = data.transpose(1, 0, 2).reshape(data.shape[1], -1)  # [rating, unit]
     units = units[:, (~np.isnan(units)).sum(0) >= 2]
@@ -70,9 +70,10 @@ def alpha(data: npt.NDArray[np.float64]) -> float:
 def interval(
     statistic: Callable[[npt.NDArray[np.int64]], float], n: int, resamples: int = 2_000
 ) -> tuple[float, float]:
-    """95% bootstrap interval (percentile) of a statistic of which of n items are drawn.
+    """95% bootstrap interval (percentile) of a statistic of n items.
 
-    Draws on which it is not defined are left out; NaN for fewer than two items, or if none is left.
+    `statistic` gets the indices of the drawn items. Draws for which it is NaN are left out. NaN for
+    fewer than two items, and if every draw gives NaN.
     """
     if n < 2:
         return float("nan"), float("nan")

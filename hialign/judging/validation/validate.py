@@ -1,17 +1,17 @@
 """How good is the judge? `hialign judge STUDY --validate` measures it and writes one report.
 
-What is asked of the judge, by default (`Sizes`), in calls of one response each:
+By default (`Sizes`) the judge is asked these calls, of one response each:
 
 | part | calls |
 | --- | ---: |
-| LLMBar, 419 pairs: does it side with people? | 838 |
+| LLMBar, 419 pairs: does it agree with people? | 838 |
 | 100 held-out preference pairs: the same | 200 |
 | 50 of these responses again, with another seed: does it say the same twice? | 50 |
 | the 50 to each further judge: do judges agree? | 50 |
 | 20 responses that people did not prefer, with each of 15 attacks and 6 controls | 420 |
 
-The correlation with length takes no calls. Judgments stay in `outputs/<study>/judge-validation/`:
-a validation that was stopped, or made longer, pays only for what is missing.
+The correlation with length takes no calls. Judgments stay in `outputs/<study>/judge-validation/`, so a
+validation that was stopped, or made larger, pays only for what is missing.
 """
 
 import random
@@ -44,12 +44,12 @@ WHERE_LLMBAR = (
     "LLMBar is at https://github.com/princeton-nlp/LLMBar: clone it and give its folder "
     "Dataset/LLMBar with --llmbar, or leave this part out with --llmbar none"
 )
-SAME = 20  # responses on which a local judge is looked at twice
+SAME = 20  # responses on which a local judge is asked twice
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much is asked; None takes all there is."""
+    """How much is asked. None takes everything."""
 
     llmbar: int | None = None  # pairs of each subset
     preferences: int | None = 100  # pairs
@@ -58,7 +58,7 @@ class Sizes:
     resamples: int = 2_000  # bootstrap
 
     def at_most(self, limit: int | None) -> "Sizes":
-        """These sizes, none above `limit`: for a first look."""
+        """These sizes, with none above `limit`, for a first look."""
         if limit is None:
             return self
         lower = {
@@ -88,15 +88,15 @@ def validate(
 ) -> dict[str, Any]:
     """Measure the judge in `settings`, and write `<folder>/judge-validation-<judge>.json`.
 
-    `llmbar` is a folder of its files and `preferences` are held-out pairs (of `source`); what is not
-    given is not measured. Responses are judged `repeats` times in all, and by the `others`, if any;
-    `side_by_side` has scores that this judge and another one (by name) gave the same responses
-    before. `command` says in the report how it is made; `spent` (USD) counts towards a judge's
+    `llmbar` is the folder of its files, and `preferences` are held-out pairs of `source`. A part that
+    is not given is not measured. Responses are judged `repeats` times in total, and by the `others`.
+    `side_by_side` has scores that this judge and another one (by name) gave to the same responses
+    before. The report names `command` as the way to repeat it. `spent` (USD) counts towards a judge's
     `max_cost`. `loaded` may hold the `model` and `tokenizer` of a local judge.
 
-    The report has the judge's identity (as its judgments), and by part: `rows` (LLMBar) and
-    `preferences` (see `people.rows`), `retest` and `judges` (`reliability`), `length`
-    (`by_length`), `injection` (`effects`), `costs` (calls, tokens, seconds).
+    The report has the judge's identity, as its judgments have it. Its parts are `rows` (LLMBar) and
+    `preferences` (see `people.rows`), `retest` and `judges` (`reliability`), `length` (`by_length`),
+    `injection` (`effects`), and `costs` (calls, tokens, seconds).
     """
     sizes = sizes or Sizes()
     rubric = load_rubric(settings.rubric)
@@ -112,16 +112,16 @@ def validate(
     if not labelled:
         raise HialignError("there is nothing to validate the judge on: give LLMBar, or pairs")
     attacks = injection.load_attacks() if attacks is None else attacks
-    # Responses that people did not prefer have room to rise; adversarial ones look good as it is
+    # Scores of responses that people did not prefer have room to rise. Adversarial ones are high already.
     weak = [pair[1] for pair in benchmark.get("natural", []) + held_out]
     weak = _some(weak, sizes.attacked)
     plain = [item for pair in labelled for item in pair]
     again = _some(plain, sizes.again)
     ask = _Asker(folder / "judge-validation", progress, spent)
-    found = ask("first", settings, plain + injection.attacked(weak, attacks, rubric), **loaded)
-    kinds = people.kinds_of(list(found.values()))
+    judgments = ask("first", settings, plain + injection.attacked(weak, attacks, rubric), **loaded)
+    kinds = people.kinds_of(list(judgments.values()))
 
-    one = next(iter(found.values()))
+    one = next(iter(judgments.values()))
     report: dict[str, Any] = {"judge": settings.name, "backend": settings.backend}
     report |= {"model": settings.model, "rubric_sha256": rubric.sha256}
     report |= {k: one[k] for k in ("weights_sha256", "revision") if k in one}
@@ -132,13 +132,13 @@ def validate(
         ]
     if held_out:
         report["preferences"] = {"source": source, "rows": people.rows(held_out, kinds)}
-    report["retest"] = _retest(ask, settings, again, found, repeats, sizes.resamples, loaded)
+    report["retest"] = _retest(ask, settings, again, judgments, repeats, sizes.resamples, loaded)
     both = {name: list(pairs) for name, pairs in (side_by_side or {}).items()}
     for other in others:
         theirs = ask("first", other, again)
         ids = [item["prompt_id"] for item in again]
         both.setdefault(other.name, []).extend(
-            (found[i]["scores"], theirs[i]["scores"]) for i in ids
+            (judgments[i]["scores"], theirs[i]["scores"]) for i in ids
         )
     names = list(rubric.dimensions)
     report["judges"] = [
@@ -165,17 +165,17 @@ def validate(
 def validate_study(
     study: Study, llmbar: str = "", pairs: str = "", limit: int | None = None
 ) -> Path:
-    """Validate the study's judge; the path of the report.
+    """Validate the study's judge. Returns the path of the report.
 
-    `llmbar` is the folder of its files, `pairs` a source of preference pairs (as
-    `preferences.source` in a study); either may be `none`. By default LLMBar is
+    `llmbar` is the folder of its files, and `pairs` a source of preference pairs, like
+    `preferences.source` in a study. Either may be `none`. By default LLMBar is
     `$HIALIGN_SHARED_DATA/llmbar`, and the pairs are the study's held-out ones, if they come from
     people. `limit` bounds each part, for a first look.
     """
     settings = judge_of(study)
     judges = [settings, *study.validation.judges]
     if len({judge.name for judge in judges}) < len(judges):
-        raise HialignError("two judges have the same name: give one a `name` of its own")
+        raise HialignError("two judges have the same name: give one of them another `name`")
     data = paths.shared_data()
     if not llmbar and data is None:
         raise HialignError(f"no folder of LLMBar is given. {WHERE_LLMBAR}")
@@ -217,8 +217,8 @@ def _retest(
 ) -> dict[str, Any]:
     """The same items judged again, each time with another seed.
 
-    A local judge draws nothing: it is the same by construction, alpha would say nothing of it, and
-    `rows` is left empty. That its scores are equal to the last digit is still looked at.
+    A local judge draws nothing, so its scores repeat by construction and `rows` is left empty. Whether
+    they are equal to the last digit is checked all the same.
     """
     dimensions = list(load_rubric(settings.rubric).dimensions)
     local = settings.backend == "local"
@@ -227,7 +227,7 @@ def _retest(
     for number in range(2, repeats + 1):
         other = settings.model_copy(update={"seed": settings.seed + number - 1})
         passes.append(ask(f"again-{number}", other, items, **loaded))
-    scores = [[found[item["prompt_id"]]["scores"] for found in passes] for item in items]
+    scores = [[one_pass[item["prompt_id"]]["scores"] for one_pass in passes] for item in items]
     table = reliability(scores, dimensions, 0 if local else resamples)
     equal = table[-1]["equal"]
     report = {"items": len(items), "repeats": repeats, "deterministic": local, "equal": equal}
@@ -235,7 +235,7 @@ def _retest(
 
 
 class _Asker:
-    """Judges items into files in `place`, and keeps account of what that took."""
+    """Judges items into files in `place`, and adds up the calls, tokens, money and seconds."""
 
     def __init__(self, place: Path, progress: bool, spent: float) -> None:
         self.place, self.progress, self.spent = place, progress, spent
@@ -252,15 +252,15 @@ class _Asker:
             judge(items, settings, path, spent=spent, progress=self.progress, **loaded)
         finally:
             self._spend(path.stem, time.monotonic() - start)
-        found = read_jsonl(path)
-        self.answers += found
-        return {record["prompt_id"]: record for record in found}
+        records = read_jsonl(path)
+        self.answers += records
+        return {record["prompt_id"]: record for record in records}
 
     def _spend(self, part: str, seconds: float) -> None:
-        """Add to what the parts took in all runs; a run that was killed is not in it."""
-        known = self._seconds()
-        known[part] = round(known.get(part, 0) + seconds, 1)
-        write_json(self.place / "seconds.json", known)
+        """Add to the seconds of the parts over all runs, without runs that were killed."""
+        total = self._seconds()
+        total[part] = round(total.get(part, 0) + seconds, 1)
+        write_json(self.place / "seconds.json", total)
 
     def _seconds(self) -> dict[str, float]:
         path = self.place / "seconds.json"
@@ -270,7 +270,7 @@ class _Asker:
         return sum(answer.get("cost") or 0.0 for answer in self.answers)
 
     def costs(self) -> dict[str, Any]:
-        """Responses, calls, tokens and USD (if any) of the judgments, and the seconds they took."""
+        """Responses, calls, tokens, USD (if there are prices) and seconds of the judgments."""
         usage = Counter[str]()
         for answer in self.answers:
             usage.update(answer.get("usage", {}))
@@ -281,5 +281,5 @@ class _Asker:
 
 
 def _some(items: Sequence[Item], n: int) -> list[Item]:
-    """`n` of the items (or all there are), the same ones each time."""
+    """`n` of the items, or all if there are fewer. The choice is the same each time."""
     return random.Random(42).sample(items, min(n, len(items)))
