@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from hialign.engine.decoder import Decoder
 from hialign.engine.models import config_of, identity, load_model, load_tokenizer
 from hialign.engine.modules import decoder_layers
-from hialign.probes.pairs import ProbePair, held_out, packable
+from hialign.probes.pairs import ProbePair, check_packable, held_out
 from hialign.probes.patching.runs import Side
 from hialign.probes.record import adapter_of
 from hialign.study.blocks import check_block
@@ -95,7 +95,7 @@ class Lent:
 def both(cell: Cell, source: Source, pairs: Sequence[ProbePair]) -> Iterator[Lent]:
     """Base and tuned. With an adapter it is one model, with the adapter off and on."""
     model, _ = load_model(cell.model)
-    packable(model, pairs)
+    check_packable(model, pairs)
     if source.adapter is not None:
         try:
             adapted = PeftModel.from_pretrained(model, source.adapter).eval()
