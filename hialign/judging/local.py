@@ -88,6 +88,11 @@ class LocalJudge:
         result["raw"] = json.dumps({"probability of 1 to 5 together": mass})
         return result | ({"truncated": True} if truncated else {})
 
+    def prompt_ids(self, prompt: str, response: str, dimension: str) -> list[int]:
+        """All the tokens after which the model is asked for the score of `dimension`."""
+        suffix = self._suffixes[list(self.rubric.dimensions).index(dimension)]
+        return self._fixed + self._item(prompt, response)[0] + suffix
+
     # --- forward passes ------------------------------------------------------------------------
 
     def _prefill(self, item: list[int]) -> "tuple[DynamicCache, int]":

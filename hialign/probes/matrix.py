@@ -2,8 +2,9 @@
 
 Hypothesis 2 says that grammar lives in the lower third, coherence in the middle one and factuality in
 the upper one. If so, training on an objective's pairs should gain most where the objective lives. The
-design is a full factorial: training sets (one of each objective and `all`, of the same size, on the
-same prompts) x blocks x tested objectives x seeds, on pairs that differ in one objective only.
+design is a full factorial: training sets x blocks x tested objectives x seeds, on pairs that differ in
+one objective only. There is one training set for each objective and one for `all`, of the same size
+and on the same prompts.
 """
 
 import random
@@ -32,28 +33,28 @@ Margins = dict[str, dict[str, list[list[float]]]]  # training set -> block -> se
 
 
 def matrix(cell: Cell) -> dict[str, Any]:
-    """The record of the strategy x objective matrix of the cell's model (`cell.block` plays no role).
+    """The record of the strategy x objective matrix of the cell's model. Its block plays no role.
 
-    Its fields, beside those of every record:
+    Fields of the record, beside those of every record:
 
-    - `blocks`: block -> its layers; `seeds`; `beta`; `train`: pairs of each training set;
-    - `pairs`: `{id, objective, prompt}` of each tested pair, `prompt` being the prompt's id;
-    - `margins`: training set -> block -> seeds x pairs, the implicit reward margin (nats; Eq. 1);
-    - `cells`: a row a training set, block and tested objective (`trained_on`, `block`,
-      `tested_on`): n, prompts, margin and accuracy with `_low` and `_high` (95%, over prompts, seeds
-      averaged first) and `_seed_std` (`estimates.of_margins`);
-    - `sizes`: training set -> block -> root mean square of its margins over the pairs of all
-      objectives, seeds averaged first (nats);
-    - `hypothesis`: for each objective the block in which Hypothesis 2 puts it against each other
-      third, trained and tested on the objective (`objective`, `block`, `other`): on the same pairs
-      the difference of margins, `scale` being `nats` or `relative` (each block's margins over its
-      size first, which is taken as known: what a block does here rather than elsewhere, since one
-      that moves the model further has larger margins everywhere); n, prompts, difference with
-      `_low` and `_high`, effect, p, p_holm (over the rows of a scale), verdict (`estimates.paired`,
-      `estimates.judge_family`); None with a `reason` where nothing differs.
+    - `blocks`: by block, its layers.
+    - `seeds`, `beta`, and `train`, the number of pairs of each training set.
+    - `pairs`: `id`, `objective` and `prompt` (the prompt's id) of each tested pair.
+    - `margins`: by training set and block, the implicit reward margins (seeds x pairs, nats; Eq. 1).
+    - `cells`: one row per training set, block and tested objective (`trained_on`, `block`,
+      `tested_on`), with what `margins.of_margins` says of their margins. Seeds are averaged first.
+    - `sizes`: by training set and block, the root mean square of the margins over the pairs of all
+      objectives (nats). Seeds are averaged first.
+    - `hypothesis`: one row per objective, per other third, and per scale. It compares the block in
+      which Hypothesis 2 puts the objective with the `other`, both trained and tested on the
+      objective, pair by pair (`margins.paired`, `margins.judge_family` over the rows of a scale).
+      The `scale` is `nats`, or `relative`, in which each block's margins are divided by its size
+      first. A block that moves the model further has larger margins everywhere, and `relative` asks
+      what it does here rather than elsewhere. The size is taken as exact.
 
-    Raises HialignError before a model is loaded for blocks without layers, and for more pairs than
-    the built-in set has.
+    Raises:
+        HialignError: before a model is loaded, for blocks without layers and for more pairs than the
+            built-in set has.
     """
     settings = probe_settings(cell).matrix or MatrixSettings()
     resamples = probe_settings(cell).resamples
@@ -74,7 +75,7 @@ def matrix(cell: Cell) -> dict[str, Any]:
 
     def compute(parts: Parts) -> dict[str, Any]:
         model, tokenizer = load_model(cell.model)
-        pairs = contrast_pairs_of(cell, tokenizer, settings.contrast_prompts)
+        pairs = contrast_pairs_of(tokenizer, settings.contrast_prompts)
         check_trainable(model, pairs, cell.study.training)
 
         def trained(name: str, seed: int) -> dict[str, list[float]]:
@@ -104,14 +105,14 @@ def matrix(cell: Cell) -> dict[str, Any]:
 
 
 def training_sets(pairs: Dataset, size: int, seed: int) -> dict[str, Dataset]:
-    """`size` built-in training pairs of each objective, and as many of all, spread evenly over them.
+    """`size` built-in training pairs of each objective, and as many of `all`, spread evenly over them.
 
-    The same prompts (drawn by `seed`) for each set, so that only the objectives differ.
+    Every set has the same prompts, which `seed` draws, so that only the objectives differ.
     """
     places: dict[str, dict[str, int]] = {}  # prompt -> objective -> place
     for place, row in enumerate(pairs.select_columns(["prompt", "objective"])):
         places.setdefault(prompt_id(row["prompt"]), {})[row["objective"]] = place
-    whole = sorted(prompt for prompt, found in places.items() if set(OBJECTIVES) <= set(found))
+    whole = sorted(prompt for prompt, own in places.items() if set(OBJECTIVES) <= set(own))
     if size > len(whole):
         raise HialignError(
             f"probes.matrix.train asks for {size} pairs of each objective, but the built-in set has "
@@ -121,7 +122,7 @@ def training_sets(pairs: Dataset, size: int, seed: int) -> dict[str, Dataset]:
     chosen = {name: [places[prompt][name] for prompt in drawn] for name in OBJECTIVES}
     turns = zip(drawn, OBJECTIVES * size, strict=False)
     chosen["all"] = [places[prompt][name] for prompt, name in turns]
-    return {name: pairs.select(found) for name, found in chosen.items()}
+    return {name: pairs.select(numbers) for name, numbers in chosen.items()}
 
 
 def summary(
@@ -131,13 +132,13 @@ def summary(
 ) -> dict[str, Any]:
     """`cells`, `sizes` and `hypothesis` of the record, from seeds x pairs margins."""
     places = {o: [i for i, p in enumerate(pairs) if p.objective == o] for o in OBJECTIVES}
-    prompts = {o: [pairs[i].prompt for i in found] for o, found in places.items()}
+    prompts = {o: [pairs[i].prompt for i in numbers] for o, numbers in places.items()}
     cells = []
     for name, blocks in margins.items():
         for block, seeds in blocks.items():
-            for objective, found in places.items():
+            for objective, numbers in places.items():
                 row = {"trained_on": name, "block": block, "tested_on": objective}
-                of_objective = [[one[i] for i in found] for one in seeds]
+                of_objective = [[one[i] for i in numbers] for one in seeds]
                 cells.append(row | of_margins(of_objective, prompts[objective], resamples))
     means = {
         name: {block: np.mean(seeds, axis=0) for block, seeds in blocks.items()}

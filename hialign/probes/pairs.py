@@ -1,6 +1,6 @@
-"""What the probes share: pairs that fit, records that are kept, adapters that are tuned and compared."""
+"""The preference pairs that probes read, and the packed rows in which models run them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,72 +25,74 @@ class ProbePair:
 
     id: str
     objective: str  # `preference` for pairs that were not made to differ in one
-    prompt: str  # the prompt's id: pairs of one prompt are kin
+    prompt: str  # the prompt's id, by which intervals are clustered
     tokens: TokenPair
-
-
-# --- records -------------------------------------------------------------------------------------
-
-
-# --- pairs ---------------------------------------------------------------------------------------
 
 
 def held_out(
     cell: Cell, tokenizer: PreTrainedTokenizerBase, wanted: int | None = None
 ) -> tuple[list[ProbePair], str]:
-    """The first `wanted` held-out pairs of the study that fit `probes.max_length`, and the
-    fingerprint of the source. Raises HialignError where there are fewer."""
+    """The first held-out pairs of the study that fit `probes.max_length`.
+
+    Args:
+        cell: a cell of the study.
+        tokenizer: the model's tokenizer.
+        wanted: the number of pairs, `probes.pairs` by default.
+
+    Returns:
+        The pairs, and the fingerprint of their source.
+
+    Raises:
+        HialignError: if there are fewer than `wanted`.
+    """
     settings = probe_settings(cell)
     wanted = settings.pairs if wanted is None else wanted
-    pairs = load_pairs(cell.study.preferences)
-    found = fitting(pairs.evaluation, tokenizer, settings.max_length, wanted)
-    if len(found) < wanted:
+    source = load_pairs(cell.study.preferences)
+    pairs = fitting(source.evaluation, tokenizer, settings.max_length, wanted)
+    if len(pairs) < wanted:
         raise HialignError(
-            f"probes.pairs asks for {wanted} pairs, but of the {len(pairs.evaluation)} held-out "
-            f"pairs of study {cell.study.name} only {len(found)} have at most probes.max_length "
+            f"probes.pairs asks for {wanted} pairs, but of the {len(source.evaluation)} held-out "
+            f"pairs of study {cell.study.name} only {len(pairs)} have at most probes.max_length "
             f"{settings.max_length} tokens: raise preferences.evaluation or probes.max_length, or "
             "lower probes.pairs"
         )
-    return found, pairs.fingerprint
+    return pairs, source.fingerprint
 
 
-def contrast_pairs_of(
-    cell: Cell, tokenizer: PreTrainedTokenizerBase, prompts: int
-) -> list[ProbePair]:
+def contrast_pairs_of(tokenizer: PreTrainedTokenizerBase, prompts: int) -> list[ProbePair]:
     """The built-in contrasts of `prompts` held-out prompts: pairs that differ in one objective."""
     rows = [pair for pairs in contrasts_of(prompts).values() for pair in pairs]
     return fitting(rows, tokenizer, None, None)
 
 
 def fitting(
-    rows: Any, tokenizer: PreTrainedTokenizerBase, longest: int | None, wanted: int | None
+    rows: Iterable[Mapping[str, Any]],
+    tokenizer: PreTrainedTokenizerBase,
+    longest: int | None,
+    wanted: int | None,
 ) -> list[ProbePair]:
-    """The first `wanted` (None: all) of `rows` that have at most `longest` tokens a side."""
-    found: list[ProbePair] = []
+    """The first `wanted` of `rows` with at most `longest` tokens on each side. None sets no limit."""
+    pairs: list[ProbePair] = []
     for row in rows:
-        if wanted is not None and len(found) == wanted:
+        if wanted is not None and len(pairs) == wanted:
             break
         tokens = tokenize_pair(tokenizer, row)
         if longest is None or max(len(t.ids) for t in tokens) <= longest:
-            kin = prompt_id(row["prompt"])
-            found.append(ProbePair(str(row["id"]), str(row["objective"]), kin, tokens))
-    return found
+            prompt = prompt_id(row["prompt"])
+            pairs.append(ProbePair(str(row["id"]), str(row["objective"]), prompt, tokens))
+    return pairs
 
 
-# --- models --------------------------------------------------------------------------------------
-
-
-def packable(model: PreTrainedModel, pairs: Sequence[ProbePair]) -> PreTrainedModel:
-    """`model` if the probes can run it, that is, if packed pairs have its log-probabilities."""
+def check_packable(model: PreTrainedModel, pairs: Sequence[ProbePair]) -> None:
+    """Refuse a model that gives packed pairs other log-probabilities, which probes cannot run."""
     if why := unpackable(model, [pair.tokens for pair in pairs], disable_dropout=True):
         raise HialignError(f"the probes run packed pairs, which this model does not take: {why}")
-    return model
 
 
 def rows_of(
     pairs: Sequence[ProbePair], device: torch.device, limit: int = ROW
 ) -> Iterator[tuple[list[int], Layout]]:
-    """The pairs in packed rows of at most `limit` tokens: their places, and the layout."""
+    """The pairs in packed rows of at most `limit` tokens: the numbers of a row's pairs, its layout."""
     tokens = [pair.tokens for pair in pairs]
-    for chosen in plan(tokens, limit):
-        yield chosen, Layout(pack([tokens[i] for i in chosen]), device)
+    for row in plan(tokens, limit):
+        yield row, Layout(pack([tokens[i] for i in row]), device)

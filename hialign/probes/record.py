@@ -1,4 +1,4 @@
-"""A probe's record: computed part by part, and only if what it came from has changed."""
+"""A probe's record, which is computed part by part, and only if what it came from has changed."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -18,16 +18,16 @@ from hialign.study.study import Cell
 
 
 def probe_settings(cell: Cell) -> ProbeSettings:
-    """The study's probe settings; the defaults where it has none and a probe is run by hand."""
+    """The study's settings for probes, or the defaults for a probe that is run without any."""
     return cell.study.probes or ProbeSettings()
 
 
 class Parts:
-    """Results of the parts of a long probe, each kept as soon as it is there, so that a run that was
-    killed goes on from the last. `key` is all that they came from.
+    """The results of the parts of a long probe, each written to disk as soon as it is there.
 
-    They outlive the record until it is read again or its notebook is whole (`forget`): Snakemake
-    deletes a record whose notebook fails after it, at a figure.
+    A run that was killed goes on from the last part. The parts outlive the record until it is read
+    again or its notebook is whole (`forget`), because Snakemake deletes the record of a notebook that
+    fails after it, at a figure. `key` stands for all that the parts came from.
     """
 
     def __init__(self, cell: Cell, probe: str, key: str) -> None:
@@ -35,12 +35,11 @@ class Parts:
         forget(cell, probe, self.folder)  # those of other settings
 
     def part(self, name: str, compute: Callable[[], Any]) -> Any:
-        """What `compute` gives (JSON), from disk if it was computed before."""
+        """What `compute` returns (JSON), from disk if it was computed before."""
         path = self.folder / f"{paths.slug(name)}.json"
-        if not (known := _known(path)):
+        if not _on_disk(path):
             files.write_record(path, {"part": compute()})
-            known = files.read_record(path)
-        return known["part"]
+        return files.read_record(path)["part"]
 
 
 def measured(
@@ -49,22 +48,27 @@ def measured(
     came_from: Mapping[str, Any],
     compute: Callable[[Parts], Mapping[str, Any]],
 ) -> dict[str, Any]:
-    """The record of a probe: as it is on disk if it came from the same, else computed and written.
+    """The record of a probe, from disk if it came from the same, and computed otherwise.
 
-    `came_from` are hashes of what was measured (weights, pairs, an adapter); with the probe's
-    settings they are the record's key. `compute` gives the record's own fields.
+    Args:
+        cell: a cell of the study and the model.
+        probe: the name of the probe.
+        came_from: hashes of what is measured (weights, pairs, an adapter). With the probe's settings
+            they are the record's key.
+        compute: returns the record's own fields. The results of its parts are kept by the `Parts`
+            that it is given.
     """
     path = paths.probe_record(cell.study.name, cell.model.name, probe)
     depends = dependencies.probe_depends(cell, probe)
     key = json_sha256([depends["fingerprint"], came_from], 16)
-    if (known := _known(path)).get("key") == key:
+    if (record := _on_disk(path)).get("key") == key:
         forget(cell, probe)
-        if known.get("notebook", depends["notebook"]) != depends["notebook"]:
-            # What a notebook shows is drawn from the record: there is nothing to measure again.
-            files.write_record(path, known | {"notebook": depends["notebook"]})
-        return known
+        if record.get("notebook", depends["notebook"]) != depends["notebook"]:
+            # A notebook draws what it shows from the record, so nothing has to be measured again.
+            files.write_record(path, record | {"notebook": depends["notebook"]})
+        return record
     about = environment.environment()
-    # bfloat16 of a GPU and float32 of a CPU do not go into one record
+    # The bfloat16 of a GPU and the float32 of a CPU must not meet in one record.
     parts, started = Parts(cell, probe, f"{key}-{about['device_type']}"), time.perf_counter()
 
     def content() -> dict[str, Any]:
@@ -76,7 +80,7 @@ def measured(
             **depends,
             "came_from": dict(came_from),
             **compute(parts),
-            "seconds": time.perf_counter() - started,  # of this run: a resumed one has fewer
+            "seconds": time.perf_counter() - started,  # of this run alone, if it was resumed
             "peak_memory_bytes": environment.peak_memory_bytes(),
             **about,
         }
@@ -85,8 +89,8 @@ def measured(
     return files.read_record(path)
 
 
-def _known(path: Path) -> dict[str, Any]:
-    """What is on disk; empty if there is none, or if it was changed since it was written."""
+def _on_disk(path: Path) -> dict[str, Any]:
+    """A record on disk. Empty if there is none, or if it was changed after it was written."""
     try:
         return files.read_record(path) if path.is_file() else {}
     except HialignError:
@@ -94,14 +98,17 @@ def _known(path: Path) -> dict[str, Any]:
 
 
 def adapter_of(cell: Cell, block: str) -> tuple[Path, dict[str, str]]:
-    """The folder of a block's adapter of the cell's model, and its hash. Raises HialignError if it is
-    not there, or was trained with other settings or on other weights than the model has now."""
+    """The folder of the adapter of a block of the cell's model, and its hash.
+
+    Raises HialignError if it is not there, or if it was trained with other settings or on other
+    weights than the model has now.
+    """
     tuned_cell = cell.study.cell(cell.model.name, block)
-    known, folder = status.required(tuned_cell, "train"), tuned_cell.folder / "adapter"
+    manifest, folder = status.required(tuned_cell, "train"), tuned_cell.folder / "adapter"
     if not (folder / "adapter_model.safetensors").is_file():  # published without weights
         name = f"{cell.model.name} {block} of study {cell.study.name}"
         raise stages.run_first(f"{name} has no adapter", tuned_cell, "train")
-    if any(known.get(key) != value for key, value in identity(cell.model).items()):
+    if any(manifest.get(key) != value for key, value in identity(cell.model).items()):
         raise HialignError(
             f"the adapter in {folder} was trained on other weights than {cell.model.source} has now: "
             "train the block again"

@@ -1,9 +1,9 @@
 """Held-out accuracy by depth: every window of a third of the layers, and every layer alone.
 
 The thirds are three of many blocks of their size. If alignment has a place, the curve over all
-windows shows it, and the middle third has to stand out from its neighbours, from layers drawn at
-random, and from as many parameters spread over all layers. Everything is trained in passes that
-share the layers below (`hialign.engine.dpo`), each block as if it were alone.
+windows shows it. The middle third then has to stand out from its neighbours, from layers drawn at
+random, and from as many parameters spread over all layers. All blocks are trained in passes that
+share the layers below (`hialign.engine.dpo`), each as if it were alone.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,33 +28,33 @@ from hialign.study.settings import TrainingSettings
 from hialign.study.study import Cell
 
 RANDOM_SETS = 3
-# float32 bytes a trained parameter: itself, its gradient, AdamW's two moments
+# float32 bytes per trained parameter: itself, its gradient, AdamW's two moments
 BYTES = 16
-# Of one pass's adapters, by device: with a small model and its activations, 2 GiB suffice on a CPU
+# Bytes for the adapters of one pass, by device. A small model and its activations come on top.
 BUDGET = {"cpu": 1 << 28, "cuda": 1 << 31}
 
 
 def sweep(cell: Cell) -> dict[str, Any]:
-    """The record of tuning gain by depth of the cell's model (`cell.block` plays no role).
+    """The record of the gain from tuning by depth, of the cell's model. Its block plays no role.
 
-    Its fields, beside those of every record:
+    Fields of the record, beside those of every record:
 
-    - `depth`; `size`: layers of a window, those of the middle third; `beta`; `train`: pairs that
-      every block was trained on; `pairs`: `{id, prompt}` of each held-out pair (the prompt's id);
-    - `windows`: a row a window, from the lowest: `block`, `first` and `last` layer, `parameters`
-      trained, n, prompts, margin (nats; Eq. 1) and accuracy with `_low` and `_high` (95%, over
-      prompts; `estimates.of_margins`), and `margins`, one a pair;
-    - `singles`: the same for each layer alone (empty where the study does not want them);
+    - `depth`, and `size`, the number of layers of a window, which is that of the middle third.
+    - `beta`, and `train`, the number of pairs that every block was trained on.
+    - `pairs`: `id` and `prompt` (the prompt's id) of each held-out pair.
+    - `windows`: one row per window, from the lowest, with its `block`, `first` and `last` layer, the
+      number of `parameters` trained, its `margins` (nats; Eq. 1), one per pair, and what
+      `margins.of_margins` says of them.
+    - `singles`: the same for each layer alone. Empty if the study does not ask for them.
     - `controls`: the same, with `layers` and `rank`, for full, the thirds, full at the rank that has
-      about a third's parameters, and three draws of a third of the layers;
-    - `best`: the window with the highest mean margin; `candidate`: the one that has it on every
-      second prompt; None for both, with `best_reason`, where no training changed a margin;
-    - `comparisons`: paired by pair, difference of margins with `_low` and `_high`, effect, p, p_holm
-      over all of these rows, verdict (`estimates.paired`, `estimates.judge_family`) of `block` and
-      `other`: the candidate against the middle third and each draw, on the prompts on which it was
-      not chosen (the best of many has an undeserved lead where it was), and the middle third
-      against all other controls, on all pairs;
-    - `layer_scores`: each single layer's mean margin, None without singles or where none moved.
+      about a third's parameters, and three draws of a third of the layers.
+    - `best`: the window with the highest mean margin. `candidate`: the window that has it on every
+      second prompt. Both are None, with `best_reason`, if no training changed a margin.
+    - `comparisons` of `block` and `other`, pair by pair (`margins.paired`, `margins.judge_family`
+      over all rows). The candidate is compared with the middle third and with each draw, on the
+      prompts on which it was not chosen, as the best of many has an undeserved lead where it was.
+      The middle third is compared with all other controls, on all pairs.
+    - `layer_scores`: each single layer's mean margin. None without singles, or if none moved.
     """
     settings = probe_settings(cell)
     own = settings.sweep or SweepSettings()
@@ -95,20 +95,20 @@ def sweep(cell: Cell) -> dict[str, Any]:
                 for block in chosen
             }
 
-        found: dict[str, Any] = {}
-        # the thirds are windows too, of most models: no layers are trained twice
+        results: dict[str, Any] = {}
+        # in most models the thirds are windows too, and no layers are trained twice
         once = {choice: name for name, choice in choices.items()}
         groups = passes(model, {name: choice for choice, name in once.items()}, training)
         for number, names in enumerate(groups, 1):
             what = f"pass {number} of {len(groups)}"
-            found |= parts.part(f"{number}-of-{len(groups)}", partial(trained, names, what))
-        found = {name: found[once[choice]] for name, choice in choices.items()}
+            results |= parts.part(f"{number}-of-{len(groups)}", partial(trained, names, what))
+        results = {name: results[once[choice]] for name, choice in choices.items()}
         return {
             "depth": depth,
             "beta": training.beta,
             "train": len(train),
             "pairs": [{"id": p.id, "prompt": p.prompt} for p in pairs],
-            **summary(depth, choices, found, [p.prompt for p in pairs], settings.resamples),
+            **summary(depth, choices, results, [p.prompt for p in pairs], settings.resamples),
         }
 
     return measured(cell, "sweep", came_from, compute)
@@ -121,16 +121,16 @@ def choices_of(depth: int, singles: bool, rank: int) -> dict[str, Choice]:
     if singles:
         names += [f"layers:{layer}" for layer in range(depth)]
     names += ["full", "local", "mid", "global", f"full:r{max(1, round(rank * size / depth))}"]
-    found = {name: blocks.choice_of(name, depth) for name in names}
+    choices = {name: blocks.choice_of(name, depth) for name in names}
     seed = 0
-    while sum(name.startswith("random:") for name in found) < RANDOM_SETS:
+    while sum(name.startswith("random:") for name in choices) < RANDOM_SETS:
         seed += 1
         name = f"random:{round(100 * size / depth)}%:{seed}"
         drawn = blocks.choice_of(name, depth)
-        # a small model has few sets: not one that is trained already, unless there is no other
-        if drawn not in found.values() or seed > 100:
-            found[name] = drawn
-    return found
+        # a small model has few sets, and one may have to be drawn that is trained already
+        if drawn not in choices.values() or seed > 100:
+            choices[name] = drawn
+    return choices
 
 
 def passes(
@@ -138,7 +138,7 @@ def passes(
 ) -> list[list[str]]:
     """The blocks in groups that are trained together, as many as `BUDGET` has room for.
 
-    Those that start alike come together, as they share what lies below.
+    Blocks that start at the same layer come together, as they share what lies below it.
     """
     budget = BUDGET["cpu" if model.device.type == "cpu" else "cuda"]
     groups: list[list[str]] = []
@@ -159,20 +159,24 @@ def passes(
 def summary(
     depth: int,
     choices: Mapping[str, Choice],
-    found: Mapping[str, Mapping[str, Any]],
+    results: Mapping[str, Mapping[str, Any]],
     prompts: Sequence[str],
     resamples: int,
 ) -> dict[str, Any]:
     """The record's rows and comparisons, from each block's `parameters` and per-pair `margins`."""
 
     def row(block: str) -> dict[str, Any]:
-        layers, known = choices[block].layers, found[block]
-        of_pairs = of_margins([known["margins"]], prompts, resamples)
+        layers, result = choices[block].layers, results[block]
+        of_pairs = of_margins([result["margins"]], prompts, resamples)
         one_seed = {key: value for key, value in of_pairs.items() if not key.endswith("_seed_std")}
-        place = {"block": block, "first": min(layers), "last": max(layers)}
-        return (
-            place | {"parameters": known["parameters"]} | one_seed | {"margins": known["margins"]}
-        )
+        return {
+            "block": block,
+            "first": min(layers),
+            "last": max(layers),
+            "parameters": result["parameters"],
+            **one_seed,
+            "margins": result["margins"],
+        }
 
     kinds = {"windows": "window:", "singles": "layers:"}
     rows = {kind: [row(b) for b in choices if b.startswith(s)] for kind, s in kinds.items()}
@@ -180,7 +184,7 @@ def summary(
     rows["controls"] = [
         row(b) | {"layers": list(choices[b].layers), "rank": choices[b].rank} for b in others
     ]
-    moved = any(m != 0 for known in found.values() for m in known["margins"])
+    moved = any(m != 0 for result in results.values() for m in result["margins"])
     every = list(range(len(prompts)))
     second = set(list(dict.fromkeys(prompts))[::2])
     choosing = [i for i in every if prompts[i] in second]
@@ -197,7 +201,7 @@ def summary(
     tests += [("mid", b, every) for b in others if b != "mid"]
     comparisons = []
     for block, other, places in tests:
-        a, b = ([found[name]["margins"][i] for i in places] for name in (block, other))
+        a, b = ([results[name]["margins"][i] for i in places] for name in (block, other))
         row_of = paired(a, b, [prompts[i] for i in places], resamples)
         comparisons.append({"block": block, "other": other} | row_of)
     judge_family(comparisons)

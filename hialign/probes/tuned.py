@@ -22,24 +22,32 @@ from hialign.study.settings import TrainingSettings
 
 @dataclass(frozen=True)
 class Tuned:
-    """One base model with an adapter for each block; a context's end takes them off again."""
+    """One base model with an adapter for each block. The end of the context takes them off again.
 
-    model: Any  # a PEFT model, its adapters in evaluation mode
-    adapters: Mapping[str, str]  # block -> PEFT's name of its adapter
+    Attributes:
+        model: the PEFT model, in evaluation mode.
+        adapters: by block, PEFT's name of its adapter.
+        layers: by block, the layers that it tuned.
+        decoder_of: the base model, whose layers hold the adapters.
+        losses: by block, the loss of each optimizer step (nats).
+    """
+
+    model: Any
+    adapters: Mapping[str, str]
     layers: Mapping[str, list[int]]
     decoder_of: PreTrainedModel
-    losses: Mapping[str, list[float]] = field(default_factory=dict)  # of each step, by block
+    losses: Mapping[str, list[float]] = field(default_factory=dict)
 
     def log_probs(
         self, pairs: Sequence[ProbePair], what: str = "", limit: int = ROW
     ) -> dict[str, list[tuple[float, float]]]:
-        """The log-probabilities (nats) of each pair's chosen and rejected, by block; `base` too.
+        """The log-probabilities (nats) of each pair's chosen and rejected, by block and for `base`.
 
-        What lies below a block's first layer is run once for all of them.
+        The layers below a block's first one are run once for all blocks.
         """
         blocks = list(self.adapters)
         starts = {block: min(self.layers[block]) for block in blocks}
-        found: dict[str, list[tuple[float, float]]] = {
+        log_probs: dict[str, list[tuple[float, float]]] = {
             block: [(0.0, 0.0)] * len(pairs) for block in ("base", *blocks)
         }
         with (
@@ -47,33 +55,30 @@ class Tuned:
             Decoder(self.decoder_of) as decoder,
             Progress(total=len(pairs), desc=what, disable=not what) as bar,
         ):
-            for chosen, layout in rows_of(pairs, decoder.device, limit):
+            depth = decoder.depth
+            for row, layout in rows_of(pairs, decoder.device, limit):
                 with self.model.disable_adapter():
-                    taps = {*starts.values(), decoder.depth} - {0}
-                    known = decoder.run(layout, taps)
-                    tops = {"base": known[decoder.depth]}
-                for block in blocks:
+                    hidden = decoder.run(layout, {*starts.values(), depth} - {0})
+                    tops = {"base": hidden[depth]}
+                for block, start in starts.items():
                     self.model.set_adapter(self.adapters[block])
-                    entering = known.get(starts[block])
-                    tops[block] = decoder.run(layout, [decoder.depth], starts[block], entering)[
-                        decoder.depth
-                    ]
+                    tops[block] = decoder.run(layout, [depth], start, hidden.get(start))[depth]
                 for block, top in tops.items():
                     values = decoder.log_probs(top, layout).view(-1, 2).tolist()
-                    for i, (c, r) in zip(chosen, values, strict=True):
-                        found[block][i] = (c, r)
-                bar.update(len(chosen))
-        return found
+                    for i, (chosen, rejected) in zip(row, values, strict=True):
+                        log_probs[block][i] = (chosen, rejected)
+                bar.update(len(row))
+        return log_probs
 
     def margins(
         self, pairs: Sequence[ProbePair], beta: float, what: str = ""
     ) -> dict[str, list[float]]:
         """The implicit reward margin (nats; Eq. 1) of each pair, by block."""
-        found = self.log_probs(pairs, what)
-        base = found.pop("base")
+        log_probs = self.log_probs(pairs, what)
+        base = log_probs.pop("base")
         return {
             block: [beta * (c - c0 - r + r0) for (c, r), (c0, r0) in zip(values, base, strict=True)]
-            for block, values in found.items()
+            for block, values in log_probs.items()
         }
 
 

@@ -65,7 +65,7 @@ def by_autograd(
 def test_norms_are_those_of_autograd(family: str, outputs: Path) -> None:
     cell = load_study("smoke").cell(f"random:{family}:4", "base")
     model, tokenizer = load_model(cell.model)
-    pairs = contrast_pairs_of(cell, tokenizer, 1)
+    pairs = contrast_pairs_of(tokenizer, 1)
     wanted = {p: p.requires_grad for p in model.parameters()}
     for references in (None, [1.5] * len(pairs)):
         meter = Meter(model)
@@ -134,7 +134,7 @@ def test_along_training_is_the_gradient_of_the_tuned_model(tmp_path: Path, outpu
     cell = load_study(write_study(tmp_path, blocks=["full"], probes=chosen)).cell(None, "full")
     found = gradients(cell)
     model, tokenizer = load_model(cell.model)
-    pairs = [p for p in contrast_pairs_of(cell, tokenizer, 3) if p.objective == "grammar"][:2]
+    pairs = [p for p in contrast_pairs_of(tokenizer, 3) if p.objective == "grammar"][:2]
     with torch.no_grad():
         base = [float(log_prob(model, p.tokens[0]) - log_prob(model, p.tokens[1])) for p in pairs]
     tuned = PeftModel.from_pretrained(model, cell.folder / "adapter").eval()
@@ -159,9 +159,8 @@ def test_a_planted_layer_is_found() -> None:
         if number != 4:
             layer.input_layernorm.weight.data.zero_()
             layer.post_attention_layernorm.weight.data.zero_()
-    cell = load_study("smoke").cell(None, "base")
     meter = Meter(model)
-    (pair, *_) = meter.measure(contrast_pairs_of(cell, tokenizer, 1)[:1], 0.1)
+    (pair, *_) = meter.measure(contrast_pairs_of(tokenizer, 1)[:1], 0.1)
     weights = [{n: v for n, v in layer.items() if n.endswith("proj")} for layer in pair["squares"]]
     found = [sum(layer.values()) for layer in weights]
     assert found[4] > 0

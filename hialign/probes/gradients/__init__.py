@@ -1,1 +1,1 @@
-"""Where the DPO loss has its gradients: their norm in each layer (`probe.gradients`)."""
+"""Where the DPO loss has its gradients: their norm in each layer (`gradients.probe`)."""

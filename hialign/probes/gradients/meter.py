@@ -1,9 +1,9 @@
-"""One backward pass a pair, and the gradient norm of every weight of every layer from it."""
+"""One backward pass per pair, and from it the gradient norm of every weight of every layer."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 import torch
@@ -16,15 +16,24 @@ from hialign.engine.packing import pack
 from hialign.engine.progress import Progress
 from hialign.probes.pairs import ProbePair
 
-Squares = list[
-    dict[str, float]
-]  # of one pair: by layer, the squared norm of each module's gradient
+# by layer, and by module in it, the squared norm of one pair's gradient
+Squares = list[dict[str, float]]
+
+
+class PairGradient(TypedDict):
+    """What one backward pass measures."""
+
+    margin: float  # log p(chosen) - log p(rejected), nats
+    squares: Squares  # of the gradient of Eq. 1
 
 
 class Meter:
-    """The squared gradient norms of every weight of a model's layers, adapters aside.
+    """Measures the squared gradient norms of all weights of a model's layers, adapters aside.
 
-    `sizes` is by layer the number of parameters of each module (`self_attn.q_proj`, …).
+    Attributes:
+        prefix: the dotted name of the list of layers.
+        depth: the number of layers.
+        sizes: by layer, the number of parameters of each module (`self_attn.q_proj`, …).
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -43,7 +52,7 @@ class Meter:
 
     @contextmanager
     def _listening(self) -> Iterator[Callable[[], Squares]]:
-        """While open, gradients are measured and dropped as they come; the call gives and resets."""
+        """Measure gradients as they come, and drop them. The call returns the sums and resets them."""
         squares: Squares = [dict.fromkeys(sizes, 0.0) for sizes in self.sizes]
 
         def take(parameter: torch.nn.Parameter) -> None:
@@ -52,25 +61,25 @@ class Meter:
                 squares[layer][module] += float(parameter.grad.float().square().sum())
                 parameter.grad = None
 
-        def give() -> Squares:
-            given = [dict(layer) for layer in squares]
+        def collect() -> Squares:
+            collected = [dict(layer) for layer in squares]
             for layer in squares:
                 layer.update(dict.fromkeys(layer, 0.0))
-            return given
+            return collected
 
-        before = {p: p.requires_grad for p in self.model.parameters()}
+        required = {p: p.requires_grad for p in self.model.parameters()}
         training = self.model.training
         self.model.eval()
-        for parameter in before:
+        for parameter in required:
             parameter.requires_grad_(parameter in self.places)
         handles = [p.register_post_accumulate_grad_hook(take) for p in self.places]
         try:
-            yield give
+            yield collect
         finally:
             for handle in handles:
                 handle.remove()
-            for parameter, wanted in before.items():
-                parameter.requires_grad_(wanted)
+            for parameter, requires_grad in required.items():
+                parameter.requires_grad_(requires_grad)
             self.model.train(training)
 
     def measure(
@@ -79,15 +88,19 @@ class Meter:
         beta: float,
         references: Sequence[float] | None = None,
         what: str = "",
-    ) -> list[dict[str, Any]]:
-        """For each pair: `margin`, log p(chosen) - log p(rejected) in nats, and `squares`, the
-        squared norm of the gradient of Eq. 1 by layer and module.
+    ) -> list[PairGradient]:
+        """Run one forward and one backward pass of Eq. 1 for each pair.
 
-        `references` are the reference model's margins; None: the model is its own reference.
+        Args:
+            pairs: N pairs.
+            beta: that of Eq. 1.
+            references: N, the reference model's margins (nats). Without them the model is its own
+                reference.
+            what: the name of the progress bar, which is not shown if it is empty.
         """
-        found = []
+        gradients: list[PairGradient] = []
         progress = Progress(total=len(pairs), desc=what, disable=not what)
-        with self._listening() as give, Decoder(self.model) as decoder, progress as bar:
+        with self._listening() as collect, Decoder(self.model) as decoder, progress as bar:
             for number, pair in enumerate(pairs):
                 layout = Layout(pack([pair.tokens]), decoder.device)
                 with torch.enable_grad():
@@ -96,21 +109,23 @@ class Meter:
                     margin = chosen - rejected
                     reference = float(margin.detach()) if references is None else references[number]
                     (-F.logsigmoid(beta * (margin - reference))).backward()
-                found.append({"margin": float(margin.detach()), "squares": give()})
+                gradients.append({"margin": float(margin.detach()), "squares": collect()})
                 bar.update()
-        return found
+        return gradients
 
 
-def norms_of(found: Sequence[dict[str, Any]], sizes: list[dict[str, int]]) -> np.ndarray:
-    """(pairs, depth): each layer's norm over the root of its number of parameters."""
-    return np.array([of_modules(pair["squares"], sizes, None) for pair in found])
+def norms_of(gradients: Sequence[PairGradient], sizes: list[dict[str, int]]) -> np.ndarray:
+    """Each layer's gradient norm per root of its number of parameters (pairs x depth)."""
+    return np.array([rms_of(pair["squares"], sizes, None) for pair in gradients])
 
 
-def of_modules(
-    squares: Squares, sizes: list[dict[str, int]], modules: set[str] | None
-) -> list[float]:
-    rows = []
+def rms_of(squares: Squares, sizes: list[dict[str, int]], modules: set[str] | None) -> list[float]:
+    """By layer, the gradient norm of some modules per root of their number of parameters.
+
+    None takes all modules.
+    """
+    norms = []
     for layer, size in zip(squares, sizes, strict=True):
-        kept = [name for name in size if modules is None or name in modules]
-        rows.append(math.sqrt(sum(layer[n] for n in kept) / sum(size[n] for n in kept)))
-    return rows
+        names = [name for name in size if modules is None or name in modules]
+        norms.append(math.sqrt(sum(layer[n] for n in names) / sum(size[n] for n in names)))
+    return norms

@@ -1,15 +1,16 @@
 """Gradients: which layers does an objective's loss want to move (Hypothesis 2, section 3.1)?
 
 The paper's inequality is about E ||d l(x) / d Theta_k||, the norm of one pair's gradient in the
-parameters of a block, averaged over pairs. So each pair has a backward pass of its own, through all
-layers at once, and the norms of all parameters are taken as their gradients come by: none is kept.
+parameters of a block, averaged over pairs. Each pair therefore has a backward pass of its own,
+through all layers at once. The norms are taken as the gradients come by, and no gradient is kept.
 
-Any loss has a trend with depth. What an objective adds to it shows when objectives are compared
-within a prompt, whose three contrasts share prompt and good response.
+Any loss has a trend with depth. To see what an objective adds to it, objectives are compared within a
+prompt, whose three contrasts share the prompt and the good response.
 """
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,8 +20,8 @@ from hialign.engine import dpo
 from hialign.engine.models import identity, load_model
 from hialign.engine.modules import decoder_layers, target_modules
 from hialign.preferences.pairs import load_pairs
-from hialign.probes.gradients.meter import Meter, norms_of, of_modules
-from hialign.probes.pairs import ProbePair, contrast_pairs_of, held_out, packable
+from hialign.probes.gradients.meter import Meter, PairGradient, norms_of, rms_of
+from hialign.probes.pairs import ProbePair, check_packable, contrast_pairs_of, held_out
 from hialign.probes.record import Parts, measured, probe_settings
 from hialign.probes.tuned import probe_training, tuned_blocks
 from hialign.statistics.intervals import mean_interval, pooled_interval
@@ -31,30 +32,34 @@ from hialign.study.settings import TrainingSettings
 from hialign.study.study import Cell
 
 PREFERENCE = "preference"  # the study's own pairs
-DRAWS = 500  # bootstrap samples of each module, and of each layer along training: there are many
+DRAWS = 500  # bootstrap samples of each module, and of each layer along training
 
 
 def gradients(cell: Cell) -> dict[str, Any]:
-    """Measure the gradient of the DPO loss in every layer of the cell's model, at initialization and
-    along the training of `full`, and leave `probes/gradients.json`.
+    """Measure the gradient of the DPO loss in every layer, and leave `probes/gradients.json`.
 
-    Fields: `depth`; `parameters`, of a layer, by module; `pairs`, for each source (`preference` and
-    the objectives) a row a pair with `id`, `prompt` and `norms`, a number a layer (nats per root
-    mean square unit of weight: the Euclidean norm over all its parameters, over the root of their
-    number); `layers`, `blocks` and `modules` (of a layer), means with 95% intervals over prompts, per
-    parameter (`rms`) and, but for modules, in `total`; `inequality`, a row an objective and other
-    block (see `inequality`); `along`, `rms` with its interval, a row a step, source and layer;
-    `layer_scores`, the rms over the study's target modules, mean over the preference pairs.
+    It is measured at initialization, and along the training of `full`. Fields of the record, beside
+    those of every record:
+
+    - `depth`, and by layer `parameters`, the number in each module.
+    - `pairs`: by source (`preference` and the objectives), one row per pair with `id`, `prompt` and
+      `norms`, one number per layer. A norm is the Euclidean norm over all parameters of the layer,
+      over the root of their number (nats per root mean square unit of weight).
+    - `layers`, `blocks` and `modules` of a layer: means with 95% intervals over prompts, per
+      parameter (`rms`) and, but for modules, in `total`.
+    - `inequality`: one row per objective and other block, see `inequality`.
+    - `along`: one row per step, source and layer, with `rms` and its interval.
+    - `layer_scores`: the `rms` over the study's target modules, mean over the preference pairs.
     """
     settings = probe_settings(cell)
     chosen = settings.gradients or GradientSettings()
     model, tokenizer = load_model(cell.model)
     own, fingerprint = held_out(cell, tokenizer)
     sources = {PREFERENCE: own}
-    contrasts = contrast_pairs_of(cell, tokenizer, chosen.contrast_prompts)
+    contrasts = contrast_pairs_of(tokenizer, chosen.contrast_prompts)
     for objective in OBJECTIVES:
         sources[objective] = [p for p in contrasts if p.objective == objective]
-    packable(model, contrasts[:2])
+    check_packable(model, contrasts[:2])
     weights = identity(cell.model)
     builtin = load_pairs("builtin", train=None, evaluation=None).fingerprint
     came_from = {"model": weights, "preferences": fingerprint, "contrasts": builtin}
@@ -62,9 +67,9 @@ def gradients(cell: Cell) -> dict[str, Any]:
     def compute(parts: Parts) -> dict[str, Any]:
         meter = Meter(model)
         beta, draws = cell.study.training.beta, settings.resamples
-        found = {
-            name: parts.part(name, lambda n=name: meter.measure(sources[n], beta, what=n))  # type: ignore[misc]
-            for name in sources
+        gradients = {
+            name: parts.part(name, partial(meter.measure, pairs, beta, what=name))
+            for name, pairs in sources.items()
         }
         steps: list[int] = []
         if chosen.at_steps:
@@ -74,17 +79,13 @@ def gradients(cell: Cell) -> dict[str, Any]:
             steps = [step for step in chosen.at_steps if step <= last]
         few = {name: pairs[: chosen.along_pairs] for name, pairs in sources.items()}
         references = {
-            name: [pair["margin"] for pair in found[name][: chosen.along_pairs]] for name in few
+            name: [pair["margin"] for pair in gradients[name][: chosen.along_pairs]] for name in few
         }
-        along = (
-            parts.part(
-                "along",
-                lambda: _along(cell, model, tokenizer, prepared, weights, few, references, steps),
-            )
-            if steps
-            else []
-        )
-        norms = {n: norms_of(pairs, meter.sizes) for n, pairs in found.items()}
+        along: list[dict[str, Any]] = []
+        if steps:
+            measure = partial(_along, cell, model, tokenizer, prepared, weights)
+            along = parts.part("along", lambda: measure(few, references, steps))
+        norms = {n: norms_of(pairs, meter.sizes) for n, pairs in gradients.items()}
         kin = {name: [pair.prompt for pair in pairs] for name, pairs in sources.items()}
         targets = target_modules(model, range(meter.depth), cell.study.training.target_modules)
         inside = {name.split(f"{meter.prefix}.", 1)[1].partition(".")[2] for name in targets}
@@ -98,15 +99,15 @@ def gradients(cell: Cell) -> dict[str, Any]:
                 ]
                 for name in sources
             },
-            "modules": _modules(found, kin, meter.sizes, DRAWS),
+            "modules": _modules(gradients, kin, meter.sizes, DRAWS),
             "layers": _layers(norms, kin, meter.sizes, draws),
-            "blocks": _blocks(found, kin, meter.sizes, draws),
+            "blocks": _blocks(gradients, kin, meter.sizes, draws),
             "inequality": inequality(
                 {name: norms[name] for name in OBJECTIVES}, kin, chosen.permutations, settings.seed
             ),
-            "along": _first(found, few, meter.sizes) + along,
+            "along": _first(gradients, few, meter.sizes) + along,
             "layer_scores": np.mean(
-                [of_modules(pair["squares"], meter.sizes, inside) for pair in found[PREFERENCE]],
+                [rms_of(pair["squares"], meter.sizes, inside) for pair in gradients[PREFERENCE]],
                 axis=0,
             ).tolist(),
         }
@@ -132,8 +133,10 @@ def _along(
     references: Mapping[str, Sequence[float]],
     steps: Sequence[int],
 ) -> list[dict[str, Any]]:
-    """Train `full` as the study does, as far as the last of `steps`, and measure after each: a row a
-    step, source and layer."""
+    """Train `full` as the study does, up to the last of `steps`, and measure after each of them.
+
+    Returns one row per step, source and layer.
+    """
     rows: list[dict[str, Any]] = []
     beta = cell.study.training.beta
 
@@ -142,8 +145,8 @@ def _along(
             if state.global_step in steps:
                 meter = Meter(model)
                 for name, some in pairs.items():
-                    found = meter.measure(some, beta, references[name])
-                    rows.extend(_rows(state.global_step, name, some, found, meter.sizes))
+                    gradients = meter.measure(some, beta, references[name])
+                    rows.extend(_rows(state.global_step, name, some, gradients, meter.sizes))
             control.should_training_stop |= state.global_step >= max(steps)
 
     everything = {"full": Choice(tuple(range(decoder_layers(model)[1])))}
@@ -154,7 +157,7 @@ def _along(
 
 
 def _first(
-    found: Mapping[str, Sequence[dict[str, Any]]],
+    gradients: Mapping[str, Sequence[PairGradient]],
     few: Mapping[str, Sequence[ProbePair]],
     sizes: list[dict[str, int]],
 ) -> list[dict[str, Any]]:
@@ -162,7 +165,7 @@ def _first(
     return [
         row
         for name, some in few.items()
-        for row in _rows(0, name, some, found[name][: len(some)], sizes)
+        for row in _rows(0, name, some, gradients[name][: len(some)], sizes)
     ]
 
 
@@ -170,10 +173,10 @@ def _rows(
     step: int,
     source: str,
     pairs: Sequence[ProbePair],
-    found: Sequence[dict[str, Any]],
+    gradients: Sequence[PairGradient],
     sizes: list[dict[str, int]],
 ) -> list[dict[str, Any]]:
-    norms, kin = norms_of(found, sizes), [pair.prompt for pair in pairs]
+    norms, kin = norms_of(gradients, sizes), [pair.prompt for pair in pairs]
     rows = []
     for layer, values in enumerate(norms.T.tolist()):
         row: dict[str, Any] = {"step": step, "source": source, "layer": layer, "n": len(values)}
@@ -181,7 +184,7 @@ def _rows(
     return rows
 
 
-# --- what it says --------------------------------------------------------------------------------
+# --- summaries -----------------------------------------------------------------------------------
 
 
 def inequality(
@@ -190,21 +193,30 @@ def inequality(
     permutations: int,
     seed: int,
 ) -> list[dict[str, Any]]:
-    """The paper's inequality as numbers: a row an objective and block that is not its own.
+    """The paper's inequality as numbers, one row per objective and block that is not its own.
 
-    `norms` is by objective (pairs, depth), `kin` by objective the pairs' prompts. `ratio` is the
-    geometric mean over prompts of the norm per parameter in the objective's block over that in the
-    other. `detrended` compares with the other objectives of the same prompt: exp of the mean over
-    prompts of D(objective) less the mean D of all objectives, D being the log ratio of the two
-    blocks' norms; above 1, the objective is more in its block than the objectives are in general. Intervals are over prompts. `p_above`
-    and `p_below`, one-sided: how often objectives that are permuted within each prompt give as much
-    (as little). Only prompts that have all objectives count.
+    Each row compares the objective's own block with the `other`. Only prompts that have all
+    objectives count, and the intervals are over prompts. Fields of a row:
+
+    - `ratio`: the norm per parameter in the own block over that in the other, as a geometric mean
+      over prompts.
+    - `detrended`: the same in comparison with the other objectives of the prompt. With D the log
+      ratio of the two blocks' norms, it is exp of the mean over prompts of D(objective) less the mean
+      D of all objectives. Above 1, the objective is more in its block than objectives are in general.
+    - `p_above`, `p_below`: how often objectives that are permuted within each prompt have as large
+      (as small) a `detrended`. Both are one-sided.
+
+    Args:
+        norms: by objective, the norms of its pairs (pairs x depth).
+        kin: by objective, the prompts of its pairs.
+        permutations: the number of permutations, and of bootstrap samples.
+        seed: what draws the permutations.
     """
     objectives = list(norms)
     depth = next(iter(norms.values())).shape[1]
     split = split_layers(depth)
     shared = [p for p in dict.fromkeys(kin[objectives[0]]) if all(p in kin[o] for o in objectives)]
-    levels = {  # objective, block -> a number a shared prompt: the log of the block's rms norm
+    levels = {  # by objective and block: for each shared prompt, the log of the block's rms norm
         (o, b): np.array(
             [np.log(np.sqrt((norms[o][kin[o].index(p)][list(layers)] ** 2).mean())) for p in shared]
         )
@@ -212,7 +224,7 @@ def inequality(
         for b, layers in split.items()
     }
     rng = np.random.default_rng(seed)
-    # for each permutation and prompt, which objective's value stands in whose place
+    # by permutation and prompt, the objective whose value stands in each objective's place
     orders = rng.permuted(
         np.tile(np.arange(len(objectives)), (permutations, len(shared), 1)), axis=2
     )
@@ -248,13 +260,13 @@ def inequality(
 
 
 def _modules(
-    found: Mapping[str, Sequence[dict[str, Any]]],
+    gradients: Mapping[str, Sequence[PairGradient]],
     kin: Mapping[str, Sequence[str]],
     sizes: list[dict[str, int]],
     draws: int,
 ) -> list[dict[str, Any]]:
     rows = []
-    for source, pairs in found.items():
+    for source, pairs in gradients.items():
         for layer, size in enumerate(sizes):
             for module, count in size.items():
                 values = [math.sqrt(p["squares"][layer][module] / count) for p in pairs]
@@ -281,13 +293,13 @@ def _layers(
 
 
 def _blocks(
-    found: Mapping[str, Sequence[dict[str, Any]]],
+    gradients: Mapping[str, Sequence[PairGradient]],
     kin: Mapping[str, Sequence[str]],
     sizes: list[dict[str, int]],
     draws: int,
 ) -> list[dict[str, Any]]:
     rows = []
-    for source, pairs in found.items():
+    for source, pairs in gradients.items():
         for block, layers in split_layers(len(sizes)).items():
             count = sum(sum(sizes[i].values()) for i in layers)
             totals = [math.sqrt(sum(sum(p["squares"][i].values()) for i in layers)) for p in pairs]

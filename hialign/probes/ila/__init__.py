@@ -1,1 +1,1 @@
-"""ILA: which layers training has to change, as learned gates (`probe.ila`)."""
+"""ILA: which layers training has to change, as learned gates (`ila.probe`)."""

@@ -1,12 +1,12 @@
 """ILA's gates: how much of an adapter's change does each matrix need? (a reconstruction)
 
-W = W0 + sigmoid(s_i) B_i A_i: each adapted matrix i has a gate on its change. With A and B frozen, s
-alone is learned on the loss that the adapter was trained with; what the loss wants more of goes up,
-what it does not need stays, what disturbs goes down. The published method is known to us by its
-abstract and a survey; what is here is reconstructed from them.
+Each adapted matrix i has a gate on its change: W = W0 + sigmoid(s_i) B_i A_i. With A and B frozen, s
+alone is learned on the loss that the adapter was trained with. A gate goes up if the loss wants more
+of the change, stays if the loss does not need it, and goes down if the change disturbs. We know the
+published method by its abstract and a survey, and have reconstructed it from them.
 
-Both alignment losses run on the packed pairs of `hialign.engine.packing`, so that adapters and gates of
-either see the same tokens.
+Both alignment losses run on the packed pairs of `hialign.engine.packing`. The adapters and the gates
+of either see the same tokens.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -39,19 +39,29 @@ from hialign.study.probe_settings import IlaSettings
 from hialign.study.settings import TrainingSettings
 from hialign.study.study import Cell
 
-SAME = 1e-6  # gates that differ by less have not been told apart
+SAME = 1e-6  # gates that differ by less count as equal
 
 
 @dataclass(frozen=True)
 class Subject:
-    """The model under study, and the matrices of its full adapter."""
+    """The model under study, and the M matrices of its full adapter.
+
+    Attributes:
+        cell: a cell of the study and the model.
+        weights: the identity of the model.
+        model: the base model.
+        tokenizer: its tokenizer.
+        names: M, the full names of the matrices.
+        layers: M, the layer of each matrix.
+        depth: the number of layers.
+    """
 
     cell: Cell
-    weights: dict[str, str]  # the identity of the model
+    weights: dict[str, str]
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     names: list[str]
-    layers: list[int]  # of each matrix
+    layers: list[int]
     depth: int
 
     def training(self, seed: int) -> TrainingSettings:
@@ -59,7 +69,7 @@ class Subject:
         return probe_training(self.cell.study.training).model_copy(update={"seed": seed})
 
     def parameters(self, rank: int) -> list[int]:
-        """Of each matrix's adapter: rank x (inputs + outputs)."""
+        """M, the number of parameters of each matrix's adapter: rank x (inputs + outputs)."""
         shapes = [self.model.get_submodule(name).weight.shape for name in self.names]
         return [rank * (int(a) + int(b)) for a, b in shapes]
 
@@ -76,8 +86,12 @@ def subject_of(cell: Cell) -> Subject:
 class Loss:
     """An alignment loss on pairs: DPO (Eq. 1), or SFT on the chosen responses.
 
-    `reference` are the base model's log-probabilities (nats) of each pair's chosen and rejected;
-    None makes it SFT: the mean negative log-likelihood of the chosen responses' tokens, in nats.
+    Attributes:
+        pairs: N pairs.
+        beta: that of Eq. 1.
+        reference: N, the base model's log-probabilities (nats) of chosen and rejected. Without them
+            the loss is SFT's: the mean negative log-likelihood of the chosen responses' tokens, in
+            nats.
     """
 
     pairs: Sequence[TokenPair]
@@ -87,9 +101,9 @@ class Loss:
     def backward(
         self, decoder: Decoder, batch: Sequence[int], prepare: Callable[[], None] = lambda: None
     ) -> float:
-        """The mean loss of the pairs at `batch`, its gradient added to whatever requires one.
+        """Compute the mean loss of the pairs at `batch`, and add its gradient.
 
-        The pairs go in rows of at most `common.ROW` tokens; `prepare` is called before each.
+        The pairs run in packed rows of at most `ROW` tokens. `prepare` is called before each row.
         """
         chosen = [self._tokens(i) for i in batch]
         share = 1 / len(batch)
@@ -108,7 +122,7 @@ class Loss:
         return total
 
     def _tokens(self, i: int) -> TokenPair:
-        """SFT has no use for the rejected: a pair of one sequence twice is packed as one."""
+        """The pair, or for SFT the chosen response twice, which is packed as one sequence."""
         chosen = self.pairs[i][0]
         return (chosen, chosen) if self.reference is None else self.pairs[i]
 
@@ -121,8 +135,11 @@ class Loss:
 
 
 def batches(pairs: int, size: int, seed: int) -> Iterator[list[int]]:
-    """Batches without end: each pass over the pairs in an order of its own, the last batch of a pass
-    short where `size` does not divide them."""
+    """Batches of pair numbers, without end.
+
+    Each pass over the pairs has an order of its own. Its last batch is short if `size` does not
+    divide the number of pairs.
+    """
     rng = np.random.default_rng(seed)
     while True:
         order = rng.permutation(pairs).tolist()
@@ -133,11 +150,11 @@ def batches(pairs: int, size: int, seed: int) -> Iterator[list[int]]:
 def gated(
     model: torch.nn.Module, adapter: str, names: Sequence[str]
 ) -> Iterator[Callable[[torch.Tensor], None]]:
-    """Gates on the change that `adapter` makes to the matrices `names` (full names in `model`).
+    """Put gates on the change that `adapter` makes to the matrices `names` (full names in `model`).
 
-    Lends the function that sets them: one number each, in the order of the names, 1 the change as it
-    is and 0 none of it. PEFT multiplies a change by a number of the layer, `scaling`; a tensor there
-    lets a gradient through. Afterwards it is PEFT's number again.
+    Lends the function that sets the gates, one number for each name. A gate of 1 leaves the change as
+    it is, and a gate of 0 takes it away. PEFT multiplies a change by a number of the layer,
+    `scaling`. A tensor in its place lets a gradient through. Afterwards it is PEFT's number again.
     """
     layers: list[Any] = [model.get_submodule(name) for name in names]
     own = [layer.scaling[adapter] for layer in layers]
@@ -155,24 +172,37 @@ def gated(
 
 def change_of(model: torch.nn.Module, adapter: str, names: Sequence[str]) -> list[float]:
     """The Frobenius norm of each matrix's change, its scale included."""
-    found = []
+    norms = []
     for name in names:
         layer: Any = model.get_submodule(name)
-        a, b = (x[adapter].weight.detach() for x in (layer.lora_A, layer.lora_B))
-        found.append(norm_of(a, b, layer.scaling[adapter]))
-    return found
+        a, b = layer.lora_A[adapter].weight.detach(), layer.lora_B[adapter].weight.detach()
+        norms.append(norm_of(a, b, layer.scaling[adapter]))
+    return norms
 
 
 def learn_gates(
     tuned: Tuned, names: Sequence[str], loss: Loss, settings: IlaSettings, seed: int, what: str = ""
 ) -> tuple[list[float], list[float]]:
-    """s of each matrix after `settings.gate_steps` steps, and each step's loss (nats).
+    """Learn the gates of an adapter's changes. All else, the model and the adapter, is frozen.
 
-    A step goes along the gradient and is `gate_learning_rate` long over all gates together, so that
-    a gate moves by its share in what the loss gains. (Adam scales each gate's step by that gate's own
-    gradient: a change of next to no effect then rises as fast as the one that matters most.)
-    Nothing else is learned: all parameters of the model and its one adapter are frozen. `sparsity`
-    adds lambda times the sum of the open gates. Raises HialignError where a loss is not finite.
+    A step goes along the gradient and is `gate_learning_rate` long over all gates together. A gate
+    therefore moves by its share in what the loss gains. Adam would scale each gate's step by that
+    gate's own gradient, so that a change without effect rises as fast as the one that matters most.
+
+    Args:
+        tuned: the model with one adapter.
+        names: M, the full names of the adapted matrices.
+        loss: the loss that the adapter was trained with.
+        settings: `gate_steps`, `gate_batch`, `gate_start`, `gate_learning_rate`, and `sparsity`, which
+            adds lambda times the sum of the open gates to the loss.
+        seed: what orders the pairs.
+        what: the name of the progress bar, which is not shown if it is empty.
+
+    Returns:
+        M, the s of each matrix, and by step the loss (nats).
+
+    Raises:
+        HialignError: if a loss is not finite.
     """
     (adapter,) = tuned.adapters.values()
     tuned.model.set_adapter(adapter)
@@ -180,7 +210,7 @@ def learn_gates(
     tuned.model.eval()
     device = next(tuned.model.parameters()).device
     s = torch.full((len(names),), settings.gate_start, device=device, requires_grad=True)
-    drawn = batches(len(loss.pairs), settings.gate_batch, seed)
+    order = batches(len(loss.pairs), settings.gate_batch, seed)
     losses: list[float] = []
     with (
         gated(tuned.decoder_of, adapter, names) as put,
@@ -189,8 +219,8 @@ def learn_gates(
     ):
         for _ in range(settings.gate_steps):
             s.grad = torch.zeros_like(s)
-            # the gates anew for each row: a graph is gone once its gradient is taken
-            value = loss.backward(decoder, next(drawn), lambda: put(s.sigmoid()))
+            # each row needs its gates anew, as a graph is gone once its gradient is taken
+            value = loss.backward(decoder, next(order), lambda: put(s.sigmoid()))
             if settings.sparsity:
                 (settings.sparsity * s.sigmoid().sum()).backward()
             _check(value, "the gates", len(losses))
@@ -202,7 +232,7 @@ def learn_gates(
 
 
 def nothing_in(change: Sequence[float], s: Sequence[float]) -> str | None:
-    """Why gates rank nothing; None where they do."""
+    """Why the gates rank nothing. None if they do."""
     if not any(change):
         return "the adapter changes no matrix: training left it at zero"
     if max(s) - min(s) < SAME:
@@ -218,9 +248,10 @@ def tuned_sft(
     names: Sequence[str],
     settings: TrainingSettings,
 ) -> Iterator[Tuned]:
-    """`common.tuned` for SFT on the chosen responses: one block, LoRA and optimizer as in DPO.
+    """As `tuned.tuned_blocks`, for SFT on the chosen responses with one adapter, `full`.
 
-    AdamW whatever `training.optimizer` says. Afterwards `model` is as it was before.
+    LoRA and the hyper-parameters are those of DPO. The optimizer is always AdamW. Afterwards `model`
+    is as it was before.
     """
     set_seed(settings.seed)
     config = LoraConfig(
@@ -238,18 +269,18 @@ def tuned_sft(
         betas=(settings.adam_beta1, settings.adam_beta2),
         weight_decay=settings.weight_decay,
     )
-    a_pass = -(-len(pairs) // settings.effective_batch)
-    steps = max(1, round(a_pass * settings.epochs))
+    steps_per_epoch = -(-len(pairs) // settings.effective_batch)
+    steps = max(1, round(steps_per_epoch * settings.epochs))
     schedule = get_scheduler(settings.scheduler, optimizer, settings.warmup_steps, steps)
     loss = Loss(pairs, settings.beta)
     losses: list[float] = []
-    drawn = batches(len(pairs), settings.effective_batch, settings.seed)
+    order = batches(len(pairs), settings.effective_batch, settings.seed)
     try:
         adapted.train()
         with Decoder(model) as decoder, Progress(total=steps, desc="train") as bar:
             for _ in range(steps):
                 optimizer.zero_grad()
-                losses.append(loss.backward(decoder, next(drawn)))
+                losses.append(loss.backward(decoder, next(order)))
                 _check(losses[-1], "SFT", len(losses) - 1)
                 if settings.max_grad_norm:
                     torch.nn.utils.clip_grad_norm_(learned, settings.max_grad_norm)

@@ -1,8 +1,9 @@
 """ILA's interventions: what does it cost to tune only the matrices that rank high?
 
-All variants are trained in one pass on the study's own pairs and compared on the same held-out
-ones: full; without the least important 25%; the top 10%, 20% and 30% alone; as many drawn at random;
-the thirds, at the LoRA rank that gives them the parameters of the largest top set.
+All variants are trained in one pass on the study's own pairs and compared on the same held-out ones.
+The variants are full, full without the least important 25%, the top 10%, 20% and 30% alone, and as
+many matrices drawn at random. The thirds are trained at the LoRA rank that gives them the parameters
+of the largest top set.
 """
 
 import random
@@ -21,7 +22,7 @@ from hialign.statistics.margins import or_none, rounded
 from hialign.study.blocks import Choice, share_of, split_layers
 from hialign.study.probe_settings import IlaSettings
 
-Variant = dict[str, Any]  # name, kind, percent, matrices, rank
+Variant = dict[str, Any]  # name, kind, percent, matrices, rank, and then what was measured
 
 
 def interventions(
@@ -33,22 +34,25 @@ def interventions(
 ) -> dict[str, Any]:
     """Train every variant on `pairs` (DPO, the study's own seed) and measure it on `held_out`.
 
-    `ranking_from`: the loss and the data set that the matrices were ranked by (one ranking only: what
-    another loss's would do is not asked). `pairs`, `prompts`:
-    ids of the held-out pairs. `variants`: `name`, `kind` (full, freeze, top, random, third, third at
-    equal parameters), `percent` and `matrices` tuned, `layers`, `rank`, `parameters`, the `margins`
-    (nats, Eq. 1) of the pairs, and with n and 95% interval over pairs the mean `margin` and the
-    `accuracy` (margin above 0; a tie is one half). `differences`: `of` minus `minus` in `measure`,
-    pair by pair; of random sets their mean is taken, so what the draw of the sets adds is not in the
-    interval. `nothing` says why there are none.
+    Fields of the result:
+
+    - `ranking_from`: the loss and the data set that the matrices were ranked by.
+    - `pairs`, `prompts`: the ids of the held-out pairs and of their prompts.
+    - `variants`: one entry each, with `name`, `kind` (full, freeze, top, random, third at equal
+      parameters), `percent` and `matrices` tuned, `layers`, `rank`, `parameters` and the `margins` of
+      the pairs (nats; Eq. 1). The mean `margin` and the `accuracy` (margin above 0, a tie is one
+      half) have n and a 95% interval over pairs.
+    - `differences`: `of` minus `minus` in `measure`, pair by pair. The mean over random sets is taken
+      first, so the interval does not contain what the draw of the sets adds.
+    - `nothing`: why there are no variants.
     """
     about = {"dataset": ranking["dataset"], "loss": ranking["loss"], "seeds": ranking["seeds"]}
-    found: dict[str, Any] = {"ranking_from": about, "nothing": ranking["nothing"]}
+    result: dict[str, Any] = {"ranking_from": about, "nothing": ranking["nothing"]}
     if ranking["nothing"]:
-        return found | {"pairs": [], "prompts": [], "variants": [], "differences": []}
+        return result | {"pairs": [], "prompts": [], "variants": [], "differences": []}
     cell, training = subject.cell, subject.training(subject.cell.study.training.seed)
-    made = variants(subject, ranking["ranking"], settings)
-    choices = {variant["name"]: choice_of(subject, variant) for variant in made}
+    trained = variants(subject, ranking["ranking"], settings)
+    choices = {variant["name"]: choice_of(subject, variant) for variant in trained}
     with tuned_blocks(
         subject.model, subject.tokenizer, pairs, choices, training, subject.weights
     ) as adapted:
@@ -66,7 +70,7 @@ def interventions(
         "margin": values,
         "accuracy": {name: (np.sign(v) + 1) / 2 for name, v in values.items()},
     }
-    for variant in made:
+    for variant in trained:
         name = variant["name"]
         sizes = subject.parameters(variant["rank"])
         variant |= {
@@ -76,23 +80,23 @@ def interventions(
             **{measure: estimate(by_name[name]) for measure, by_name in measures.items()},
         }
     differences = []
-    for of, minus in comparisons(made):
+    for of, minus in comparisons(trained):
         for measure, by_name in measures.items():
             against = np.mean([by_name[name] for name in minus["names"]], axis=0)
             differences.append(
                 {"of": of, "minus": minus["name"], "measure": measure}
                 | estimate(by_name[of] - against)
             )
-    return found | {
+    return result | {
         "pairs": [pair.id for pair in held_out],
         "prompts": prompts,
-        "variants": made,
+        "variants": trained,
         "differences": differences,
     }
 
 
 def variants(subject: Subject, ranking: Sequence[int], settings: IlaSettings) -> list[Variant]:
-    """All that is trained, `full` first."""
+    """All that is trained, with `full` first."""
     total, rank = len(ranking), subject.cell.study.training.lora_rank
     rng = random.Random(probe_settings(subject.cell).seed)
     made = [_variant("full", "full", 100, range(total), rank)]
@@ -131,25 +135,28 @@ def _variant(
 
 
 def choice_of(subject: Subject, variant: Variant) -> Choice:
-    """What trains a variant: its matrices alone, in the layers that they are in."""
+    """The block of a variant: its matrices alone, in the layers that hold them."""
     layers = sorted({subject.layers[i] for i in variant["matrices"]})
     modules = tuple(subject.names[i] for i in variant["matrices"])
     return Choice(tuple(layers), rank=variant["rank"], modules=modules)
 
 
 def comparisons(made: Sequence[Variant]) -> list[tuple[str, dict[str, Any]]]:
-    """What is compared with what: each selection with full and with its random sets, the largest top
-    set with each third at its parameters."""
-    found: list[tuple[str, dict[str, Any]]] = []
+    """Which variant is compared with which.
+
+    Each selection is compared with full and with its random sets, and the largest top set with each
+    third at the same number of parameters.
+    """
+    chosen: list[tuple[str, dict[str, Any]]] = []
     tops = [v for v in made if v["kind"] in ("freeze", "top")]
     for variant in tops:
         name = variant["name"]
         at_random = [v["name"] for v in made if v["name"].startswith(f"{name} random ")]
-        found.append((name, {"name": "full", "names": ["full"]}))
-        found.append((name, {"name": f"{name} random", "names": at_random}))
+        chosen.append((name, {"name": "full", "names": ["full"]}))
+        chosen.append((name, {"name": f"{name} random", "names": at_random}))
     most = max((v for v in tops if v["kind"] == "top"), key=lambda v: v["percent"])
     for variant in made:
         if variant["kind"] == "third at equal parameters":
             only = {"name": variant["name"], "names": [variant["name"]]}
-            found.append((most["name"], only))
-    return found
+            chosen.append((most["name"], only))
+    return chosen

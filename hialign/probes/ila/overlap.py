@@ -1,7 +1,7 @@
 """Do two rankings name the same matrices? Jaccard overlap, beside what chance gives.
 
-Two random sets that hold 75% of all matrices share much already (their mean overlap is 0.60), so no
-overlap is shown without the line that random sets of its sizes draw.
+Two random sets that hold 75% of all matrices already share many (their mean overlap is 0.60). No
+overlap is therefore shown without that of random sets of the same size.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -17,20 +17,20 @@ from hialign.study.probe_settings import IlaSettings, ProbeSettings
 
 
 def ranked(scores: Sequence[float]) -> list[int]:
-    """Places of the scores, the highest first; of equal ones the earlier."""
+    """The places of the scores, the highest first. Of equal scores the earlier comes first."""
     return sorted(range(len(scores)), key=lambda i: (-scores[i], i))
 
 
 def jaccard(a: Collection[int], b: Collection[int]) -> float:
-    """Elements that both have, over those that either has: 0 (none) to 1 (the same sets)."""
+    """The elements that both sets have, over those that either has, from 0 to 1."""
     return len(set(a) & set(b)) / len(set(a) | set(b))
 
 
 def chance(total: int, size: int) -> dict[str, float]:
-    """The overlap of two sets of `size` that are drawn at random from `total`: its mean, and what
-    95% of such pairs do not exceed.
+    """The overlap of two sets of `size` elements that are drawn at random from `total`.
 
-    Exact: what two such sets share is hypergeometric.
+    Returns its mean, and the value that 95% of such pairs do not exceed. Both are exact, as the
+    number of shared elements is hypergeometric.
     """
     shared = np.arange(max(0, 2 * size - total), size + 1)
     common = hypergeom(total, size, size)
@@ -43,14 +43,17 @@ def chance(total: int, size: int) -> dict[str, float]:
 
 
 def stability(scores: Sequence[Sequence[float]], size: int) -> dict[str, Any]:
-    """How alike the rankings of several seeds are: the means over pairs of seeds of Spearman's
-    correlation and of the overlap of the first `size`. None, with the reason, for a single seed."""
-    both = list(combinations(scores, 2))
-    if not both:
+    """How alike the rankings of several seeds are.
+
+    Returns the means over pairs of seeds of Spearman's correlation and of the overlap of the first
+    `size`. They are None, with the reason, for a single seed.
+    """
+    pairs = list(combinations(scores, 2))
+    if not pairs:
         return {"spearman": None, "jaccard": None, "reason": "one seed has nothing to agree with"}
-    tops = [[ranked(s)[:size] for s in pair] for pair in both]
+    tops = [[ranked(s)[:size] for s in pair] for pair in pairs]
     return {
-        "spearman": float(np.mean([spearmanr(*pair).statistic for pair in both])),
+        "spearman": float(np.mean([spearmanr(*pair).statistic for pair in pairs])),
         "jaccard": float(np.mean([jaccard(*pair) for pair in tops])),
         "reason": None,
     }
@@ -59,11 +62,20 @@ def stability(scores: Sequence[Sequence[float]], size: int) -> dict[str, Any]:
 def overlap_of(
     a: Sequence[Sequence[float]], b: Sequence[Sequence[float]], size: int, resamples: int, seed: int
 ) -> dict[str, Any]:
-    """The overlap of the first `size` of two data sets' rankings, whose scores are given by seed.
+    """The overlap of the first `size` of two data sets' rankings.
 
-    `mean`, `low`, `high`, `n`: over seeds, both data sets with the same one (95% interval; no ends
-    for one seed). `of_means`: of the rankings by the mean over seeds. `other_seeds`: the mean over
-    pairs of different seeds, whose adapters do not even begin alike. `chance`: of random sets.
+    Args:
+        a: the scores of the first data set (seeds x matrices).
+        b: those of the second, for the same seeds.
+        size: the number of matrices that are compared.
+        resamples: the number of bootstrap samples.
+        seed: what draws them.
+
+    Returns:
+        `by_seed` has the overlaps of the two data sets under the same seed, and `mean`, `low`, `high`
+        and `n` sum them up (95% interval, without ends for one seed). `of_means` is the overlap of
+        the rankings by the mean over seeds. `other_seeds` is the mean over pairs of different seeds,
+        whose adapters do not even begin alike. `chance` is that of random sets.
     """
     tops = [[ranked(s)[:size] for s in scores] for scores in (a, b)]
     same = [jaccard(x, y) for x, y in zip(*tops, strict=True)]
@@ -89,10 +101,12 @@ def overlaps(
     percents: Sequence[int],
     probes: ProbeSettings,
 ) -> list[dict[str, Any]]:
-    """`overlap_of` for each two data sets, loss and per cent of the matrices; `nothing` says why
-    there is none."""
+    """`overlap_of` for each two data sets, each loss and each per cent of the matrices.
+
+    An entry's `nothing` says why it has no overlap.
+    """
     gates = {(r["dataset"], r["loss"], r["seed"]): r["gates"] for r in runs if r["nothing"] is None}
-    found: list[dict[str, Any]] = []
+    entries: list[dict[str, Any]] = []
     for loss in settings.losses:
         for a, b in combinations(settings.datasets, 2):
             seeds = [s for s in settings.seeds if {(a, loss, s), (b, loss, s)} <= gates.keys()]
@@ -102,5 +116,5 @@ def overlaps(
                 if seeds:
                     size = share_of(percent, len(of_a[0]))
                     entry |= overlap_of(of_a, of_b, size, probes.resamples, probes.seed)
-                found.append(entry | {"nothing": None if seeds else "no seed ranks both"})
-    return found
+                entries.append(entry | {"nothing": None if seeds else "no seed ranks both"})
+    return entries

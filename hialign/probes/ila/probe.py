@@ -1,14 +1,15 @@
 """ILA: which matrices' changes matter for alignment? (a reconstruction, see `gates`)
 
-Every attention matrix gets an adapter; once it is trained, gates on the adapters' changes are
-learned on the same pairs, and rank matrices and layers. Asked here of each data set, loss and seed:
-is the ranking stable over seeds, and do data sets agree on it beyond chance (`overlap`)? Then it is
-put to use: what does tuning only what ranks high cost (`interventions`)?
+Every attention matrix gets an adapter. Once the adapters are trained, gates on their changes are
+learned on the same pairs, and rank matrices and layers. This is done for each data set, loss and
+seed. Is the ranking stable over seeds, and do data sets agree on it beyond chance (`overlap`)? What
+does it cost to tune only what ranks high (`interventions`)?
 
-The paper's setting is SFT; DPO is this companion's.
+The paper's setting is SFT. DPO is added by this companion.
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,16 +50,23 @@ from hialign.study.study import Cell
 def ila(cell: Cell) -> dict[str, Any]:
     """The record of the ILA probe of the cell's model, measured now unless it is there.
 
-    `matrices`: `name`, `layer` and `parameters` (of its adapter) of each; all else names a matrix by
-    its place in this list. `runs`: one for each `dataset`, `loss` and `seed`: the `gates` s, the
-    `ranking` (best first; None where `nothing` says why), the norm of each matrix's `change`,
-    `training_loss` and `gate_loss` by step (nats), and whether training is `settled`. `rankings`: for
-    each `dataset` and `loss` the mean over `seeds`: `scores`, `ranking`, `layer_scores`, and
-    `stability` over seeds. `overlaps`: for each two data sets, loss and per cent of matrices, what
-    `overlap.overlap_of` gives. `interventions`: what `interventions.interventions` gives. `layer_scores`
-    are those of data set `study` under the first loss (DPO where it is run), None where `nothing`
-    says why. Raises HialignError for a data set that cannot be read or has fewer than two pairs that
-    fit, and for a model whose blocks cannot be trained in one pass.
+    Fields of the record, beside those of every record:
+
+    - `matrices`: `name`, `layer` and `parameters` (of its adapter) of each matrix. All other fields
+      name a matrix by its place in this list.
+    - `runs`: one for each `dataset`, `loss` and `seed`, with the `gates` s, the `ranking` (best first,
+      None if `nothing` says why), the norm of each matrix's `change`, `training_loss` and `gate_loss`
+      by step (nats), and whether training is `settled`.
+    - `rankings`: for each `dataset` and `loss`, `scores`, `ranking` and `layer_scores` from the mean
+      over `seeds`, and the `stability` over seeds.
+    - `overlaps`: see `overlap.overlaps`.
+    - `interventions`: see `interventions.interventions`.
+    - `layer_scores`: those of data set `study` under DPO, or under SFT if DPO is not run. None if
+      `nothing` says why.
+
+    Raises:
+        HialignError: for a data set that cannot be read or has fewer than two pairs that fit, and for
+            a model whose blocks cannot be trained in one pass.
     """
     settings = probe_settings(cell).ila or IlaSettings()
     study = load_pairs(cell.study.preferences)
@@ -66,7 +74,7 @@ def ila(cell: Cell) -> dict[str, Any]:
     came_from = {
         "model": identity(cell.model),
         "preferences": study.fingerprint,
-        "datasets": {name: json_sha256(found) for name, found in rows.items()},
+        "datasets": {name: json_sha256(pairs) for name, pairs in rows.items()},
     }
     return measured(cell, "ila", came_from, lambda parts: _compute(cell, settings, rows, parts))
 
@@ -93,19 +101,20 @@ def rows_of(name: str, cell: Cell) -> list[Pair]:
 
 
 def _llmbar(folder: Path, subsets: Sequence[str], seed: int) -> list[Pair]:
-    found = []
+    """The pairs of some subsets of LLMBar, in an order drawn from `seed`."""
+    pairs: list[Pair] = []
     for subset in subsets:
         for number, (chosen, rejected) in enumerate(load_llmbar(folder, subset)):
-            sides = {
-                side: [{"role": role, "content": text}]
-                for side, role, text in (
-                    ("prompt", "user", chosen["prompt"]),
-                    ("chosen", "assistant", chosen["response"]),
-                    ("rejected", "assistant", rejected["response"]),
-                )
-            }
-            found.append({"id": f"llmbar-{subset}-{number}", "objective": "preference", **sides})
-    return [found[i] for i in np.random.default_rng(seed).permutation(len(found))]
+            pairs.append(
+                {
+                    "id": f"llmbar-{subset}-{number}",
+                    "objective": "preference",
+                    "prompt": [{"role": "user", "content": chosen["prompt"]}],
+                    "chosen": [{"role": "assistant", "content": chosen["response"]}],
+                    "rejected": [{"role": "assistant", "content": rejected["response"]}],
+                }
+            )
+    return [pairs[i] for i in np.random.default_rng(seed).permutation(len(pairs))]
 
 
 # --- the record ----------------------------------------------------------------------------------
@@ -115,7 +124,7 @@ def _compute(
     cell: Cell, settings: IlaSettings, rows: Mapping[str, list[Pair]], parts: Parts
 ) -> dict[str, Any]:
     subject = subject_of(cell)
-    taken = {name: _taken(subject, name, found, settings.train) for name, found in rows.items()}
+    taken = {name: _taken(subject, name, pairs, settings.train) for name, pairs in rows.items()}
     tested, _ = held_out(cell, subject.tokenizer, settings.pairs)  # refuses before it trains
     prepared = _prepared(subject, taken)
     sizes = subject.parameters(cell.study.training.lora_rank)
@@ -127,9 +136,7 @@ def _compute(
         {"dataset": name, "loss": loss, "seed": seed}
         | parts.part(
             f"{number}-{loss}-{seed}",
-            lambda name=name, loss=loss, seed=seed: run(  # type: ignore[misc]
-                subject, prepared[name], loss, seed, settings
-            ),
+            partial(run, subject, prepared[name], loss, seed, settings),
         )
         for number, name in enumerate(settings.datasets)
         for loss in settings.losses
@@ -211,11 +218,11 @@ def run(
         s, gate_loss = learn_gates(adapted, subject.names, objective, settings, seed, "gates")
         training_loss = list(adapted.losses["full"])
     nothing = nothing_in(change, s)
-    kept = rounded(s)
+    gates = rounded(s)
     return {
         "pairs": len(pairs),
-        "gates": kept,
-        "ranking": None if nothing else ranked(kept),
+        "gates": gates,
+        "ranking": None if nothing else ranked(gates),
         "nothing": nothing,
         "change": rounded(change),
         "training_loss": rounded(training_loss),
@@ -225,10 +232,11 @@ def run(
 
 
 def settled(losses: Sequence[float]) -> dict[str, Any]:
-    """Whether the last third of a training's losses has stopped to fall.
+    """Whether the losses of a training have stopped falling in its last third.
 
-    `slope` (nats a step) and `p` of a line through it, one-sided: it still falls where p is below
-    0.05. `settled` is None, with the `reason`, where fewer than three steps are left to look at.
+    `slope` (nats per step) and `p`, one-sided, are those of a line through the last third. The losses
+    still fall if p is below 0.05. `settled` is None, with the `reason`, if the last third has fewer
+    than three steps.
     """
     last = np.asarray(losses[-(-2 * len(losses) // 3) :])
     if len(last) < 3:
@@ -243,19 +251,19 @@ def settled(losses: Sequence[float]) -> dict[str, Any]:
 def ranking_of(
     subject: Subject, runs: Sequence[Mapping[str, Any]], name: str, loss: str, percent: int
 ) -> dict[str, Any]:
-    """The mean over seeds of a data set's gates under a loss; seeds that found nothing left out."""
+    """The mean of a data set's gates under a loss, over the seeds that rank anything."""
     own = [r for r in runs if (r["dataset"], r["loss"]) == (name, loss)]
-    found = [r["gates"] for r in own if r["nothing"] is None]
-    entry = {"dataset": name, "loss": loss, "seeds": len(found)}
-    if not found:
+    gates = [r["gates"] for r in own if r["nothing"] is None]
+    entry = {"dataset": name, "loss": loss, "seeds": len(gates)}
+    if not gates:
         keys = ("scores", "ranking", "layer_scores", "stability")
         return entry | dict.fromkeys(keys) | {"nothing": own[0]["nothing"]}
-    scores = np.mean(found, axis=0)
+    scores = np.mean(gates, axis=0)
     layers = np.asarray(subject.layers)
     return entry | {
         "scores": rounded(scores.tolist()),
         "ranking": ranked(rounded(scores.tolist())),
         "layer_scores": rounded([float(scores[layers == i].mean()) for i in range(subject.depth)]),
-        "stability": stability(found, share_of(percent, len(scores))),
+        "stability": stability(gates, share_of(percent, len(scores))),
         "nothing": None,
     }

@@ -1,1 +1,1 @@
-"""Causal patching: activations of one model put into another (`probe.patching`)."""
+"""Causal patching: activations of one model put into another (`patching.probe`)."""

@@ -1,9 +1,9 @@
 """Low rank: how much of a layer's patch a few directions carry.
 
-The difference of the two models' residual streams after a layer is taken apart (SVD, not centred) on
-one half of the pairs; in the other half its projection on the top r directions is patched. Controls:
-a random subspace of as many dimensions; at each position a random vector as long as the projection;
-the projection of another pair's difference.
+The difference of the two models' residual streams after a layer is decomposed (SVD, not centred) on
+one half of the pairs. In the other half, its projection on the top r directions is patched. There are
+three controls: a random subspace of as many dimensions, at each position a random vector as long as
+the projection, and the projection of another pair's difference.
 """
 
 from collections.abc import Hashable, Mapping, Sequence
@@ -14,7 +14,7 @@ import torch
 
 from hialign.engine.tokens import TokenPair
 from hialign.probes.pairs import ProbePair
-from hialign.probes.patching.recovery import kin, margins, recovery
+from hialign.probes.patching.recovery import margins, prompts_of, recovery
 from hialign.probes.patching.rows import Row, rows
 from hialign.probes.patching.runs import DIRECTIONS, LogProbs, Side, shifted
 from hialign.statistics.margins import rounded
@@ -23,7 +23,7 @@ VARIANTS = ("svd", "random_subspace", "random_vector", "shuffled_pairs")
 
 
 def halves(prompts: Sequence[Hashable], seed: int) -> tuple[list[int], list[int]]:
-    """Numbers of pairs to learn from and to patch; a prompt's pairs are all on one side."""
+    """The numbers of the pairs to learn from and to patch. A prompt's pairs are all on one side."""
     names = sorted({str(p) for p in prompts})
     order = np.random.default_rng(seed).permutation(len(names))
     learning = {names[i] for i in order[: len(names) // 2]}
@@ -43,10 +43,21 @@ def rank_runs(
     seed: int,
     limit: int,
 ) -> dict[str, Any]:
-    """Patches of the projections of layer `layer`'s difference (JSON).
+    """Patch the projections of one layer's difference on its top directions.
 
-    `explained[rank]`: the share of the learning half's squared difference in the subspace. `log_probs[direction][variant][rank]`: those of the tested pairs, in
-    their order; the last rank is the width, at which `svd` is the full patch.
+    Args:
+        sides: `base` and `tuned`.
+        pairs: N pairs.
+        prompts: N, their prompts, by which the halves are drawn.
+        layer: the layer, counted from 0.
+        ranks: the numbers of directions. The width is added, at which `svd` is the full patch.
+        seed: what draws the halves and the controls.
+        limit: the tokens of one forward pass.
+
+    Returns:
+        `ranks`; `explained[rank]`, the share of the learning half's squared difference that lies in
+        the subspace; `log_probs[direction][variant][rank]` of the tested pairs, in their order; and
+        the `layer_tokens` that were run.
     """
     before = sum(side.layer_tokens for side in sides.values())
     above = layer + 1
@@ -56,9 +67,9 @@ def rank_runs(
     def states(row: Row) -> dict[str, torch.Tensor]:
         return {name: side.entering(row.layout, above) for name, side in sides.items()}
 
-    def apart(known: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """T x width, float32."""
-        return (known["tuned"].float() - known["base"].float())[0]
+    def apart(hidden: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """The difference of the two models' states (T x width, float32)."""
+        return (hidden["tuned"].float() - hidden["base"].float())[0]
 
     gram: torch.Tensor | float = 0.0
     for row in rows([pairs[i] for i in learning], device, limit):
@@ -74,18 +85,18 @@ def rank_runs(
         "random_subspace": torch.linalg.qr(noise).Q.float().to(device),
     }
     planned = list(rows([pairs[i] for i in tested], device, limit))
-    known = [states(row) for row in planned]
+    hidden = [states(row) for row in planned]
     own: dict[int, torch.Tensor] = {}  # each pair's differences, at its own positions
-    for row, both in zip(planned, known, strict=True):
+    for row, both in zip(planned, hidden, strict=True):
         own |= {p: apart(both)[at] for p, at in zip(row.pairs, row.own, strict=True)}
-    taken = [*ranks, width]
-    found: dict[str, dict[str, list[LogProbs]]] = {
-        direction: {v: [[[]] * len(tested) for _ in taken] for v in VARIANTS}
+    all_ranks = [*ranks, width]
+    log_probs: dict[str, dict[str, list[LogProbs]]] = {
+        direction: {v: [[[]] * len(tested) for _ in all_ranks] for v in VARIANTS}
         for direction in DIRECTIONS
     }
-    for row, both in zip(planned, known, strict=True):
+    for row, both in zip(planned, hidden, strict=True):
         differences = {"own": apart(both), "another": _of_another(row, own, apart(both))}
-        for number, rank in enumerate(taken):
+        for number, rank in enumerate(all_ranks):
             patches = _patches(differences, bases, rank, generator)
             for direction, (donor, receiver) in DIRECTIONS.items():
                 side, sign = sides[receiver], 1 if donor == "tuned" else -1
@@ -93,13 +104,13 @@ def rank_runs(
                     state = shifted(both[receiver], sign * patch[None])
                     top = side.top(row.layout, above, state)
                     for p, values in zip(row.pairs, side.log_probs(top, row.layout), strict=True):
-                        found[direction][variant][number][p] = values
+                        log_probs[direction][variant][number][p] = values
     total = float(squares.sum())
-    explained = [float(squares[:r].sum()) / total if total else None for r in taken]
+    explained = [float(squares[:r].sum()) / total if total else None for r in all_ranks]
     return {
-        "ranks": taken,
+        "ranks": all_ranks,
         "explained": explained,
-        "log_probs": found,
+        "log_probs": log_probs,
         "layer_tokens": sum(side.layer_tokens for side in sides.values()) - before,
     }
 
@@ -130,7 +141,7 @@ def _patches(
 def _of_another(
     row: Row, own: Mapping[int, torch.Tensor], differences: torch.Tensor
 ) -> torch.Tensor:
-    """Each position's difference from the next pair, at the same share of its length."""
+    """For each position the difference of the next pair, at the same share of its length."""
     result = torch.zeros_like(differences)
     order = sorted(own)
     following = dict(zip(order, [*order[1:], order[0]], strict=True))
@@ -149,27 +160,30 @@ def by_rank(
     resamples: int,
     seed: int,
 ) -> dict[str, Any]:
-    """What `rank_runs` found: `explained`, and `recovery` and `margins` by direction, variant, rank.
+    """Sum up `rank_runs`: `explained`, and `recovery` and `margins` by direction, variant and rank.
 
-    `own[side]`: the tested pairs' m (summed), unpatched.
+    `own[side]` is the tested pairs' m (summed, nats) without a patch.
     """
-    ranks, recovered, kept = runs["ranks"], {}, {}
+    ranks, recovered, rounded_margins = runs["ranks"], {}, {}
     for direction, (donor, receiver) in DIRECTIONS.items():
-        found = {
+        by_variant = {
             variant: [margins(values, pairs)["summed"] for values in every]
             for variant, every in runs["log_probs"][direction].items()
         }
-        kept[direction] = {v: [rounded(m) for m in every] for v, every in found.items()}
+        rounded_margins[direction] = {
+            v: [rounded(m) for m in every] for v, every in by_variant.items()
+        }
         recovered[direction] = {
             variant: [
-                {"rank": rank} | recovery(m, own[receiver], own[donor], kin(pairs), resamples, seed)
+                {"rank": rank}
+                | recovery(m, own[receiver], own[donor], prompts_of(pairs), resamples, seed)
                 for rank, m in zip(ranks, every, strict=True)
             ]
-            for variant, every in found.items()
+            for variant, every in by_variant.items()
         }
     shares = zip(ranks, runs["explained"], strict=True)
     return {
         "explained": [{"rank": rank, "share": share} for rank, share in shares],
         "recovery": recovered,
-        "margins": kept,
+        "margins": rounded_margins,
     }

@@ -1,10 +1,12 @@
-"""Causal patching between a model and its tuned counterpart (Alignment is Localized). A reconstruction.
+"""Causal patching between a model and its tuned counterpart, after Alignment is Localized.
 
-m(pair) = log p(chosen) - log p(rejected). What of the tuned model's states has to be put into base so
-that m becomes the tuned model's, and the reverse? A whole residual stream patched at a late layer
-says little, as all below it comes along with it: so single layers' contributions, attention and MLP
-apart, prompt positions and windows of layers are patched too, layers are looked for by a `regression`, and the
-difference is taken apart into directions (`low_rank`). The runs themselves are in `patched_runs`.
+Let m(pair) = log p(chosen) - log p(rejected). What of the tuned model's states has to be put into base
+so that m becomes the tuned model's, and the reverse? A whole residual stream that is patched at a late
+layer says little, as everything below comes along with it. So the contributions of single layers, of
+attention and of MLPs are patched too, and prompt positions and windows of layers. A `regression` looks
+for layers, and `low_rank` decomposes the difference into directions. `runs` has the patched passes.
+
+The published method is reconstructed here.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,10 +24,10 @@ from hialign.probes.patching.recovery import (
     VERSIONS,
     Margins,
     difference,
-    kin,
     lengths,
     margins,
     nothing_to_recover,
+    prompts_of,
     recovery,
     tokens_of,
 )
@@ -44,36 +46,38 @@ from hialign.study.study import Cell
 def patching(cell: Cell) -> dict[str, Any]:
     """Measure which layers carry what tuning did, between the cell's model and `patching.tuned`.
 
-    Fields of the record, beside those of every probe (layers are counted from 0; `summed` is m in
-    nats, `normalized` each response's mean over its tokens; an estimate has `estimate`, `low`,
-    `high`, `n`, its interval over prompts):
+    Fields of the record, beside those of every record. Layers are counted from 0. The version of m is
+    `summed` (nats) or `normalized` (each response's mean over its tokens). An estimate has `estimate`,
+    `low`, `high` and `n`, with its interval over prompts. A direction is `tuned_into_base` (the tuned
+    model's state in base) or `base_into_tuned`, and a kind is one of `runs.KINDS`.
 
-    - `tuned`: the other model, `kind` `adapter` or `model`; `outside`: parameters outside the layers
-      in which the two differ (head or embeddings: what no patch of layers can recover).
+    - `tuned`: the other model, its `kind` `adapter` or `model`, and `outside`, the parameters outside
+      the layers in which the two differ. No patch of layers can recover these.
     - `pairs`: `id`, `prompt`, `chosen_tokens`, `rejected_tokens` of the `patched` pairs, in the order
       of every list of pairs below.
     - `difference[version]`: the mean of m_tuned - m_base over patched pairs, and `size`, that of its
-      absolute value; `nothing`: why there is no recovery, where that is near zero.
-    - `recovery[direction][kind][version]`: an estimate a layer (a window: `start`, `stop`), or null;
-      directions are `tuned_into_base` (the tuned model's state in base) and `base_into_tuned`,
-      kinds `patched_runs.KINDS`. The mean over pairs, weighted by what there is to recover: 1 is all
-      of the donor's m, 0 none.
-      `kinds`: what they are; `left_out[kind]`: why a kind is missing.
-    - `unpatched[side][version]`: m a pair; `margins[direction][kind][version]`: m a layer and pair.
-    - `layer_scores`: recovery of a layer's contribution in base (summed), or null with
+      absolute value. `nothing`: why there is no recovery, if it is near zero.
+    - `recovery[direction][kind][version]`: an estimate per layer (or per window, with `start` and
+      `stop`), or null. It is the mean over pairs, weighted by what there is to recover: 1 is all of
+      the donor's m, 0 none.
+    - `kinds`: what the kinds are. `left_out[kind]`: why a kind is missing.
+    - `unpatched[side][version]`: m of each pair.
+    - `margins[direction][kind][version]`: m by layer and pair.
+    - `layer_scores`: the recovery of a layer's contribution in base (summed), or null with
       `layer_scores_reason`.
-    - `window`: layers of a window, whose contributions are summed; one layer is `contribution`.
+    - `window`: the layers of a window, whose contributions are summed.
     - `lasso`: see `regression.lasso`, with what it was given: `pairs`, `gains` and `distances[pair]
       [layer]`.
     - `rank`: `layers`, each with `explained` by rank, `recovery[direction][variant]` by rank (summed;
-      `low_rank.VARIANTS`; the last rank is the width: the whole patch) and the `margins` of the
-      `tested` pairs; or a `reason`.
-    - `passes`: full forward passes over all patched pairs that were run, in tokens times layers (two
-      sequences a pair, unpadded, no beginning shared); `naive_passes`: those of a loop that runs the
+      `low_rank.VARIANTS`; at the last rank, the width, the patch is whole) and the `margins` of the
+      `tested` pairs, or a `reason`.
+    - `passes`: the forward passes over all patched pairs that were run, in tokens times layers (two
+      sequences per pair, unpadded, no beginning shared). `naive_passes`: those of a loop that runs the
       donor and the receiver once, and the receiver once more for each patch.
 
-    Raises HialignError, before anything is run, for a tuned model of another architecture or
-    tokenizer, and for an adapter that is not there or is another base's.
+    Raises:
+        HialignError: before anything is run, for a tuned model of another architecture or tokenizer,
+            and for an adapter that is missing or is another base's.
     """
     settings = patching_settings(cell)
     source = tuned_source(cell, settings.tuned)
@@ -108,7 +112,7 @@ def patching_settings(cell: Cell) -> PatchingSettings:
 
 
 class Measurement:
-    """All that is run and estimated between the two sides."""
+    """Everything that is run and estimated between the two sides."""
 
     def __init__(
         self,
@@ -136,7 +140,7 @@ class Measurement:
             )
 
     def record(self) -> dict[str, Any]:
-        """The record's fields; `patching` tells them."""
+        """The fields of the record, which `patching` describes."""
         why = self.parts.part("sublayers", self._why_not_apart)
         left_out = {kind: why for kind in ("attention", "mlp") if why}
         kinds = [kind for kind in KINDS if kind not in left_out]
@@ -144,7 +148,7 @@ class Measurement:
         further = self._runs("regressed", self.further, [])
         own = {side: margins(runs.unpatched[side], self.pairs) for side in self.sides}
         apart = {
-            v: difference(own["base"][v], own["tuned"][v], kin(self.pairs), *self._bootstrap)
+            v: difference(own["base"][v], own["tuned"][v], prompts_of(self.pairs), *self._bootstrap)
             for v in VERSIONS
         }
         patched = {
@@ -154,22 +158,14 @@ class Measurement:
             }
             for direction in DIRECTIONS
         }
-
         reason = nothing_to_recover(apart["summed"], self.model.dtype)
-
-        def recoveries(direction: str, kind: str, version: str) -> list[dict[str, Any]] | None:
-            if reason:
-                return None
-            donor, receiver = (own[side][version] for side in DIRECTIONS[direction])
-            return [
-                self._place(kind, number)
-                | recovery(m[version], receiver, donor, kin(self.pairs), *self._bootstrap)
-                for number, m in enumerate(patched[direction][kind])
-            ]
-
         recovered = {
             direction: {
-                kind: {v: recoveries(direction, kind, v) for v in VERSIONS} for kind in kinds
+                kind: {
+                    v: None if reason else self._recoveries(patched, own, direction, kind, v)
+                    for v in VERSIONS
+                }
+                for kind in kinds
             }
             for direction in DIRECTIONS
         }
@@ -207,6 +203,22 @@ class Measurement:
             + sum(len(m) for by_kind in patched.values() for m in by_kind.values()),
         }
 
+    def _recoveries(
+        self,
+        patched: Mapping[str, Mapping[str, Sequence[Margins]]],
+        own: Mapping[str, Margins],
+        direction: str,
+        kind: str,
+        version: str,
+    ) -> list[dict[str, Any]]:
+        """One estimate of recovery per layer (or window) of a kind of patch."""
+        donor, receiver = (own[side][version] for side in DIRECTIONS[direction])
+        return [
+            self._place(kind, number)
+            | recovery(m[version], receiver, donor, prompts_of(self.pairs), *self._bootstrap)
+            for number, m in enumerate(patched[direction][kind])
+        ]
+
     @property
     def _bootstrap(self) -> tuple[int, int]:
         return self.probes.resamples, self.probes.seed
@@ -223,14 +235,14 @@ class Measurement:
             return why_not_apart(self.sides["base"].states(row.layout), type(self.model).__name__)
 
     def _runs(self, name: str, pairs: Sequence[ProbePair], kinds: Sequence[str]) -> Runs:
-        """Each row of pairs is a part, so that a killed run goes on from its last row."""
-        device, found = self.sides["base"].decoder.device, []
+        """Run all patches of some pairs. Each row is a part, from which a killed run goes on."""
+        device, runs = self.sides["base"].decoder.device, []
         with Progress(total=len(pairs), desc=f"patching: {name} pairs") as bar:
             for number, row in enumerate(rows([p.tokens for p in pairs], device, ROW)):
                 compute = partial(run_row, self.sides, row, kinds, self.window)
-                found.append(self.parts.part(f"{name}-{number}", compute))
+                runs.append(self.parts.part(f"{name}-{number}", compute))
                 bar.update(len(row.pairs))
-        return Runs.joined(found)
+        return Runs.joined(runs)
 
     def _lasso(self, runs: Runs, further: Runs) -> dict[str, Any]:
         pairs = self.pairs + self.further
@@ -239,11 +251,14 @@ class Measurement:
             np.array(margins([*runs.unpatched[s], *further.unpatched[s]], pairs)["summed"])
             for s in ("base", "tuned")
         )
-        found = lasso(
-            *(distances, tuned - base, kin(pairs)),
-            *(self.settings.stability_resamples, self.probes.seed),
+        result = lasso(
+            distances,
+            tuned - base,
+            prompts_of(pairs),
+            self.settings.stability_resamples,
+            self.probes.seed,
         )
-        return found | {
+        return result | {
             "pairs": [{"id": p.id, "prompt": p.prompt} for p in pairs],
             "gains": rounded(list(tuned - base)),
             "distances": [rounded(list(row)) for row in distances],
@@ -252,19 +267,19 @@ class Measurement:
     def _rank(
         self, own: Mapping[str, Margins], scores: list[float] | None, reason: str | None
     ) -> dict[str, Any]:
-        """Recovery against rank at the layers whose contribution recovers most in base."""
+        """Recovery by rank, at the layers whose contribution recovers most in base."""
         if scores is None:
             return {"reason": reason, "layers": []}
-        learned, tested = halves(kin(self.pairs), self.probes.seed)
-        prompts = kin([self.pairs[i] for i in tested])
+        learned, tested = halves(prompts_of(self.pairs), self.probes.seed)
+        prompts = prompts_of([self.pairs[i] for i in tested])
         if min(len(set(prompts)), len(learned)) < 2:
             return {
                 "reason": "too few pairs: directions are learned on half of the prompts and patched "
                 "in the other, which must have two at least; raise probes.patching.patched",
                 "layers": [],
             }
-        mine = {side: [m["summed"][i] for i in tested] for side, m in own.items()}
-        apart = difference(mine["base"], mine["tuned"], prompts, *self._bootstrap)
+        own_tested = {side: [m["summed"][i] for i in tested] for side, m in own.items()}
+        apart = difference(own_tested["base"], own_tested["tuned"], prompts, *self._bootstrap)
         if nothing := nothing_to_recover(apart, self.model.dtype):
             return {"reason": f"in the tested half: {nothing}", "layers": []}
         tokens = [p.tokens for p in self.pairs]
@@ -273,13 +288,18 @@ class Measurement:
         for layer in best[: self.settings.rank_layers]:
             compute = partial(
                 rank_runs,
-                *(self.sides, tokens, kin(self.pairs), layer),
-                *(self.settings.ranks, self.probes.seed, ROW),
+                self.sides,
+                tokens,
+                prompts_of(self.pairs),
+                layer,
+                self.settings.ranks,
+                self.probes.seed,
+                ROW,
             )
             runs = self.parts.part(f"rank-{layer}", compute)
-            found = by_rank(runs, [self.pairs[i] for i in tested], mine, *self._bootstrap)
+            summary = by_rank(runs, [self.pairs[i] for i in tested], own_tested, *self._bootstrap)
             passes = runs["layer_tokens"] / (self.depth * tokens_of(self.pairs))
-            layers.append({"layer": layer, **found, "passes": passes})
+            layers.append({"layer": layer, **summary, "passes": passes})
         return {
             "reason": None,
             "learned": [self.pairs[i].id for i in learned],

@@ -1,4 +1,4 @@
-"""What patched runs say: m of each pair, and recovery with its interval."""
+"""Summaries of patched runs: m of each pair, and recovery with its interval."""
 
 from collections.abc import Hashable, Sequence
 from typing import Any
@@ -11,14 +11,15 @@ from hialign.probes.patching.runs import LogProbs
 from hialign.statistics.intervals import pooled_interval, ratio_interval
 from hialign.statistics.margins import gained, or_none
 
-VERSIONS = ("summed", "normalized")  # of m: nats, and nats a token of each response
+VERSIONS = ("summed", "normalized")  # of m, in nats and in nats per token of each response
 Margins = dict[str, list[float]]  # version -> m of each pair
-# Nats a pair: what two runs of one function may differ by, in single precision and in less
+# Nats per pair by which two runs of one function may differ, in single precision and in less
 NEAR_ZERO = {torch.float32: 1e-3}
 NEAR_ZERO_ELSE = 0.1
 
 
-def kin(pairs: Sequence[ProbePair]) -> list[str]:
+def prompts_of(pairs: Sequence[ProbePair]) -> list[str]:
+    """The prompts' ids, by which intervals are clustered."""
     return [pair.prompt for pair in pairs]
 
 
@@ -29,12 +30,12 @@ def lengths(pair: ProbePair) -> tuple[int, int]:
 
 
 def tokens_of(pairs: Sequence[ProbePair]) -> int:
-    """Tokens of all sequences, each by itself."""
+    """The tokens of all sequences, with no beginning shared."""
     return sum(len(t.ids) for pair in pairs for t in pair.tokens)
 
 
 def margins(values: LogProbs, pairs: Sequence[ProbePair]) -> Margins:
-    """m of each pair from its two log-probabilities, in nats and in nats a token."""
+    """m of each pair from its two log-probabilities, in nats and in nats per token."""
     both = [(c, r, *lengths(pair)) for (c, r), pair in zip(values, pairs, strict=True)]
     return {
         "summed": [c - r for c, r, _, _ in both],
@@ -43,7 +44,7 @@ def margins(values: LogProbs, pairs: Sequence[ProbePair]) -> Margins:
 
 
 def estimate(value: float, ends: tuple[float, float], n: int) -> dict[str, Any]:
-    """An estimate as records hold it; no interval where there is none."""
+    """An estimate with its interval, as records hold it. An end that is not a number becomes None."""
     low, high = (or_none(end) for end in ends)
     return {"estimate": value, "low": low, "high": high, "n": n}
 
@@ -55,16 +56,18 @@ def difference(
     resamples: int,
     seed: int,
 ) -> dict[str, Any]:
-    """What tuning did to m: the mean of m_tuned - m_base with its interval, and the mean of its
-    absolute value (`size`)."""
+    """How tuning changed m: the mean of m_tuned - m_base with its interval over prompts.
+
+    `size` is the mean of the absolute value.
+    """
     values = np.subtract(tuned, base)
     ends = pooled_interval(list(values), prompts, resamples, seed=seed)
-    found = estimate(float(values.mean()), ends, len(values))
-    return found | {"size": float(np.abs(values).mean())}
+    mean = estimate(float(values.mean()), ends, len(values))
+    return mean | {"size": float(np.abs(values).mean())}
 
 
 def nothing_to_recover(apart: dict[str, Any], dtype: torch.dtype) -> str | None:
-    """Why a `difference` (summed, nats) is too small for a recovery; None where it is not."""
+    """Why a `difference` (summed, nats) is too small for a recovery. None if it is not."""
     least = NEAR_ZERO.get(dtype, NEAR_ZERO_ELSE)
     if apart["low"] is None:
         return "no interval: the pairs have fewer than two different prompts"
@@ -84,12 +87,20 @@ def recovery(
     resamples: int,
     seed: int,
 ) -> dict[str, Any]:
-    """The mean of pairs' recoveries (m_patched - m_receiver) / (m_donor - m_receiver), each weighted by
-    the size of its denominator; with its interval over prompts.
+    """The share of the donor's m that a patch brings into the receiver, with its interval.
 
-    A pair whose denominator is near 0 has next to no weight. Without the weights it would count
-    for more than all others; by the ratio of the two means, pairs that tuning moved up and such that
-    it moved down would cancel each other.
+    A pair's recovery is (m_patched - m_receiver) / (m_donor - m_receiver). The result is the mean over
+    pairs, each weighted by the size of its denominator. Pairs that tuning barely moved therefore
+    count for little. Without the weights they would count for more than all others. In a ratio of the
+    two means, pairs that tuning moved up and pairs that it moved down would cancel each other.
+
+    Args:
+        patched: N, each pair's m under the patch.
+        receiver: N, the receiver's m without it.
+        donor: N, the donor's m.
+        prompts: N, the pairs' prompts, over which the interval is taken.
+        resamples: the number of bootstrap samples.
+        seed: what draws them.
     """
     over, under = gained(patched, receiver, donor), gained(donor, receiver, donor)
     ends = ratio_interval(list(over), list(under), prompts, resamples, seed=seed)

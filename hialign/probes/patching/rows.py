@@ -1,4 +1,4 @@
-"""Packed rows for patching: whose position is whose, and runs of some positions alone."""
+"""Packed rows for patching: which positions belong to which pair, and runs of some of them."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,8 +13,16 @@ from hialign.engine.tokens import TokenPair, common_start
 
 @dataclass(frozen=True)
 class Row:
-    """Some pairs in one row of T positions. `own[p]` are the positions of the p-th pair; `prompt`,
-    `last`, `response` those of all prompts, of their last tokens, and of all responses."""
+    """P pairs in one packed row of T positions.
+
+    Attributes:
+        pairs: P, the numbers of the pairs.
+        layout: the row.
+        own: P, the positions of each pair.
+        prompt: the positions of all prompts.
+        last: those of the prompts' last tokens.
+        response: those of all responses.
+    """
 
     pairs: list[int]
     layout: Layout
@@ -25,22 +33,24 @@ class Row:
 
 
 def rows(pairs: Sequence[TokenPair], device: torch.device, limit: int) -> Iterator[Row]:
-    """The pairs in packed rows of at most `limit` tokens. Two pairs stand in one row only if no
-    position is in one's prompt and in the other's response (two turns of one conversation)."""
+    """The pairs in packed rows of at most `limit` tokens.
+
+    No position of a row is in one pair's prompt and in another's response, as it would be with two
+    turns of one conversation.
+    """
     for group in plan(pairs, limit):
-        apart: list[list[int]] = []
+        separate: list[list[int]] = []
         for i in group:
-            fits = (r for r in apart if not any(_collide(pairs[i], pairs[j]) for j in r))
+            fits = (r for r in separate if not any(_collide(pairs[i], pairs[j]) for j in r))
             if (row := next(fits, None)) is None:
-                apart.append(row := [])
+                separate.append(row := [])
             row.append(i)
-        for chosen in apart:
-            yield _row([pairs[i] for i in chosen], chosen, device)
+        for numbers in separate:
+            yield _row([pairs[i] for i in numbers], numbers, device)
 
 
 def _collide(one: TokenPair, other: TokenPair) -> bool:
-    """Whether a position that they share is in one's prompt and in the other's response, or the last
-    of one's prompt and inside the other's."""
+    """Whether one prompt ends inside the beginning that two sequences share, and the other elsewhere."""
     return any(
         a.start != b.start and common_start(a.ids[:-1], b.ids[:-1]) >= min(a.start, b.start)
         for a in one
@@ -83,8 +93,10 @@ class Recorder(Layout):
 
 
 class Continued(Layout):
-    """A layout of which only the positions `rest` are run; the keys and values of all others are
-    those that an earlier run kept."""
+    """A layout of which only the positions `rest` are run.
+
+    The keys and values of all other positions are those that an earlier run kept.
+    """
 
     def __init__(
         self,
@@ -99,9 +111,9 @@ class Continued(Layout):
     def attend(
         self, module: Any, query: Any, key: Any, value: Any, window: Any, **options: Any
     ) -> torch.Tensor:
-        before, held = self.kept[module.layer_idx]
-        whole = query.new_zeros(*query.shape[:2], before.shape[2], query.shape[3])
+        kept_keys, kept_values = self.kept[module.layer_idx]
+        whole = query.new_zeros(*query.shape[:2], kept_keys.shape[2], query.shape[3])
         whole[:, :, self.rest] = query
-        keys, values = before.clone(), held.clone()
+        keys, values = kept_keys.clone(), kept_values.clone()
         keys[:, :, self.rest], values[:, :, self.rest] = key, value
         return super().attend(module, whole, keys, values, window, **options)[:, self.rest]

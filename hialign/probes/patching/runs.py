@@ -1,8 +1,8 @@
-"""Patched forward passes: a model that goes on from a state in which another model had a hand.
+"""Patched forward passes: a model goes on from a state that is partly another model's.
 
 `donor` and `receiver` are two models of one architecture. Both run once on the same tokens, and every
 hidden state is kept. A patch puts something of the donor's into the state that enters a layer, and
-the receiver runs from there: what lies below is never run again, and neither are positions that the
+the receiver runs from there. The layers below are never run again, and neither are positions that the
 patch cannot reach. A patch that changes nothing is not run at all.
 """
 
@@ -29,8 +29,7 @@ KINDS: Mapping[str, str] = {
     "last_prompt": "the same at the prompt's last token alone",
     "window": "what the donor's layers of the window add to the stream, summed",
 }
-# The donor's state in the receiver: `tuned_into_base` asks which layers suffice, `base_into_tuned`
-# which are needed.
+# `tuned_into_base` asks which layers suffice, and `base_into_tuned` which are needed.
 DIRECTIONS: Mapping[str, tuple[str, str]] = {  # (donor, receiver)
     "tuned_into_base": ("tuned", "base"),
     "base_into_tuned": ("base", "tuned"),
@@ -41,8 +40,14 @@ LogProbs = list[list[float]]  # [chosen, rejected] of each pair, nats
 
 @dataclass
 class States:
-    """What an unpatched run left: `hidden[l]` enters layer l (1 x T x width), `hidden[depth]` leaves
-    the last; outputs of attention and MLP by layer; `kept` are keys and values."""
+    """The states of an unpatched run.
+
+    Attributes:
+        hidden: by layer, what enters it (1 x T x width). The last entry leaves the last layer.
+        attention: by layer, the output of its attention (1 x T x width).
+        mlp: by layer, the output of its MLP (1 x T x width).
+        kept: by layer, its keys and values.
+    """
 
     hidden: list[torch.Tensor]
     attention: list[torch.Tensor]
@@ -52,8 +57,13 @@ class States:
 
 @dataclass
 class Side:
-    """One of the two models: a decoder, and the context in which it is that model (an adapter on or
-    off). `layer_tokens` counts what was run: tokens times layers."""
+    """One of the two models.
+
+    Attributes:
+        decoder: the decoder that runs it.
+        active: the context in which the decoder is this model, with an adapter on or off.
+        layer_tokens: what was run so far, in tokens times layers.
+    """
 
     decoder: Decoder
     active: Callable[[], AbstractContextManager[Any]] = nullcontext
@@ -64,7 +74,7 @@ class Side:
         return self.decoder.depth
 
     def top(self, layout: Layout, start: int, state: torch.Tensor) -> torch.Tensor:
-        """What leaves the last layer where `state` enters layer `start`."""
+        """What leaves the last layer if `state` enters layer `start`."""
         if start == self.depth:
             return state
         self.layer_tokens += (self.depth - start) * layout.ids.shape[1]
@@ -72,20 +82,20 @@ class Side:
             return self.decoder.run(layout, [self.depth], start, state)[self.depth]
 
     def entering(self, layout: Layout, layer: int) -> torch.Tensor:
-        """What enters layer `layer` (1 at least) in the unpatched run; none above is run."""
+        """What enters layer `layer` (at least 1) in the unpatched run. No layer above it is run."""
         self.layer_tokens += layer * layout.ids.shape[1]
         with self.active():
             return self.decoder.run(layout, [layer])[layer]
 
     def log_probs(self, top: torch.Tensor, layout: Layout) -> LogProbs:
         with self.active():
-            found = self.decoder.log_probs(top, layout)
-        if not bool(found.isfinite().all()):
+            values = self.decoder.log_probs(top, layout)
+        if not bool(values.isfinite().all()):
             raise HialignError(
                 "a patched run gave log-probabilities that are not finite: set the model's "
                 "precision to float32"
             )
-        return [[c, r] for c, r in found.view(-1, 2).tolist()]
+        return [[c, r] for c, r in values.view(-1, 2).tolist()]
 
     def states(self, layout: Layout) -> States:
         """The unpatched run."""
@@ -111,33 +121,35 @@ class Side:
 
 
 def first(output: Any) -> Any:
-    """A module's hidden states: some return them in a tuple."""
+    """The hidden states that a module returns, alone or in a tuple."""
     return output[0] if isinstance(output, tuple) else output
 
 
 def sublayers(layer: torch.nn.Module) -> dict[str, torch.nn.Module]:
-    """`attention` and `mlp` of a layer; empty where it is not made of one of each."""
+    """`attention` and `mlp` of a layer. Empty if it is not made of one of each."""
     working = {
         name: child
         for name, child in layer.named_children()
         if any(isinstance(m, torch.nn.Linear) for m in child.modules())
     }
-    found = {"attention" if ATTENTION.search(n) else "mlp": child for n, child in working.items()}
-    return found if len(found) == len(working) == 2 else {}
+    kinds = {"attention" if ATTENTION.search(n) else "mlp": child for n, child in working.items()}
+    return kinds if len(kinds) == len(working) == 2 else {}
 
 
 def why_not_apart(states: States, family: str) -> str:
-    """Why attention and MLP cannot be patched apart; empty where their outputs are what a layer
-    adds to the stream."""
+    """Why attention and MLP cannot be patched separately.
+
+    Empty if their outputs are what a layer adds to the residual stream.
+    """
     if not states.attention or len(states.attention) != len(states.mlp):
         return f"a layer of {family} is not made of one attention and one MLP"
     allowed = SUBLAYER_TOLERANCE.get(states.hidden[0].dtype, 2e-2)
     pieces = zip(states.hidden, states.attention, states.mlp, states.hidden[1:], strict=False)
     for number, (entering, attention, mlp, leaving) in enumerate(pieces):
-        off = float(
+        error = float(
             (entering.float() + attention.float() + mlp.float() - leaving.float()).abs().max()
         )
-        if not off <= allowed * float(leaving.float().abs().max()):
+        if not error <= allowed * float(leaving.float().abs().max()):
             return (
                 f"in layer {number} of {family} the outputs of attention and MLP do not add up to "
                 "what the layer adds to the residual stream (it normalizes or scales them first)"
@@ -146,21 +158,24 @@ def why_not_apart(states: States, family: str) -> str:
 
 
 def added(donor: States, receiver: States, start: int, stop: int) -> torch.Tensor:
-    """The state that enters layer `stop` of the receiver if its layers from `start` on had added to
-    the stream what the donor's did. Exactly the receiver's own where they added the same."""
+    """The state that enters layer `stop` of the receiver with the donor's contributions.
+
+    The layers [start, stop) add to the stream what the donor's add. The result is exactly the
+    receiver's own state if both add the same.
+    """
     theirs = donor.hidden[stop].float() - donor.hidden[start].float()
     ours = receiver.hidden[stop].float() - receiver.hidden[start].float()
     return shifted(receiver.hidden[stop], theirs - ours)
 
 
 def shifted(state: torch.Tensor, difference: torch.Tensor) -> torch.Tensor:
-    """`state + difference` in at least single precision, in the state's own."""
+    """`state + difference`, added in single precision, in the precision of the state."""
     return (state.float() + difference).to(state.dtype)
 
 
 @contextmanager
 def replaced(module: torch.nn.Module, output: torch.Tensor) -> Iterator[None]:
-    """`module` gives `output`, whatever it is given."""
+    """Let `module` return `output` for any input."""
 
     def hook(_: Any, __: Any, own: Any) -> Any:
         return (output, *own[1:]) if isinstance(own, tuple) else output
@@ -180,8 +195,20 @@ def patched(
     kinds: Sequence[str],
     window: int,
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """What leaves the receiver's last layer under each patch, with its kind; of a kind in the order
-    of layers (of windows). `side` is the receiver."""
+    """Run every patch of a row.
+
+    Args:
+        donor: the donor's states.
+        receiver: the receiver's states.
+        side: the receiver.
+        row: the packed row of T tokens.
+        kinds: which of `KINDS` to run.
+        window: the layers of a window.
+
+    Yields:
+        Each patch's kind, and what leaves the receiver's last layer under it (1 x T x width). The
+        patches of one kind come in the order of their layers or windows.
+    """
     layout, depth = row.layout, side.depth
     unchanged = receiver.hidden[depth]
 
@@ -192,7 +219,7 @@ def patched(
     def among(
         above: int, rest: torch.Tensor, state: torch.Tensor, kept: Any, whole: torch.Tensor
     ) -> torch.Tensor:
-        """`whole`, with the positions `rest` run from layer `above` on."""
+        """`whole`, but with the positions `rest` run from layer `above` on."""
         if not len(rest):
             return whole
         result = whole.clone()
@@ -208,7 +235,7 @@ def patched(
             if "residual" in kinds:
                 yield "residual", whole
             if "prompt" in kinds:
-                # prompts see no response: above the patch they are as under the whole one
+                # prompts see no response, and are therefore as under the whole patch
                 after = among(above, row.response, own, recorder.kept, whole) if changes else whole
                 yield "prompt", after
         if "last_prompt" in kinds:
@@ -237,27 +264,27 @@ def patched(
 def run_row(
     sides: Mapping[str, Side], row: Row, kinds: Sequence[str], window: int
 ) -> dict[str, Any]:
-    """All patches of a row's pairs in both directions (JSON), as `Runs` joins them."""
+    """All patches of a row's pairs in both directions, as `Runs` joins them (JSON)."""
     before = sum(side.layer_tokens for side in sides.values())
     with torch.inference_mode():
         states = {name: side.states(row.layout) for name, side in sides.items()}
         tops = {name: state.hidden[-1] for name, state in states.items()}
         own = {name: sides[name].log_probs(top, row.layout) for name, top in tops.items()}
-        found: dict[str, dict[str, list[LogProbs]]] = {}
+        by_direction: dict[str, dict[str, list[LogProbs]]] = {}
         for direction, (donor, receiver) in DIRECTIONS.items():
             by_kind: dict[str, list[LogProbs]] = {kind: [] for kind in kinds}
             side = sides[receiver]
             for kind, top in patched(states[donor], states[receiver], side, row, kinds, window):
-                known = top is tops[receiver]
-                by_kind[kind].append(own[receiver] if known else side.log_probs(top, row.layout))
-            found[direction] = by_kind
+                same = top is tops[receiver]
+                by_kind[kind].append(own[receiver] if same else side.log_probs(top, row.layout))
+            by_direction[direction] = by_kind
         apart = zip(states["tuned"].hidden[1:], states["base"].hidden[1:], strict=True)
         norms = torch.stack([(t.float() - b.float())[0].norm(dim=-1) for t, b in apart])
         distance = [norms[:, positions].mean(1).tolist() for positions in row.own]
     return {
         "pairs": row.pairs,
         "unpatched": own,
-        "patched": found,
+        "patched": by_direction,
         "distance": distance,
         "layer_tokens": sum(side.layer_tokens for side in sides.values()) - before,
     }
@@ -265,10 +292,14 @@ def run_row(
 
 @dataclass
 class Runs:
-    """All rows' runs, in the order of pairs.
+    """The runs of all rows, in the order of pairs.
 
-    `unpatched[side]`, `patched[direction][kind][layer]`: `LogProbs`; `distance[pair][layer]`: mean
-    over the pair's positions of the Euclidean distance of the two models' states after the layer.
+    Attributes:
+        unpatched: by side, the log-probabilities of the pairs.
+        patched: by direction, kind and layer (or window), the same under the patch.
+        distance: by pair and layer, the Euclidean distance of the two models' states after the
+            layer, mean over the pair's positions.
+        layer_tokens: what was run, in tokens times layers.
     """
 
     unpatched: dict[str, LogProbs]
@@ -277,12 +308,12 @@ class Runs:
     layer_tokens: int
 
     @classmethod
-    def joined(cls, found: Sequence[Mapping[str, Any]]) -> "Runs":
-        order = np.argsort([p for row in found for p in row["pairs"]])
+    def joined(cls, rows: Sequence[Mapping[str, Any]]) -> "Runs":
+        order = np.argsort([p for row in rows for p in row["pairs"]])
 
         def join(*keys: Any) -> list[Any]:
             flat: list[Any] = []
-            for values in found:
+            for values in rows:
                 for key in keys:
                     values = values[key]
                 flat += values
@@ -293,11 +324,11 @@ class Runs:
                 kind: [join("patched", direction, kind, i) for i in range(len(by_place))]
                 for kind, by_place in by_kind.items()
             }
-            for direction, by_kind in (found[0]["patched"] if found else {}).items()
+            for direction, by_kind in (rows[0]["patched"] if rows else {}).items()
         }
         return cls(
             {side: join("unpatched", side) for side in ("base", "tuned")},
             patched,
             join("distance"),
-            sum(row["layer_tokens"] for row in found),
+            sum(row["layer_tokens"] for row in rows),
         )

@@ -1,4 +1,4 @@
-"""Base and its tuned counterpart, side by side: an adapter of the study, or a model of its own."""
+"""Base and its tuned counterpart, which is an adapter of the study or another model."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from hialign.engine.decoder import Decoder
 from hialign.engine.models import config_of, identity, load_model, load_tokenizer
 from hialign.engine.modules import decoder_layers
-from hialign.probes.pairs import ProbePair, held_out, packable
+from hialign.probes.pairs import ProbePair, check_packable, held_out
 from hialign.probes.patching.runs import Side
 from hialign.probes.record import adapter_of
 from hialign.study.blocks import check_block
@@ -24,7 +24,7 @@ SHAPE = ("model_type", "num_hidden_layers", "hidden_size", "num_attention_heads"
 
 @dataclass(frozen=True)
 class Source:
-    """Where the tuned model comes from: a cell of the study, or a model of its own."""
+    """The tuned model's source: an adapter of the study, or another model."""
 
     kind: str  # `adapter` or `model`
     identity: dict[str, str]
@@ -32,14 +32,14 @@ class Source:
     model: ModelSettings | None = None
 
     def check_tokens(self, cell: Cell, pairs: Sequence[ProbePair]) -> None:
-        """The two must read the same tokens (under one chat template), or states do not match."""
+        """Refuse a model that reads other tokens under the same chat template: states would not match."""
         if self.model is None:
             return
         theirs = load_tokenizer(self.model)
         theirs.chat_template = load_tokenizer(cell.model).chat_template
         try:
             same = [p.tokens for p in held_out(cell, theirs)[0]] == [p.tokens for p in pairs]
-        except HialignError:  # too long for them
+        except HialignError:  # the pairs are too long for it
             same = False
         if not same:
             raise HialignError(
@@ -93,9 +93,9 @@ class Lent:
 
 @contextmanager
 def both(cell: Cell, source: Source, pairs: Sequence[ProbePair]) -> Iterator[Lent]:
-    """Base and tuned. With an adapter it is one model, with the adapter off and on."""
+    """Lend base and tuned. With an adapter they are one model, with the adapter off and on."""
     model, _ = load_model(cell.model)
-    packable(model, pairs)
+    check_packable(model, pairs)
     if source.adapter is not None:
         try:
             adapted = PeftModel.from_pretrained(model, source.adapter).eval()
@@ -117,7 +117,7 @@ def both(cell: Cell, source: Source, pairs: Sequence[ProbePair]) -> Iterator[Len
 def _differing(
     model: PreTrainedModel, other: PreTrainedModel, name: str, other_name: str
 ) -> list[str]:
-    """Parameters outside the layers in which two models differ; HialignError for other shapes."""
+    """The parameters outside the layers in which two models differ. HialignError for other shapes."""
     prefix, _ = decoder_layers(model)
     ours, theirs = dict(model.named_parameters()), dict(other.named_parameters())
     for key in sorted({*ours, *theirs}):
