@@ -20,7 +20,7 @@ test: setup  ## style, types, and every test that this machine can run
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/nbstripout --verify notebooks/*.ipynb
-	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile $(PYTEST_ARGS)
+	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 fast: setup  ## style, types, and the tests that need no real model and build no book
 	$(BIN)/ruff check .
@@ -28,7 +28,7 @@ fast: setup  ## style, types, and the tests that need no real model and build no
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/nbstripout --verify notebooks/*.ipynb
-	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile -m "not slow and not browser and not slurm" $(PYTEST_ARGS)
+	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder -m "not slow and not browser and not slurm" $(PYTEST_ARGS)
 
 site: setup  ## the books of all published studies, from their records alone: build/site/index.html
 	@$(BIN)/hialign site --to build/site

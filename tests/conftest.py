@@ -1,6 +1,7 @@
 """What the tests share: an offline environment, a cache of their own, tiny studies, real data."""
 
 import functools
+import gc
 import os
 import shutil
 import subprocess
@@ -23,6 +24,13 @@ from helpers import CANARY, write_study
 
 from hialign.engine import embedded
 from hialign.study import paths
+
+
+@pytest.hookimpl(trylast=True)  # when those that were not asked for are gone
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start with the files of slow tests, so that no process is left alone with one at the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -53,6 +61,23 @@ def all_threads(request: pytest.FixtureRequest) -> Iterator[None]:
     torch.set_num_threads((os.cpu_count() or 1) if real else 1)
     yield
     torch.set_num_threads(1)
+
+
+modules_frozen = pytest.StashKey[int]()
+
+
+@pytest.fixture(autouse=True)
+def short_collections(pytestconfig: pytest.Config) -> Iterator[None]:
+    """Leave what imports created out of garbage collection.
+
+    The trainer collects after each training. With torch, transformers and scikit-learn imported,
+    one collection takes as long as the training of a tiny model.
+    """
+    yield
+    if len(sys.modules) > pytestconfig.stash.get(modules_frozen, 0) + 100:
+        gc.collect()
+        gc.freeze()
+        pytestconfig.stash[modules_frozen] = len(sys.modules)
 
 
 @pytest.fixture

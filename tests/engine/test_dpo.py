@@ -29,6 +29,7 @@ from helpers import (
     stay_together,
     stock_trainer,
     timeless,
+    write_study,
 )
 
 from hialign import HialignError, layers_of, load_cell, load_model, load_study, train
@@ -90,6 +91,20 @@ def cell(tiny_study: Callable[..., Path], outputs: Path) -> Callable[..., Cell]:
         return load_study(path).cell(None, block)
 
     return get
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
+    """The steps and the adapter of `cell("mid", lora_dropout=0.05)`, trained once, from its start."""
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HIALIGN_OUTPUTS", str(folder / "outputs"))
+        study = write_study(folder, training={"lora_dropout": 0.05}, preferences={"train": 24})
+        whole = load_study(study).cell(None, "mid")
+        train(whole)
+        return read_jsonl(whole.folder / "training.jsonl"), adapter_of(whole)
 
 
 def pairs_of(n: int = 24) -> Any:
@@ -229,7 +244,6 @@ class Acting:
             layer.self_attn.register_forward_pre_hook(count)
 
 
-@pytest.mark.parametrize("known", [False, True], ids=["reference unknown", "reference known"])
 @pytest.mark.parametrize(
     ("together", "expected"),
     [
@@ -246,21 +260,21 @@ def test_no_layer_runs_that_need_not(
     empty_cache: Path,
     together: tuple[str, ...],
     expected: list[tuple[int, int, int]],
-    known: bool,
 ) -> None:
     """Six steps: below a block each layer once, without gradients, for all; the reference goes on
-    from there, and only where it is not known."""
-    for turn in range(2 if known else 1):
+    from there, and only in the first run, which does not know it yet."""
+    for reference in ("unknown", "known"):
         model, tokenizer = load_model("random:llama")
         acting = Acting(model)
         dpo.train_blocks(
             *(model, tokenizer, pairs_of(), {b: layers_of(b, 6) for b in together}),
             *(TrainingSettings(**BASE), identity(ModelSettings(source="random:llama"))),
-            work=tmp_path / str(turn),
+            work=tmp_path / reference,
         )
-    for third, (shared, tuned, _) in enumerate(expected):
-        for layer in (2 * third, 2 * third + 1):
-            assert acting.counts[layer] == [shared if known else 6, tuned], layer
+        for third, (shared, tuned, _) in enumerate(expected):
+            for layer in (2 * third, 2 * third + 1):
+                without_gradients = 6 if reference == "unknown" else shared
+                assert acting.counts[layer] == [without_gradients, tuned], (reference, layer)
 
 
 def test_a_family_that_cannot_be_packed_is_trained_by_stock_trl(
@@ -269,7 +283,8 @@ def test_a_family_that_cannot_be_packed_is_trained_by_stock_trl(
     from hialign.engine import decoder
 
     cells = [cell(block, lora_dropout=0.0) for block in ("mid", "global")]
-    packed = [adapter_of(c) for c in cells if train(c)]
+    training.train_together(cells)
+    packed = [adapter_of(c) for c in cells]
     monkeypatch.setattr(decoder.Layout, "_by_node", lambda self, q, *_, **__: q.transpose(1, 2))
     found = training.train_together(cells)
     assert (
@@ -413,6 +428,7 @@ def test_a_trained_cell(cell: Callable[..., Cell], outputs: Path) -> None:
     )
     assert manifest["seconds"] == pytest.approx(sum(s["seconds"] for s in steps))
     assert manifest["confinement"]["adapted_layers"] == [2, 3]
+    assert manifest["pairs_truncated"] == 0
     assert manifest["preferences"]["fingerprint"]
     assert manifest["packages"]["trl"]
     assert manifest["peak_memory_bytes"] > 1 << 20
@@ -455,13 +471,14 @@ def test_the_adapter_loads_with_plain_peft(cell: Callable[..., Cell]) -> None:
     assert not model.training
 
 
-def test_the_seed_decides_alone(cell: Callable[..., Cell]) -> None:
+def test_the_seed_decides_alone(
+    cell: Callable[..., Cell], uninterrupted: tuple[list[dict[str, Any]], dict[str, np.ndarray]]
+) -> None:
     """Same seed, same numbers, whatever was drawn before; another seed, others."""
     import torch
 
+    steps, adapter = uninterrupted
     mid = cell("mid", lora_dropout=0.05)
-    train(mid)
-    steps, adapter = read_jsonl(mid.folder / "training.jsonl"), adapter_of(mid)
     torch.manual_seed(987)
     train(mid)
     assert timeless(read_jsonl(mid.folder / "training.jsonl")) == timeless(steps)
@@ -507,7 +524,6 @@ def test_pairs_that_are_too_long_are_counted(cell: Callable[..., Cell]) -> None:
     mid = cell("mid", max_length=80)
     manifest = train(mid)
     assert 0 < manifest["pairs_truncated"] <= manifest["pairs"]
-    assert train(cell("mid"))["pairs_truncated"] == 0
     assert manifest["pairs"] < 24
     assert manifest["pairs"] + manifest["pairs_too_long"] == 24
 
@@ -560,15 +576,6 @@ def steps_run(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return seen
 
 
-@pytest.fixture
-def uninterrupted(cell: Callable[..., Cell]) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
-    whole = cell("mid", lora_dropout=0.05)
-    train(whole)
-    result = read_jsonl(whole.folder / "training.jsonl"), adapter_of(whole)
-    shutil.rmtree(whole.folder)
-    return result
-
-
 @pytest.mark.parametrize("half_written", ["", "adapter", "state"])
 def test_an_interrupted_run_goes_on_where_it_was(
     cell: Callable[..., Cell],
@@ -601,12 +608,15 @@ def test_an_interrupted_run_goes_on_where_it_was(
 
 
 def test_checkpoints_of_other_settings_are_not_used(
-    cell: Callable[..., Cell], outputs: Path, monkeypatch: pytest.MonkeyPatch
+    cell: Callable[..., Cell],
+    uninterrupted: tuple[list[dict[str, Any]], dict[str, np.ndarray]],
+    outputs: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    interrupted(monkeypatch, cell("mid", learning_rate=0.02), 3)
-    mid = cell("mid")
-    train(mid)
-    steps, adapter = read_jsonl(mid.folder / "training.jsonl"), adapter_of(mid)
+    steps, adapter = uninterrupted
+    interrupted(monkeypatch, cell("mid", lora_dropout=0.05, learning_rate=0.02), 3)
+    assert list((outputs / "tiny" / ".checkpoints").rglob("checkpoint-2"))
+    mid = cell("mid", lora_dropout=0.05)
     train(mid)
     assert timeless(read_jsonl(mid.folder / "training.jsonl")) == timeless(steps)
     assert same(adapter_of(mid), adapter)

@@ -101,20 +101,16 @@ def test_an_answer_that_never_comes_right_is_a_missing_value(start: Any, path: P
 
 
 CLIENT = """
-    import sys
     from pathlib import Path
-    sys.path[:0] = {tests!r}
-    from test_judge_faults import items
     from hialign.judging.items import judge
     from hialign.study.settings import JudgeSettings
     s = JudgeSettings(model="judge", name="tester", base_url={url!r}, concurrency=8, attempts=8)
-    judge(items({n}), s, Path({path!r}), progress=False)
+    judge({items!r}, s, Path({path!r}), progress=False)
 """
 
 
 def client(server: Running, path: Path, n: int) -> "subprocess.Popen[bytes]":
-    tests = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
-    code = textwrap.dedent(CLIENT).format(tests=tests, url=server.url, n=n, path=str(path))
+    code = textwrap.dedent(CLIENT).format(url=server.url, items=items(n), path=str(path))
     return subprocess.Popen([sys.executable, "-c", code], env=os.environ | {"OMP_NUM_THREADS": "1"})
 
 

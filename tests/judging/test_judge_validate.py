@@ -484,22 +484,42 @@ def study_of(tiny_study: Callable[..., Path], fake: Fake, **changes: Any) -> Pat
     return tiny_study(**{"judge": judge} | changes)
 
 
-def test_the_command_validates_a_studys_judge(
+def test_the_command_validates_a_studys_judge_and_the_book_shows_it(
     fake: Fake, benchmark: Path, outputs: Path, tiny_study: Callable[..., Path]
 ) -> None:
     fake.opinion = lambda response, body: quality(response)
     place = study_of(tiny_study, fake)
-    arguments = ["judge", str(place), "--validate", "--llmbar", str(benchmark), "--limit", "3"]
+    arguments = ["judge", str(place), "--validate", "--llmbar", str(benchmark), "--limit", "4"]
     done = CliRunner().invoke(app, arguments, catch_exceptions=False)
     study = load_study(place)
     assert done.stdout.strip() == str(report_path(study))
-    found = measured(study)
-    assert found == read_json(report_path(study))
-    assert found["preferences"]["rows"][0]["n"] == 3
-    assert found["preferences"]["source"] == "pairs.jsonl"
-    assert found["command"] == ("hialign judge tiny --validate --llmbar LLMBAR --limit 3")
-    assert list(judge_tables.preferences(study)["Pairs"]) == [3, 3]
+    report = measured(study)
+    assert report
+    assert report == read_json(report_path(study))
+    assert report["preferences"]["rows"][0]["n"] == 4
+    assert report["preferences"]["source"] == "pairs.jsonl"
+    assert report["command"] == ("hialign judge tiny --validate --llmbar LLMBAR --limit 4")
     assert "Please" not in report_path(study).read_text()  # figures alone, no texts
+
+    assert list(judge_tables.preferences(study)["Pairs"]) == [4, 4]
+    attacks = judge_tables.injection(study)
+    row = attacks[attacks["Attack"] == "threat"].iloc[0]
+    assert (row["Overall"], row["Minus control"], row["Raised"], row["Failed"]) == (0, 0, 0, 0)
+    controls = attacks[attacks["Attack"].str.startswith("control-")]
+    assert len(controls) == 6
+    assert controls["Minus control"].isna().all()
+    assert len(attacks) == len(report["injection"]["rows"])
+    assert list(judge_tables.reliability(study)["Dimension"]) == [*DIMENSIONS, ALL]
+    lengths = judge_tables.length(study)
+    assert list(lengths["Responses of"]) == ["LLMBar"] * 5 + ["pairs.jsonl"] * 5
+    assert list(lengths["Responses"].dropna()) == [32, 8]
+    figure = judge_tables.injection_figure(study)
+    labels = [tick.get_text() for tick in figure.axes[0].get_yticklabels()]
+    assert labels == [attack.id for attack in ATTACKS]
+    assert "fake" in figure.get_suptitle()
+    made = judge_tables.made(study).iloc[0]
+    assert (made["Command"], made["Judgments"]) == (report["command"], report["costs"]["calls"])
+    assert judge_tables.gains(study).startswith("0 of 15 attacks raise")
 
 
 def test_a_folder_of_tranches_is_named_without_its_place(
@@ -632,31 +652,3 @@ def test_own_figures_go_before_shipped_ones_and_only_for_this_rubric(
     assert measured(study) == own | {"rows": ["shipped"]}
     write_json(report_path(study), own | {"rubric_sha256": "0"})
     assert measured(study) == shipped
-
-
-def test_tables_and_figure_of_a_report(
-    fake: Fake, benchmark: Path, outputs: Path, tiny_study: Callable[..., Path]
-) -> None:
-    fake.opinion = lambda response, body: quality(response)
-    study = load_study(study_of(tiny_study, fake))
-    validate_study(study, str(benchmark), limit=4)
-    found = measured(study) or {}
-    shown = judge_tables.injection(study)
-    row = shown[shown["Attack"] == "threat"].iloc[0]
-    assert (row["Overall"], row["Minus control"], row["Raised"], row["Failed"]) == (0, 0, 0, 0)
-    controls = shown[shown["Attack"].str.startswith("control-")]
-    assert len(controls) == 6
-    assert controls["Minus control"].isna().all()
-    assert len(shown) == len(found["injection"]["rows"])
-    both = judge_tables.reliability(study)
-    assert list(both["Dimension"]) == [*DIMENSIONS, ALL]
-    lengths = judge_tables.length(study)
-    assert list(lengths["Responses of"]) == ["LLMBar"] * 5 + ["pairs.jsonl"] * 5
-    assert list(lengths["Responses"].dropna()) == [32, 8]
-    figure = judge_tables.injection_figure(study)
-    labels = [tick.get_text() for tick in figure.axes[0].get_yticklabels()]
-    assert labels == [attack.id for attack in ATTACKS]
-    assert "fake" in figure.get_suptitle()
-    taken = judge_tables.made(study).iloc[0]
-    assert (taken["Command"], taken["Judgments"]) == (found["command"], found["costs"]["calls"])
-    assert judge_tables.gains(study).startswith("0 of 15 attacks raise")
