@@ -9,7 +9,6 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any
 
-import matplotlib
 import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes
@@ -36,11 +35,6 @@ SETTINGS: dict[str, Any] = {
     # opaque, so that figures read on a dark page
     **dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor"), "white"),
 }
-
-
-def style() -> None:
-    """Set matplotlib's fonts and colours for this process; `hialign.book.page` calls it."""
-    matplotlib.rcParams.update(SETTINGS)
 
 
 def canvas(

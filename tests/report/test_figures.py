@@ -23,7 +23,7 @@ from helpers import (
 )
 
 from hialign.records.files import read_jsonl
-from hialign.report import figures, plots, scores
+from hialign.report import figures, scores
 from hialign.study.rubric import load_rubric
 from hialign.study.study import Study
 
@@ -293,13 +293,6 @@ def test_a_strategy_has_one_colour_throughout(demo: Study) -> None:
     assert len(set(figures.PALETTE.values())) == 5
 
 
-def test_style_is_opaque_and_can_be_set_twice() -> None:
-    with matplotlib.rc_context():
-        plots.style()
-        plots.style()
-        assert matplotlib.rcParams["figure.facecolor"] == "white"
-
-
 def test_a_block_that_the_study_does_not_list_has_a_colour_and_a_marker_too() -> None:
     """As in the notebook that trains one by hand. Those of the listed blocks stay as they are."""
     study = make_study(blocks=["base", "mid", "random:30%:1"])
@@ -307,3 +300,7 @@ def test_a_block_that_the_study_does_not_list_has_a_colour_and_a_marker_too() ->
     assert plots.colour_of(study, own) != plots.colour_of(study, listed)
     assert plots.colour_of(study, listed) == plots.MORE[0]
     assert plots.dot_of(study, own)["marker"] != plots.dot_of(study, listed)["marker"]
+
+
+def test_a_figure_is_opaque_whatever_the_page(demo: Study) -> None:
+    assert figures.figure5(demo).get_facecolor() == (1.0, 1.0, 1.0, 1.0)
