@@ -21,12 +21,15 @@ from hialign.study.study import Cell
 LONGEST = 700  # characters of a text that is shown
 ALIKE = 0.7  # share of words and spaces that two responses have in common, to mark the others
 MARKED = "background: rgba(213, 94, 0, 0.25); border-bottom: 2px solid currentColor"
-SCROLLING = "max-height: 24rem; overflow: auto; border: 1px solid rgba(128, 128, 128, 0.5)"
+SCROLLING = (
+    f'tabindex="0" role="region" aria-label="text" style="{TEXT}; max-height: 24rem; '
+    'overflow: auto; border: 1px solid rgba(128, 128, 128, 0.5)"'
+)
 
 
 def text(content: str) -> HTML:
     """A text as it is, special tokens and line breaks included; a long one scrolls."""
-    return html(f'<div tabindex="0" style="{TEXT}; {SCROLLING}">{escape(content)}</div>')
+    return html(f"<div {SCROLLING}>{escape(content)}</div>")
 
 
 def pair(row: Mapping[str, Any]) -> HTML:
