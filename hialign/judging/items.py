@@ -157,10 +157,9 @@ def _postfix(so_far: Mapping[str, float], settings: JudgeSettings) -> str:
 
 def _backend(
     settings: JudgeSettings, rubric: Rubric, model: Any, tokenizer: Any, spent: float
-) -> Any:
+) -> OpenAIJudge | LocalJudge:
     if settings.backend == "openai":
         return OpenAIJudge(settings, rubric, spent)
-
     if model is None:
         model, tokenizer = models.load_model(source_of(settings))
     elif tokenizer is None:
