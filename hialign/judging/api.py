@@ -12,17 +12,16 @@ import os
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
+
+import openai
 
 from hialign.judging.limits import Budget, Pace
 from hialign.judging.request import FORMATS, NO_CREDIT, Answers, Dialect, Item, Result, code_of
 from hialign.study.errors import HialignError
 from hialign.study.rubric import Rubric
 from hialign.study.settings import JudgeSettings
-
-if TYPE_CHECKING:
-    import openai
 
 T = TypeVar("T")
 Keep = Callable[[Item, Result], None]
@@ -79,7 +78,7 @@ class OpenAIJudge:
         queue: Iterator[Item] = iter(items)
         stopped: list[HialignError] = []
 
-        async def work(client: "openai.AsyncOpenAI") -> None:
+        async def work(client: openai.AsyncOpenAI) -> None:
             for item in queue:  # shared: each worker takes the next
                 try:
                     keep(item, await self.ask(client, item))
@@ -111,9 +110,8 @@ class OpenAIJudge:
         self._pace = Pace(self.settings)
         self._budget = Budget(self.settings, self._spent)
 
-    def client(self) -> "openai.AsyncOpenAI":
+    def client(self) -> openai.AsyncOpenAI:
         """A client that keeps the pace and retries errors that may pass."""
-        import openai
 
         async def before(request: Any) -> None:
             await self._pace.wait(int(request.headers.get("content-length", 0)))
@@ -137,9 +135,8 @@ class OpenAIJudge:
             ),
         )
 
-    async def ask(self, client: "openai.AsyncOpenAI", item: Item) -> Result:
+    async def ask(self, client: openai.AsyncOpenAI, item: Item) -> Result:
         """The result for one item, after as many attempts as are needed and allowed."""
-        import openai
 
         answers = Answers(self.settings, self.rubric, item, self.dialect)
         while answers.open:
@@ -153,9 +150,8 @@ class OpenAIJudge:
                 return answers.refused(self.said(error))
         return answers.result
 
-    async def _attempt(self, client: "openai.AsyncOpenAI", answers: Answers) -> None:
+    async def _attempt(self, client: openai.AsyncOpenAI, answers: Answers) -> None:
         """One answer. While the first request finds out what the server supports, the others wait."""
-        import openai
 
         if not self.dialect.settled:
             async with self._probing:
@@ -171,7 +167,7 @@ class OpenAIJudge:
                         return
         await self._send(client, answers)
 
-    async def _send(self, client: "openai.AsyncOpenAI", answers: Answers) -> None:
+    async def _send(self, client: openai.AsyncOpenAI, answers: Answers) -> None:
         body = answers.body()
         size = sum(len(message["content"].encode()) for message in body["messages"])
         async with self._budget.call(size) as usage:
@@ -188,7 +184,6 @@ class OpenAIJudge:
 
     def stop_if_hopeless(self, error: Exception) -> None:
         """Raise HialignError if every other item would fail in the same way."""
-        import openai
 
         status = getattr(error, "status_code", None)
         if code_of(error) in NO_CREDIT or status == 402:

@@ -11,7 +11,9 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast
+from typing import Any, Literal, TypedDict, cast
+
+import openai
 
 from hialign.judging.api import TRANSPORT_RETRIES, OpenAIJudge, run
 from hialign.judging.cells import items_of, one_at_a_time
@@ -28,9 +30,6 @@ from hialign.study import paths
 from hialign.study.errors import HialignError
 from hialign.study.rubric import load_rubric
 from hialign.study.study import Cell, Study
-
-if TYPE_CHECKING:
-    import openai
 
 ENDPOINT: Literal["/v1/chat/completions"] = "/v1/chat/completions"
 MOST_REQUESTS = 50_000  # in one batch. OpenAI's limits are the smallest of all providers'.
@@ -136,9 +135,8 @@ class _Job:
         """Write the state before the next step."""
         write_json(self.file, self.state)
 
-    def client(self) -> "openai.OpenAI":
+    def client(self) -> openai.OpenAI:
         """The client for files and batches."""
-        import openai
 
         return openai.OpenAI(
             api_key=self.judge.key or "none",
@@ -188,7 +186,7 @@ class _Job:
                 self.state["batches"].remove(entry)
                 self.save()
 
-    def _adopt(self, client: "openai.OpenAI", entry: _Batch) -> str | None:
+    def _adopt(self, client: openai.OpenAI, entry: _Batch) -> str | None:
         """The id of `entry`'s batch if the process was killed between submitting and saving it."""
         for batch in client.batches.list():
             if batch.input_file_id == entry["input_file_id"]:
@@ -327,7 +325,6 @@ class _Told:
     def __enter__(self) -> None: ...
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        import openai
 
         if isinstance(error, openai.APIError):
             self.judge.stop_if_hopeless(error)

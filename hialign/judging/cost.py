@@ -6,6 +6,8 @@ from typing import Any
 import pandas as pd
 
 from hialign.judging.ledger import Ledger, identity_of, key_of
+from hialign.preferences.formats import transcript
+from hialign.preferences.pairs import load_pairs
 from hialign.records.files import read_jsonl
 from hialign.records.stages import judge_of, judgments_file
 from hialign.study.rubric import load_rubric, messages
@@ -53,8 +55,6 @@ def estimate(study: Study) -> pd.DataFrame:
     those. Before, prompts are counted at `BYTES_PER_TOKEN`, and missing responses are assumed to be as
     long as existing ones, or as `responses.max_new_tokens` allows.
     """
-    from hialign.preferences.formats import transcript
-    from hialign.preferences.pairs import load_pairs
 
     settings = judge_of(study)
     rubric = load_rubric(settings.rubric)

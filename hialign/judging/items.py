@@ -7,18 +7,19 @@ A judge scores each response on the sixteen dimensions of Table 6 (section 4.1, 
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import Any, TypedDict
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hialign.engine import models
 from hialign.engine.progress import Progress
+from hialign.judging.api import OpenAIJudge
 from hialign.judging.cost import cost_of
 from hialign.judging.ledger import Ledger, Record, identity_of, key_of, source_of
+from hialign.judging.local import LocalJudge
 from hialign.study.errors import HialignError
 from hialign.study.rubric import Rubric, load_rubric
 from hialign.study.settings import JudgeSettings
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 class Counts(TypedDict):
@@ -40,8 +41,8 @@ def judge(
     settings: JudgeSettings,
     path: Path,
     *,
-    model: "PreTrainedModel | None" = None,
-    tokenizer: "PreTrainedTokenizerBase | None" = None,
+    model: PreTrainedModel | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
     retry_failed: bool = True,
     spent: float = 0.0,
     also: Iterable[Path] = (),
@@ -156,13 +157,9 @@ def _postfix(so_far: Mapping[str, float], settings: JudgeSettings) -> str:
 
 def _backend(
     settings: JudgeSettings, rubric: Rubric, model: Any, tokenizer: Any, spent: float
-) -> Any:
+) -> OpenAIJudge | LocalJudge:
     if settings.backend == "openai":
-        from hialign.judging.api import OpenAIJudge
-
         return OpenAIJudge(settings, rubric, spent)
-    from hialign.judging.local import LocalJudge
-
     if model is None:
         model, tokenizer = models.load_model(source_of(settings))
     elif tokenizer is None:

@@ -10,16 +10,15 @@ measured by hialign.judging.validation.validate.
 import copy
 import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from hialign.engine.chat_template import chat_text
 from hialign.study import rubric as texts
 from hialign.study.errors import HialignError
 from hialign.study.rubric import SCORES, Rubric, neutralized
-
-if TYPE_CHECKING:
-    import torch
-    from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 BATCH = 16  # dimensions at a time: all of Table 6
 PLACEHOLDER = "@@the item stands here@@"  # marks the place of the item in any chat template
@@ -30,8 +29,8 @@ class LocalJudge:
 
     def __init__(
         self,
-        model: "PreTrainedModel",
-        tokenizer: "PreTrainedTokenizerBase",
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
         rubric: Rubric,
         name: str,
     ) -> None:
@@ -66,7 +65,6 @@ class LocalJudge:
         of the five together before that. Near 0, the model would rather have written something else.
         "truncated" says that the item did not fit the context.
         """
-        import torch
 
         before, truncated = self._item(prompt, response)
         with torch.inference_mode():
@@ -95,12 +93,11 @@ class LocalJudge:
 
     # --- forward passes ------------------------------------------------------------------------
 
-    def _prefill(self, item: list[int]) -> "tuple[DynamicCache, int]":
+    def _prefill(self, item: list[int]) -> tuple[DynamicCache, int]:
         """A cache of the fixed part and `item`, and how many tokens the model read for it.
 
         The model reads the fixed part once in the life of this judge.
         """
-        from transformers import DynamicCache
 
         forwarded = len(item)
         if self._fixed_cache is None:
@@ -111,9 +108,8 @@ class LocalJudge:
         self._forward([item], cache, len(self._fixed))
         return cache, forwarded
 
-    def _score_suffixes(self, cache: "DynamicCache", past: int) -> list[list[float]]:
+    def _score_suffixes(self, cache: DynamicCache, past: int) -> list[list[float]]:
         """P(1) to P(5) after each suffix, [dimension][5], given `past` tokens in `cache`."""
-        import torch
 
         if self._takes_any_mask():
             last = self._as_branches(cache, past)
@@ -133,13 +129,12 @@ class LocalJudge:
         kernel = getattr(config, "_attn_implementation", None)
         return layers == {"full_attention"} and not windowed and kernel in ("sdpa", "eager")
 
-    def _as_branches(self, cache: "DynamicCache", past: int) -> "torch.Tensor":
+    def _as_branches(self, cache: DynamicCache, past: int) -> torch.Tensor:
         """Logits after each suffix, [dimension, vocabulary], from one sequence of all suffixes.
 
         Each suffix is a branch that sees the `past` tokens in the cache and itself. On a CPU this is
         twice as fast as a batch, which copies the cache for each row.
         """
-        import torch
 
         model, lengths = self.model, torch.tensor([len(suffix) for suffix in self._suffixes])
         owner = torch.arange(len(lengths)).repeat_interleave(lengths)
@@ -159,15 +154,12 @@ class LocalJudge:
         )
         return output.logits[0]
 
-    def _as_batch(
-        self, suffixes: list[list[int]], shared: "DynamicCache", past: int
-    ) -> "torch.Tensor":
+    def _as_batch(self, suffixes: list[list[int]], shared: DynamicCache, past: int) -> torch.Tensor:
         """Logits after each of `suffixes`, [suffix, vocabulary], from one row each.
 
         This works with any attention. Rows are padded on the right, so that what a row attends to is
         contiguous, as windowed attention needs it.
         """
-        import torch
 
         cache = copy.deepcopy(shared)
         cache.batch_repeat_interleave(len(suffixes))
@@ -179,15 +171,14 @@ class LocalJudge:
     def _forward(
         self,
         rows: list[list[int]],
-        cache: "DynamicCache",
+        cache: DynamicCache,
         past: int,
-        positions: "torch.Tensor | None" = None,
-    ) -> "torch.Tensor":
+        positions: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """Logits of `rows` after `past` cached tokens, [row, position, vocabulary]. Fills `cache`.
 
         `positions` are those of the logits that are needed (default: the last).
         """
-        import torch
 
         device = self.model.device
         width = max(map(len, rows))

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
+import json_repair
+
 from hialign.study.rubric import SCORES, Rubric
 
 LONGEST_ANSWER = 50_000  # characters without the thinking; a judgment has about 3,000
@@ -170,7 +172,6 @@ def _check(entries: list[_Entry], rubric: Rubric) -> Parsed:
 
 def _mended(text: str, rubric: Rubric) -> Parsed:
     """The answer after json-repair has mended fences, missing commas and brackets, or a cut-off end."""
-    import json_repair
 
     start = _OPENING.search(text)
     if start is None:

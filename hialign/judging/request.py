@@ -2,14 +2,13 @@
 
 import random
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import openai
 
 from hialign.judging.parse import parse_scores
 from hialign.study.rubric import SCORES, Rubric, messages, sha256_of
 from hialign.study.settings import JudgeSettings
-
-if TYPE_CHECKING:
-    import openai
 
 Item = Mapping[str, Any]  # prompt_id, prompt, response
 Result = dict[str, Any]  # a judgment without the keys that items.judge adds
@@ -29,7 +28,7 @@ class Dialect:
         self.unsupported: list[str] = []
         self.settled = False  # whether all this is known to work
 
-    def adapt(self, error: "openai.APIStatusError") -> bool:
+    def adapt(self, error: openai.APIStatusError) -> bool:
         """Change the request so that the server may accept it. False if there is nothing to change."""
         if error.status_code not in (400, 422, 500, 501) or code_of(error) in NO_CREDIT:
             return False

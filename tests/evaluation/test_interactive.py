@@ -323,7 +323,7 @@ def test_a_kept_file_that_is_broken_is_named(copied: Study) -> None:
     explorer.ask(QUESTION)
     (file,) = explorer.files()
     write_json(file, read_json(file) | {"answers": 7})
-    with pytest.raises(HialignError, match=rf"{file.name} is no exploration.*delete it"):
+    with pytest.raises(HialignError, match=rf"{file.name} is not an exploration.*delete it"):
         explorer.known(QUESTION)
 
 

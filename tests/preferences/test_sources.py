@@ -155,7 +155,7 @@ REFUSED = {
         '{"prompt": {"0": "a"}, "chosen": {"0": "b"}, "rejected": {"0": "c"}}',
         r"columns: rewrite it with `pandas.read_json\('columns.json'\)",
     ),
-    "pretty.json": ('{\n"chosen": "a"}\n{\n"chosen": "b"}', "one line; .*`jq -c . pretty.json >"),
+    "pretty.json": ('{\n"chosen": "a"}\n{\n"chosen": "b"}', "one line: .*`jq -c . pretty.json >"),
     "short.csv": (CSV + "a,b,c\na,b\n", "short.csv, line 3: 2 cells, but 3 columns"),
     "comma.csv": (CSV + "a,b,c, and d\n", "comma.csv, line 2: 4 cells, but 3 columns"),
     "quote.csv": (CSV + 'a,"b,c\n', "quote.csv, line 2: not CSV"),
@@ -249,10 +249,10 @@ def test_what_save_to_disk_wrote_is_named(tmp_path: Path) -> None:
     pairs.save_to_disk(tmp_path / "one")
     DatasetDict(train=pairs).save_to_disk(tmp_path / "dict")
     with refused(
-        r"write `datasets.load_from_disk\('.*/one'\).to_parquet\('.*/one/train.parquet'\)`"
+        r"run `datasets.load_from_disk\('.*/one'\).to_parquet\('.*/one/train.parquet'\)`"
     ):
         load_pairs(tmp_path / "one")
-    with refused(r"write `datasets.load_from_disk\('.*/dict'\)\['train'\].to_parquet"):
+    with refused(r"run `datasets.load_from_disk\('.*/dict'\)\['train'\].to_parquet"):
         load_pairs(tmp_path / "dict")
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from scipy.stats import spearmanr
 
 from hialign.judging.validation.people import agreement
 from hialign.judging.validation.reliability import interval
@@ -60,7 +61,6 @@ def by_length(
 
 def spearman(data: "np.ndarray[Any, np.dtype[np.float64]]") -> float:
     """Spearman's correlation of `data`, [pair, side, (length, score)]. NaN if either does not vary."""
-    from scipy.stats import spearmanr
 
     length, score = data.reshape(-1, 2).T
     if len(length) < 2 or np.ptp(length) == 0 or np.ptp(score) == 0:
