@@ -39,7 +39,7 @@ SETTINGS: dict[str, Any] = {
 
 
 def style() -> None:
-    """Set matplotlib's fonts and colours for this process; `hialign.book.page` calls it."""
+    """Set matplotlib's fonts and colours for this process."""
     matplotlib.rcParams.update(SETTINGS)
 
 

@@ -92,7 +92,7 @@ def probes(study: Study) -> Table:
 
 
 def hours(study: Study) -> float | None:
-    """Hours of all stages and probes that are done; None where nothing is."""
+    """Hours of all stages and probes that are done, or None where nothing is."""
     taken = totals(study).Hours.dropna().tolist()
     if "Minutes" in (probed := probes(study)):
         taken += (probed.Minutes.dropna() / 60).tolist()
@@ -100,7 +100,7 @@ def hours(study: Study) -> float | None:
 
 
 def cost(study: Study) -> float | None:
-    """USD that the study's judgments cost, by its stated prices; None where it states none."""
+    """USD that the study's judgments cost, by its stated prices, or None where it states none."""
     paid = [
         row["cost"]
         for cell in study.cells()

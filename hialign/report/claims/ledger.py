@@ -164,7 +164,7 @@ def _missing(study: Study, claim: Claim, parts: Sequence[Part]) -> str:
 
 
 def _gate(study: Study) -> str:
-    """Why nothing that rests on the judge can be decided; empty where it can."""
+    """Why nothing that rests on the judge can be decided, or nothing where it can."""
     everyday = agreement.sides(study).get("everyday")
     if everyday is None or everyday[1] > 0.5:
         return ""

@@ -49,7 +49,7 @@ class Measure:
     control: bool = False
 
     def shares(self) -> dict[str, float]:
-        """The share of each third; NaN where no layer has any."""
+        """The share of each third, or NaN where no layer has any."""
         return self._shares(np.array(self.scores))
 
     def resampled(self, seed: int = 42) -> np.ndarray | None:
