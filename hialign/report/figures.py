@@ -156,7 +156,11 @@ def figure5(study: Study) -> Figure:
         axes.bar(x, value, 0.86, color=colour_of(study, block))
         common = shared[model, block]
         if common:
-            look = {"facecolor": "none", "edgecolor": colour_of(study, block), "hatch": "////"}
+            look: dict[str, Any] = {
+                "facecolor": "none",
+                "edgecolor": colour_of(study, block),
+                "hatch": "////",
+            }
             axes.bar(x, common, 0.86, bottom=value, linewidth=0.8, **look)
         text = f"{value:,.{digits}f}" + (f" + {common:,.{digits}f}" if common else "")
         write(axes, x, value + common, text, va="bottom", fontsize=7.5)
