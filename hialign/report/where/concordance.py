@@ -217,8 +217,8 @@ def answer(study: Study, label: str) -> str:
     if len(by_third) == 1 and len(pointing) >= ENOUGH:
         ((block, names),) = by_third.items()
         return (
-            f"{label}, in this run: in the {block} third. {len(pointing)} measures point to one third, and all "
-            f"to this one ({names})."
+            f"{label}, in this run: in the {block} third. {len(pointing)} measures point to one "
+            f"third, and all to this one ({names})."
         )
     pointed = [f"{names} to the {block} third" for block, names in by_third.items()]
     if len(by_third) > 1:
