@@ -13,7 +13,7 @@ from hialign.study.blocks import split_layers
 def rows(
     labels: Sequence[str], panels: int, height: float = 2.8, **options: Any
 ) -> tuple[Figure, dict[str, list[Axes]]]:
-    """One row of `panels` per model, `height` inches each; axes by the model's label."""
+    """One row of `panels` per model, `height` inches each. The axes come by the model's label."""
     width = WIDEST if panels > 1 else 6.5
     figure, axes = canvas(width, height * len(labels) + 0.7, (len(labels), panels), **options)
     by_label = {label: axes[i * panels : (i + 1) * panels] for i, label in enumerate(labels)}

@@ -1,15 +1,18 @@
-"""An exploration for a reader: answers side by side, log-probabilities, and where they part.
+"""An exploration for a reader: answers side by side, log-probabilities, and where answers part.
 
-What models wrote is untrusted: all of it is escaped. Colours are Okabe and Ito's blue and orange,
-transparent over whatever the page's background is, so that text keeps the page's own colour; the
-sign of a number is told by the line under a token too.
+What models wrote is untrusted, so all of it is escaped. The colours are Okabe and Ito's blue and
+orange, transparent over the page's background, so that text keeps the page's own colour. The line
+under a token tells the sign of its number too.
 """
 
 import itertools
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
+from IPython.display import HTML
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from hialign.records.explorations import Exploration, Explorations
 from hialign.report import plots
@@ -18,36 +21,32 @@ from hialign.study.blocks import strategy_of
 from hialign.study.errors import HialignError
 from hialign.study.study import Study
 
-if TYPE_CHECKING:
-    from IPython.display import HTML
-    from matplotlib.figure import Figure
-
 MORE, LESS = "0, 114, 178", "213, 94, 0"  # RGB: more probable than under Base, less probable
 STRONGEST = 0.55  # opacity of the largest difference; text on it stays legible in light and dark
 VISIBLE = {" ": "␣", "\n": "↵", "\t": "⇥", "": "(part of a character)"}
 GRID = "display: grid; grid-template-columns: repeat(auto-fit, minmax(13rem, 1fr)); gap: 0.8rem"
-# as wide as it is: a reader's own page may set another
+# Its own line height and alignment, since a reader's page may set others
 TEXT = "white-space: pre-wrap; overflow-wrap: anywhere; text-align: left; line-height: 1.5"
 NO_NUMBERS = "Stored responses come without log-probabilities: these need the model."
 
 
 def asked(explorer: Explorations) -> Table:
-    """The questions that need no model, and what there is of each."""
-    kept = explorer.kept()
-    rows = [{"Question": q, "Kept": "answers and log-probabilities"} for q in kept]
-    rows += [{"Question": q, "Kept": "answers"} for q in explorer.stored() if q not in kept]
-    return table_of(rows, ["Question", "Kept"])
+    """The questions that need no model, and what is kept of each."""
+    whole = explorer.kept()
+    rows = [(question, "answers and log-probabilities") for question in whole]
+    rows += [(question, "answers") for question in explorer.stored() if question not in whole]
+    return Table(rows, columns=["Question", "Kept"])
 
 
-def answers(exploration: Exploration) -> "HTML":
-    """The answers in columns; what each says alike with Base at its beginning is dimmed."""
+def answers(exploration: Exploration) -> HTML:
+    """The answers in columns. The beginning that an answer shares with Base's is dimmed."""
     base = exploration.answers.get("base")
     cards = []
     for block, answer in exploration.answers.items():
         alike = 0
-        if base and answer is not base and answer.ids:
-            same = zip(base.ids, answer.ids, strict=False)
-            alike = sum(1 for _ in itertools.takewhile(lambda two: two[0] == two[1], same))
+        if base and answer is not base:
+            couples = zip(base.ids, answer.ids, strict=False)
+            alike = sum(1 for _ in itertools.takewhile(lambda ids: ids[0] == ids[1], couples))
         joined = "".join(answer.pieces[:alike]).lstrip()
         begin = joined if alike < len(answer.ids) and answer.text.startswith(joined) else ""
         text = escape(answer.text[len(begin) :])
@@ -69,34 +68,34 @@ def answers(exploration: Exploration) -> "HTML":
 
 
 def matrix(exploration: Exploration, minus_base: bool = False) -> Table:
-    """The log-probability (nats) of each answer under every strategy, the end of the answer
-    included; a row an answer, a column whose probabilities. `minus_base`: the difference."""
+    """The log-probability (nats) of each answer under every strategy, or its difference from Base.
+
+    There is one row per answer, and one column per strategy whose probabilities these are. The end
+    of the answer counts as a token.
+    """
     rows = []
     for of, answer in exploration.answers.items():
         row: dict[str, Any] = {"Answer of": strategy_of(of), "Tokens": len(answer.ids) or None}
         for block, values in exploration.log_probs.items():
-            total = sum(values[of])
             base = sum(exploration.log_probs["base"][of]) if minus_base else 0.0
             if not (minus_base and block == "base"):
-                row[f"under {strategy_of(block)}"] = round(total - base, 3)
+                row[f"under {strategy_of(block)}"] = round(sum(values[of]) - base, 3)
         rows.append(row)
     table = table_of(rows)
-    if exploration.log_probs:
-        what = (
-            "minus its log-probability under Base" if minus_base else "with the token that ends it"
-        )
-        table.attrs["caption"] = f"Log-probability of each answer (nats, {what})"
-    else:
-        table.attrs["caption"] = NO_NUMBERS
+    what = "minus its log-probability under Base" if minus_base else "with the token that ends it"
+    caption = f"Log-probability of each answer (nats, {what})"
+    table.attrs["caption"] = caption if exploration.log_probs else NO_NUMBERS
     return table
 
 
 def differences(exploration: Exploration, answer: str) -> pd.DataFrame:
-    """For one answer (its block) a row a token: `position` (from 1), `token`, and for each strategy
-    its log-probability minus Base's (nats), a column a block."""
+    """One answer (by its block), one row per token: its log-probability minus Base's (nats).
+
+    Columns: `position` (from 1), `token`, and each block but Base.
+    """
     if answer not in exploration.answers:
-        known = ", ".join(exploration.answers)
-        raise HialignError(f"there is no answer of {answer!r}: there are those of {known}")
+        names = ", ".join(exploration.answers)
+        raise HialignError(f"there is no answer of {answer!r}: there are those of {names}")
     pieces = exploration.answers[answer].pieces
     frame = pd.DataFrame({"position": range(1, len(pieces) + 1), "token": pieces})
     for block, values in exploration.log_probs.items():
@@ -106,13 +105,13 @@ def differences(exploration: Exploration, answer: str) -> pd.DataFrame:
     return frame
 
 
-def tokens(exploration: Exploration, answer: str) -> "HTML":
+def tokens(exploration: Exploration, answer: str) -> HTML:
     """One answer under each strategy, its tokens coloured by their log-probability minus Base's.
 
-    The numbers are a token's tooltip, and in a table that opens.
+    The number of a token is its tooltip. All numbers are in a table that opens.
     """
     frame = differences(exploration, answer)
-    blocks = [c for c in frame.columns if c not in ("position", "token")]
+    blocks = list(frame.columns[2:])
     if not blocks:
         return _html(f"<p>{NO_NUMBERS}</p>")
     largest = max(float(frame[blocks].abs().max().max()), 1e-9)
@@ -131,22 +130,18 @@ def tokens(exploration: Exploration, answer: str) -> "HTML":
         f"under the strategy minus that under Base, in nats, from {ends[0]} (less probable than under "
         f"Base, dashed) to {ends[1]} (more probable, solid).</p>"
     )
-    shown = Table(
-        frame.rename(columns={b: strategy_of(b) for b in blocks} | {"position": "Position"})
-    )
-    shown["token"] = [visible(token) for token in frame["token"]]
-    numbers = show(Table(shown.rename(columns={"token": "Token"}))).to_html()
+    titles = {"position": "Position", "token": "Token"} | {b: strategy_of(b) for b in blocks}
+    frame["token"] = [visible(token) for token in frame["token"]]
+    numbers = show(Table(frame.rename(columns=titles))).to_html()
     scroll = "overflow: auto; max-height: 30rem"
     details = f'<details><summary>Numbers</summary><div style="{scroll}">{numbers}</div></details>'
     return _html(f'{head}<div style="{GRID}">{"".join(parts)}</div>{details}')
 
 
-def plot(exploration: Exploration, answer: str, study: Study) -> "Figure":
-    """Token by token the log-probability of one answer minus Base's, and its sum so far (nats)."""
-    from matplotlib.ticker import MaxNLocator
-
+def plot(exploration: Exploration, answer: str, study: Study) -> Figure:
+    """The log-probability of one answer minus Base's, by token, and its sum so far (nats)."""
     frame = differences(exploration, answer)
-    blocks = [c for c in frame.columns if c not in ("position", "token")]
+    blocks = list(frame.columns[2:])
     if not blocks:
         return plots.nothing("log-probabilities of this question")
     figure, axes = plots.canvas(plots.WIDEST, 4.6, (2, 1), sharex=True)
@@ -167,43 +162,45 @@ def plot(exploration: Exploration, answer: str, study: Study) -> "Figure":
 
 
 def partings(exploration: Exploration) -> Table:
-    """Where each answer first parts from Base's, and what either goes on with."""
-    rows = []
-    for parting in exploration.partings:
-        if parting.blocks[0] == "base":
-            first, second = (_next(exploration, block, parting.alike) for block in parting.blocks)
-            row = {"Strategy": strategy_of(parting.blocks[1]), "Tokens alike": parting.alike}
-            rows.append(row | {"Base goes on with": first, "The strategy with": second})
-    table = table_of(rows, ["Strategy", "Tokens alike", "Base goes on with", "The strategy with"])
+    """Where each answer first parts from Base's, and the token with which either goes on."""
+    titles = ["Strategy", "Tokens alike", "Base goes on with", "The strategy with"]
+    rows = [
+        (
+            strategy_of(parting.blocks[1]),
+            parting.alike,
+            *(_next(exploration, block, parting.alike) for block in parting.blocks),
+        )
+        for parting in exploration.partings
+        if parting.blocks[0] == "base"
+    ]
+    table = Table(rows, columns=titles)
     without = NO_NUMBERS if not exploration.log_probs else "Answers that are not here do not part."
     table.attrs["caption"] = f"The first token at which an answer parts from Base's. {without}"
     return table
 
 
-def parting(exploration: Exploration, first: str, second: str) -> "HTML":
-    """The first token at which the answers of two strategies part: the likeliest there by both."""
+def parting(exploration: Exploration, first: str, second: str) -> HTML:
+    """The first token at which two strategies' answers part, and the likeliest tokens there."""
     for block in (first, second):
         differences(exploration, block)  # refuses what has no answer
-    found = next((p for p in exploration.partings if set(p.blocks) == {first, second}), None)
     names = escape(strategy_of(first)), escape(strategy_of(second))
-    if found is None:
-        same = (
-            "have the same answer" if exploration.log_probs else "are not compared: " + NO_NUMBERS
-        )
+    couples = {frozenset(parting.blocks): parting for parting in exploration.partings}
+    here = couples.get(frozenset((first, second)))
+    if here is None:
+        same = f"are not compared: {NO_NUMBERS}"
+        same = "have the same answer" if exploration.log_probs else same
         return _html(f"<p>{names[0]} and {names[1]} {same}</p>")
-    order = [found.blocks.index(block) for block in (first, second)]
-    rows = [
-        {"Token": visible(c.text)}
-        | {
-            f"under {strategy_of(b)}": c.probabilities[i]
-            for b, i in zip((first, second), order, strict=True)
-        }
-        for c in found.candidates
-    ]
-    before = "".join(exploration.answers[first].pieces[: found.alike])
-    goes = [escape(_next(exploration, block, found.alike)) for block in (first, second)]
+    rows = []
+    for candidate in here.candidates:
+        row: dict[str, Any] = {"Token": visible(candidate.text)}
+        for block in (first, second):
+            share = candidate.probabilities[here.blocks.index(block)]
+            row[f"under {strategy_of(block)}"] = share
+        rows.append(row)
+    before = "".join(exploration.answers[first].pieces[: here.alike])
+    goes = [escape(_next(exploration, block, here.alike)) for block in (first, second)]
     return _html(
-        f"<p>{names[0]} and {names[1]} answer alike for {found.alike} tokens:</p>"
+        f"<p>{names[0]} and {names[1]} answer alike for {here.alike} tokens:</p>"
         f'<blockquote style="{TEXT}">{escape(before) or "(nothing)"}</blockquote>'
         f"<p>then {names[0]} goes on with <code>{goes[0]}</code> and {names[1]} with "
         f"<code>{goes[1]}</code>. The likeliest tokens there, by their probability:</p>"
@@ -212,7 +209,7 @@ def parting(exploration: Exploration, first: str, second: str) -> "HTML":
 
 
 def visible(token: str) -> str:
-    """A token with its white space at either end to be seen."""
+    """A token whose white space at either end is made visible."""
     if not token.strip():
         return VISIBLE.get(token) or "".join(VISIBLE.get(c, c) for c in token)
     start, end = len(token) - len(token.lstrip()), len(token.rstrip())
@@ -225,7 +222,7 @@ def _next(exploration: Exploration, block: str, at: int) -> str:
 
 
 def _span(token: str, value: float, largest: float) -> str:
-    """A token on its colour; a line under it, solid or dashed, says the sign once more."""
+    """A token on its colour. A line under it, solid or dashed, tells the sign once more."""
     share = min(abs(value) / largest, 1.0)
     look = f"background: rgba({MORE if value > 0 else LESS}, {STRONGEST * share:.2f})"
     if share > 0.15:
@@ -240,14 +237,12 @@ def _signed(value: float) -> str:
 
 
 def _bar(exploration: Exploration, block: str) -> str:
-    """The look of a strategy's column: its colour above, edged so that dark ones show on dark."""
+    """The look of a strategy's column: its colour above, with an edge that shows on dark pages."""
     named = [b for b in exploration.answers if b not in plots.PALETTE]
     colour = plots.PALETTE.get(block) or plots.MORE[named.index(block) % len(plots.MORE)]
     edge = "box-shadow: 0 -1px 0 rgba(160, 160, 160, 0.8)"
     return f"border-top: 4px solid {colour}; {edge}; padding: 0.3rem 0.2rem"
 
 
-def _html(content: str) -> "HTML":
-    from IPython.display import HTML
-
+def _html(content: str) -> HTML:
     return HTML(f'<div class="hialign">{content}</div>')

@@ -141,16 +141,16 @@ def _judge(study: Study) -> dict[str, str]:
     if means.empty:
         return facts | {"judge_finding": "No response of this study has been judged yet."}
     best = str(means.idxmax())
-    known = "How far this judge agrees with people has not been measured."
+    told = "How far this judge agrees with people has not been measured."
     if agreement:
-        known = f"This judge agrees with people on {agreement}; guessing would agree on half."
+        told = f"This judge agrees with people on {agreement}; guessing would agree on half."
     return facts | {
         "best_strategy_overall": strategy_of(best),
         "best_overall": _number(means[best]),
         "base_overall": _number(means.get("base")),
         "judge_failed": str(int(scores["score"].isna().sum())),
         "tax_finding": tax_finding(study),
-        "judge_finding": f"{overall_finding(study)} {known}",
+        "judge_finding": f"{overall_finding(study)} {told}",
     }
 
 

@@ -1,7 +1,7 @@
 """The paper's figures, and those of our judge-free evaluation, as matplotlib figures.
 
-Each strategy has one colour throughout. A cell that has not run is drawn as missing, never left out
-or put at zero; a figure without any data says so. Thick lines are 95% intervals.
+Each strategy has one colour throughout. A cell that has not run is drawn as missing. It is never left
+out or put at zero. A figure without any data says so. Thick lines are 95% intervals.
 """
 
 import math
@@ -71,17 +71,17 @@ def figure1() -> Figure:
 
 
 def figure2(study: Study) -> Figure:
-    """Figure 2: mean Overall score by model and strategy; the dashed line is the judge's anchor.
+    """Figure 2: mean Overall score by model and strategy. The dashed line is the judge's anchor.
 
-    The paper's error bars are standard deviations (thin lines here); thick ones are intervals of
-    the mean over prompts.
+    The paper's error bars are standard deviations, which are thin lines here. Thick lines are
+    intervals of the mean over prompts.
     """
-    found = {(row["model"], row["block"]): row for row in scores.by_cell(study).to_dict("records")}
-    if not found:
+    cells = {(row["model"], row["block"]): row for row in scores.by_cell(study).to_dict("records")}
+    if not cells:
         return nothing("judged responses")
     figure, places = side_by_side(study, study.blocks, 3.4)
     for axes, x, model, block in places:
-        row = found.get((model, block))
+        row = cells.get((model, block))
         axes.set(ylim=(1, 5), yticks=range(1, 6), ylabel="mean Overall score (1–5)")
         axes.axhline(ANCHOR, color="#555555", linestyle="--", linewidth=1, zorder=1)
         if row is None:
@@ -99,7 +99,7 @@ def figure2(study: Study) -> Figure:
 
 
 def figure4(study: Study) -> Figure:
-    """Figure 4: DPO loss by optimizer step, a panel a model; Base is not trained."""
+    """Figure 4: DPO loss by optimizer step, one panel per model. Base is not trained."""
     steps = frames.training(study).dropna(subset="loss")
     if steps.empty:
         return nothing("training")
@@ -137,7 +137,7 @@ def figure4(study: Study) -> Figure:
 
 
 def figure5(study: Study) -> Figure:
-    """Figure 5: minutes of training by model and strategy; Base is not trained."""
+    """Figure 5: minutes of training by model and strategy. Base is not trained."""
     runs = frames.manifests(study)
     runs = runs[(runs.status == "done") & (runs.block != "base")].dropna(subset="seconds")
     if runs.empty:
@@ -156,14 +156,12 @@ def figure5(study: Study) -> Figure:
         axes.bar(x, value, 0.86, color=colour_of(study, block))
         common = shared[model, block]
         if common:
-            axes.bar(
-                *(x, common, 0.86),
-                bottom=value,
-                facecolor="none",
-                edgecolor=colour_of(study, block),
-                hatch="////",
-                linewidth=0.8,
-            )
+            look: dict[str, Any] = {
+                "facecolor": "none",
+                "edgecolor": colour_of(study, block),
+                "hatch": "////",
+            }
+            axes.bar(x, common, 0.86, bottom=value, linewidth=0.8, **look)
         text = f"{value:,.{digits}f}" + (f" + {common:,.{digits}f}" if common else "")
         write(axes, x, value + common, text, va="bottom", fontsize=7.5)
     note = "wall-clock time of one run each"
@@ -199,22 +197,22 @@ def curves(cell: Cell) -> Figure:
 
 def accuracy(study: Study) -> Figure:
     """Reward accuracy and reward margin on the study's held-out pairs."""
-    found = frames.evaluations(study)
-    found = found[found.objective == "all"]
-    share = ("dotted: chance", "reward accuracy (share of pairs)", "reward_accuracy", 0.5, found)
-    margin = ("dotted: Base", "mean reward margin (nats)", "reward_margin", 0.0, found)
+    rows = frames.evaluations(study)
+    rows = rows[rows.objective == "all"]
+    share = ("dotted: chance", "reward accuracy (share of pairs)", "reward_accuracy", 0.5, rows)
+    margin = ("dotted: Base", "mean reward margin (nats)", "reward_margin", 0.0, rows)
     return dots(study, [share, margin], "held-out preferences evaluated")
 
 
 def objectives(study: Study) -> Figure:
-    """Reward margin by strategy and objective, a panel an objective, each with its own scale.
+    """Reward margin by strategy and objective, one panel per objective, each with its own scale.
 
     Shaded is the third that the paper assigns to the objective.
     """
-    found = frames.evaluations(study)
+    rows = frames.evaluations(study)
     panels = [
-        (name, "mean reward margin (nats)", "reward_margin", 0.0, found[found.objective == name])
-        for name in tables.objective_names(found)
+        (name, "mean reward margin (nats)", "reward_margin", 0.0, rows[rows.objective == name])
+        for name in tables.objective_names(rows)
     ]
     figure = dots(study, panels, "contrasts by objective evaluated")
     for axes in figure.axes:
@@ -229,7 +227,7 @@ def objectives(study: Study) -> Figure:
 
 def divergence(study: Study) -> Figure:
     """KL divergence from Base, and response length, of each cell's own responses."""
-    found = frames.divergences(study)
-    kl = ("", "KL from Base (nats/token)", "kl", 0.0, found)
-    length = ("", "response length (tokens)", "response_tokens", None, found)
+    rows = frames.divergences(study)
+    kl = ("", "KL from Base (nats/token)", "kl", 0.0, rows)
+    length = ("", "response length (tokens)", "response_tokens", None, rows)
     return dots(study, [kl, length], "responses evaluated")

@@ -23,6 +23,7 @@ from hialign.report.plots import (
 from hialign.report.scores import OVERALL, dimension_differences
 from hialign.statistics.comparisons import BETTER, WORSE
 from hialign.study.blocks import strategy_of
+from hialign.study.rubric import load_rubric
 from hialign.study.study import Study
 
 HATCHED: dict[str, Any] = {"color": "#f4f4f4", "edgecolor": "#bbbbbb", "hatch": "////", "lw": 0}
@@ -31,12 +32,10 @@ HATCHED: dict[str, Any] = {"color": "#f4f4f4", "edgecolor": "#bbbbbb", "hatch": 
 def figure3(study: Study) -> Figure:
     """Figure 3: mean score in each dimension but Overall, by model and strategy, as a heat map.
 
-    Columns are grouped as in section 4.1; colours part at the judge's anchor, 3. Ours is the lower
-    panel: differences from Base over all models, their 95% intervals, and a frame around those that
-    `hialign.statistics.comparisons` finds, corrected for all of the panel's tests together.
+    Columns are grouped as in section 4.1. Colours change at the judge's anchor, 3. The lower panel is
+    ours: differences from Base over all models, with their 95% intervals. A frame is around the
+    differences that `hialign.statistics.comparisons` confirms, corrected for all tests of the panel.
     """
-    from hialign.study.rubric import load_rubric
-
     scores = frames.judgments(study).dropna(subset="score")
     scores = scores[scores.dimension != OVERALL]
     if scores.empty:
@@ -73,24 +72,26 @@ def figure3(study: Study) -> Figure:
 
 
 def squares(study: Study) -> pd.DataFrame:
-    """What Figure 3 draws: panel (mean score, minus Base), model, strategy, dimension, value, and of
-    a difference its interval (low, high) and verdict."""
+    """What Figure 3 draws: panel (mean score, minus Base), model, strategy, dimension and value.
+
+    A difference also has its interval (low, high) and its verdict.
+    """
     scores = frames.judgments(study).dropna(subset="score")
     scores = scores[scores.dimension != OVERALL]
     keys = ["model", "strategy", "dimension"]
     means = scores.groupby(keys, sort=False).score.mean().rename("value").reset_index()
     means.insert(0, "panel", "mean score")
-    found = dimension_differences(study).rename(columns={"difference": "value"})
-    found = found.assign(panel="minus Base", model="all")
-    found["strategy"] = [strategy_of(block) for block in found.block]
+    differences = dimension_differences(study).rename(columns={"difference": "value"})
+    differences = differences.assign(panel="minus Base", model="all")
+    differences["strategy"] = [strategy_of(block) for block in differences.block]
     columns = ["panel", *keys, "value", "low", "high", "verdict"]
-    return pd.concat([means, found.reindex(columns=columns)], ignore_index=True)
+    return pd.concat([means, differences.reindex(columns=columns)], ignore_index=True)
 
 
 def _against_base(axes: Axes, study: Study, blocks: list[str], names: list[str]) -> None:
-    """The lower panel: a row a strategy; each difference with the ends of its interval."""
-    found = dimension_differences(study)
-    cells = {(row["block"], row["dimension"]): row for row in found.to_dict("records")}
+    """The lower panel: one row per strategy, and each difference with the ends of its interval."""
+    rows = dimension_differences(study).to_dict("records")
+    cells = {(row["block"], row["dimension"]): row for row in rows}
     grid = np.full((len(blocks), len(names)), np.nan)
     for y, block in enumerate(blocks):
         for x, name in enumerate(names):
@@ -116,9 +117,9 @@ def _against_base(axes: Axes, study: Study, blocks: list[str], names: list[str])
 def _squares(
     axes: Axes, grid: np.ndarray, lines: Any, centre: float, half: float, label: str
 ) -> dict[tuple[int, int], str]:
-    """Draw `grid` in colours that part at `centre`, its missing squares hatched in `lines` (rows).
+    """Draw `grid` in colours that change at `centre`. Missing squares in `lines` (rows) are hatched.
 
-    Returns the colour of the text in each square that is there.
+    Returns the colour of the text in each square that has a value.
     """
     image = axes.imshow(grid, cmap="PuOr_r", vmin=centre - half, vmax=centre + half, aspect="auto")
     ink = {}

@@ -87,7 +87,7 @@ def reliability(study: Study) -> Table:
 
 
 def length(study: Study) -> Table:
-    """Whether the judge goes by the number of words."""
+    """Whether the judge prefers longer responses."""
     columns: Columns = {
         "Responses of": "data", "Measure": "measure", "Value": "value",
         "95% interval": ("low", "high"), "Responses": "responses", "Pairs": "pairs", "Ties": "ties",

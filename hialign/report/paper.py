@@ -41,10 +41,13 @@ def depths() -> dict[str, int]:
 def differences() -> list[dict[str, Any]]:
     """What Tables 2 and 3 say of strategies against each other, as differences of their means.
 
-    Of Table 2, each trained strategy minus Base and each other one minus Full-DPO; of Table 3,
-    Mid-Align minus Full-DPO, which the text dwells on. Each has model (None: all of them), block,
-    reference, difference, n (responses on either side), stds, and the standard_error that unpaired
-    scores would give. Table 3 has no standard deviations: Table 2's of the strategy stand in.
+    From Table 2 come each trained strategy minus Base, and each other one minus Full-DPO. From Table
+    3 comes Mid-Align minus Full-DPO, which the text dwells on. Table 3 has no standard deviations, so
+    Table 2's of the strategy stand in.
+
+    Returns:
+        For each difference: model (None for all of them), block, reference, difference, n (responses
+        on either side), stds, and the standard_error that unpaired scores would give.
     """
     content = load_paper()
     overall = {row["block"]: row for row in rows("table_2")}
@@ -54,11 +57,11 @@ def differences() -> list[dict[str, Any]]:
     pairs: list[tuple[str | None, str, str]]
     pairs = [(None, a, b) for b, a in product(("base", "full"), STRATEGIES) if a not in ("base", b)]
     pairs += [(model, "mid", "full") for model in dict.fromkeys(m for m, _ in means) if model]
-    found = []
+    differences = []
     for model, block, reference in pairs:
         n = content["table_2" if model is None else "table_3"]["n"]
         stds = (overall[block]["std"], overall[reference]["std"])
         row = {"model": model, "block": block, "reference": reference, "n": n, "stds": stds}
         row["difference"] = round(means[model, block] - means[model, reference], 3)
-        found.append(row | {"standard_error": math.hypot(*stds) / math.sqrt(n)})
-    return found
+        differences.append(row | {"standard_error": math.hypot(*stds) / math.sqrt(n)})
+    return differences

@@ -40,7 +40,7 @@ SETTINGS: dict[str, Any] = {
 def canvas(
     width: float, height: float, panels: tuple[int, int] = (1, 1), **options: Any
 ) -> tuple[Figure, list[Axes]]:
-    """A figure (inches) and its axes by rows. It is closed for pyplot, so that a notebook shows it once."""
+    """A figure (inches) and its axes by rows, closed for pyplot so that a notebook shows it once."""
     with plt.rc_context(SETTINGS):
         options |= {"figsize": (width, height), "layout": "constrained", "squeeze": False}
         figure, axes = plt.subplots(*panels, **options)

@@ -30,14 +30,14 @@ def stages(study: Study, cells: Sequence[Cell] = ()) -> Table:
     rows = []
     for cell in cells or study.cells():
         for stage in stages_of(cell):
-            found = state(cell, stage)
-            record = read_record(stage_manifest(cell, stage)) if found.trusted else {}
+            run = state(cell, stage)
+            record = read_record(stage_manifest(cell, stage)) if run.trusted else {}
             row: dict[str, Any] = {
                 "model": cell.model.label,
                 "strategy": cell.strategy,
                 "stage": stage,
             }
-            row |= {"status": found.status, "ended": _ended(cell, stage)}
+            row |= {"status": run.status, "ended": _ended(cell, stage)}
             seconds = record.get("seconds")
             if stage == "train" and seconds is not None:
                 passes = 1 + len(record.get("trained_with") or [])
@@ -82,10 +82,10 @@ def probes(study: Study) -> Table:
     rows = []
     for model in study.models:
         for probe in probes_of(study):
-            found = probe_state(study, model, probe)
+            run = probe_state(study, model, probe)
             file = paths.probe_record(study.name, model.name, probe)
-            record = read_record(file) if found.trusted else {}
-            row: dict[str, Any] = {"model": model.label, "probe": probe, "status": found.status}
+            record = read_record(file) if run.trusted else {}
+            row: dict[str, Any] = {"model": model.label, "probe": probe, "status": run.status}
             row |= {"seconds": record.get("seconds"), "memory": record.get("peak_memory_bytes")}
             rows.append(record | row)
     columns: Columns = {"Model": "model", "Probe": "probe", "Status": "status"}
@@ -93,7 +93,7 @@ def probes(study: Study) -> Table:
 
 
 def hours(study: Study) -> float | None:
-    """Hours of all stages and probes that are done; None where nothing is."""
+    """Hours of all stages and probes that are done, or None where nothing is."""
     taken = totals(study).Hours.dropna().tolist()
     if "Minutes" in (probed := probes(study)):
         taken += (probed.Minutes.dropna() / 60).tolist()
@@ -101,7 +101,7 @@ def hours(study: Study) -> float | None:
 
 
 def cost(study: Study) -> float | None:
-    """USD that the study's judgments cost, by its stated prices; None where it states none."""
+    """USD that the study's judgments cost, by its stated prices, or None where it states none."""
     paid = [
         row["cost"]
         for cell in study.cells()

@@ -61,7 +61,7 @@ def tax_finding(study: Study) -> str:
 
 
 def judge_agreement_text(study: Study) -> str:
-    """How often the judge sides with people on LLMBar, in a phrase; empty if it was not measured."""
+    """How often the judge sides with people on LLMBar, in a phrase, or empty."""
     return " and ".join(
         f"{share:.0%} of {n} {kind} pairs ({low:.0%} to {high:.0%})"
         for kind, (share, low, high, n) in agreement.sides(study).items()

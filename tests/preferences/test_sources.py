@@ -248,9 +248,7 @@ def test_what_save_to_disk_wrote_is_named(tmp_path: Path) -> None:
     pairs = Dataset.from_list(hh_rows(12))
     pairs.save_to_disk(tmp_path / "one")
     DatasetDict(train=pairs).save_to_disk(tmp_path / "dict")
-    with refused(
-        r"run `datasets.load_from_disk\('.*/one'\).to_parquet\('.*/one/train.parquet'\)`"
-    ):
+    with refused(r"run `datasets.load_from_disk\('.*/one'\).to_parquet\('.*/one/train.parquet'\)`"):
         load_pairs(tmp_path / "one")
     with refused(r"run `datasets.load_from_disk\('.*/dict'\)\['train'\].to_parquet"):
         load_pairs(tmp_path / "dict")

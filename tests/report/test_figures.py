@@ -23,7 +23,7 @@ from helpers import (
 )
 
 from hialign.records.files import read_jsonl
-from hialign.report import figures, scores
+from hialign.report import figures, plots, scores
 from hialign.study.rubric import load_rubric
 from hialign.study.study import Study
 

@@ -50,7 +50,7 @@ Statistic = Annotated[str, AfterValidator(_check_statistic)]
 
 
 class Test(BaseModel):
-    """What a kind of test needs; `judged` says whether it rests on the judge."""
+    """What a kind of test needs. `judged` says whether it rests on the judge."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     judged: ClassVar[bool] = False
@@ -138,7 +138,7 @@ class Level(Test):
 
 
 class Tax(Test):
-    """The tax paid, by signed-rank tests of gain and loss; or below the margin, by t-tests; by prompt."""
+    """The tax paid, by signed-rank tests of gain and loss, or below the margin, by t-tests. By prompt."""
 
     kind: Literal["tax"]
     blocks: Blocks = Field(min_length=1)
@@ -255,7 +255,7 @@ class Loss(Test):
 
 
 class Parameters(Test):
-    """The share no larger than stated, by counting; no test."""
+    """The share no larger than stated, by counting, without a test."""
 
     kind: Literal["parameters"]
     block: str
@@ -280,7 +280,7 @@ class Parameters(Test):
 
 
 class Partition(Test):
-    """Equal for every model of Table 4, by computation; no test."""
+    """Equal for every model of Table 4, by computation, without a test."""
 
     kind: Literal["partition"]
     unit: ClassVar[str] = "layers"
@@ -296,7 +296,7 @@ class Partition(Test):
 
 
 class Probe(Test):
-    """Of a probe's records: what decides was fixed in words before there were any."""
+    """From a probe's records. What decides was written down before there were any."""
 
     kind: Literal["probe"]
     probe: Literal["gradients", "ila", "patching"]

@@ -1,17 +1,21 @@
 """The claims ledger: what the papers say, the test that decides each claim, and a study's verdicts.
 
-Claims, tests and margins stand in book/claims.yml and are fixed before results are looked at. The
-rule: every part of a claim gives two one-sided p, for and against it. A claim's p for is the largest
-of its parts' (all must hold: an intersection-union test), its p against the smallest times their
-number (Bonferroni: one part reversed is enough). Holm's correction covers both p of all claims that a
-study can test. Supported: the corrected p for is below 5% and every part's 95% interval agrees.
-Contradicted: the corrected p against is, and the interval of a part agrees. Else inconclusive. Where
-a judge is not known to be better than guessing, nothing that rests on its scores is decided.
+Claims, tests and margins stand in book/claims.yml and are fixed before results are looked at.
+
+Every part of a claim gives two one-sided p, for and against it. The claim's p for is the largest of
+its parts', since all must hold (an intersection-union test). Its p against is the smallest times
+their number, since one reversed part is enough (Bonferroni). Holm's correction covers both p of all
+claims that a study can test.
+
+A claim is supported if the corrected p for is below 5% and every part's 95% interval agrees. It is
+contradicted if the corrected p against is below 5% and the interval of a part agrees. Otherwise it is
+inconclusive. Where a judge is not known to be better than guessing, nothing that rests on its scores
+is decided.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
@@ -19,11 +23,10 @@ from pydantic import BaseModel, ConfigDict
 from hialign.records import agreement, frames
 from hialign.report.claims.kinds import AnyTest
 from hialign.report.claims.material import Material, Part, Untested
-from hialign.report.display import Table, table_of
+from hialign.report.display import Columns, Table, table_of, view
 from hialign.statistics.comparisons import holm
 from hialign.statistics.intervals import (
     ALPHA,
-    interval_text,
     p_text,
     prompts_needed,
     smallest_difference,
@@ -93,20 +96,20 @@ def findings(study: Study) -> list[Finding]:
     """The verdict on each claim, in the order of the file."""
     material, gate = Material(study), _gate(study)
     tested: list[tuple[Claim, list[Part]]] = []
-    open_: dict[str, Finding] = {}
+    decided: dict[str, Finding] = {}
     for claim in load_claims():
         try:
             parts = claim.test.parts(material)
         except Untested as why:
-            open_[claim.id] = Finding(claim, UNTESTED, str(why))
+            decided[claim.id] = Finding(claim, UNTESTED, str(why))
             continue
         if claim.test.judged and gate:
-            open_[claim.id] = Finding(claim, INCONCLUSIVE, gate, parts)
+            decided[claim.id] = Finding(claim, INCONCLUSIVE, gate, parts)
         elif parts[0].decided is not None or parts[0].undecided:
             verdicts = [part.decided for part in parts]
             verdict = SUPPORTED if all(verdicts) else INCONCLUSIVE
             verdict = CONTRADICTED if False in verdicts else verdict
-            open_[claim.id] = Finding(claim, verdict, "by computation, without a test", parts)
+            decided[claim.id] = Finding(claim, verdict, "by computation, without a test", parts)
         else:
             tested.append((claim, parts))
     p_for = [float(np.max([part.p_for for part in parts])) for _, parts in tested]
@@ -118,8 +121,8 @@ def findings(study: Study) -> list[Finding]:
     for i, (claim, parts) in enumerate(tested):
         pro, contra = float(corrected[i]), float(corrected[i + len(tested)])
         verdict, reason = _decide(study, claim, parts, pro, contra)
-        open_[claim.id] = Finding(claim, verdict, reason, parts, pro, contra)
-    return [open_[claim.id] for claim in load_claims()]
+        decided[claim.id] = Finding(claim, verdict, reason, parts, pro, contra)
+    return [decided[claim.id] for claim in load_claims()]
 
 
 def _decide(
@@ -138,12 +141,12 @@ def _decide(
 
 def _missing(study: Study, claim: Claim, parts: Sequence[Part]) -> str:
     """What an inconclusive claim would have needed, by its least certain part."""
-    kept = [part for part in parts if part.std > 0]
-    if not kept:
+    varying = [part for part in parts if part.std > 0]
+    if not varying:
         worst = max(parts, key=lambda part: part.p_for)
         return f"p {p_text(worst.p_for)} before correction (n = {worst.n})"
     power = study.analysis.power
-    worst = max(kept, key=lambda part: part.p_for)
+    worst = max(varying, key=lambda part: part.p_for)
     shown = smallest_difference(worst.n, worst.std, power)
     text = f"{worst.n} prompts can show a difference of {shown:.3f} {claim.test.unit} with {power:.0%} power"
     needed = prompts_needed(claim.size, worst.std, power) if claim.size else float("nan")
@@ -153,11 +156,11 @@ def _missing(study: Study, claim: Claim, parts: Sequence[Part]) -> str:
 
 
 def _gate(study: Study) -> str:
-    """Why nothing that rests on the judge can be decided; empty where it can."""
-    known = agreement.sides(study).get("everyday")
-    if known is None or known[1] > 0.5:
+    """Why nothing that rests on the judge can be decided, or nothing where it can."""
+    everyday = agreement.sides(study).get("everyday")
+    if everyday is None or everyday[1] > 0.5:
         return ""
-    share, low, high, n = known
+    share, low, high, n = everyday
     return (
         f"the judge is not shown to beat guessing ({share:.0%} of {n} pairs as people, "
         f"{low:.0%} to {high:.0%})"
@@ -177,9 +180,9 @@ def overview(study: Study) -> Table:
     """How many claims of each paper have which verdict."""
     rows = []
     for paper, title in PAPERS.items():
-        kept = [f.verdict for f in findings(study) if f.claim.paper == paper]
-        row: dict[str, Any] = {"Paper": title, "Claims": len(kept)}
-        rows.append(row | {verdict.capitalize(): kept.count(verdict) for verdict in VERDICTS})
+        verdicts = [f.verdict for f in findings(study) if f.claim.paper == paper]
+        counts = {verdict.capitalize(): verdicts.count(verdict) for verdict in VERDICTS}
+        rows.append({"Paper": title, "Claims": len(verdicts)} | counts)
     return table_of(rows)
 
 
@@ -193,17 +196,16 @@ def headlines(study: Study) -> Table:
     return table_of(rows)
 
 
-def evidence(found: Finding) -> Table:
-    """A row a part of the claim: what was compared, estimate, bound, interval, both p, and n
-    (prompts, or what the claim counts: optimizer steps, seeds)."""
-    rows = []
-    for part in found.parts:
-        row: dict[str, Any] = {"Part": part.what, "Estimate": part.estimate}
-        if part.decided is not None or part.undecided:
-            rows.append(row | {"Holds": part.undecided or ("yes" if part.decided else "no")})
-            continue
-        row |= {"Should be above": part.bound}
-        row |= {"95% interval": interval_text(part.low, part.high)}
-        row |= {"p for": p_text(part.p_for), "p against": p_text(part.p_against)}
-        rows.append(row | {"n": part.n})
-    return table_of(rows)
+def evidence(finding: Finding) -> Table:
+    """One row per part of the claim: what was compared, its estimate, bound, interval, p and n.
+
+    n counts prompts, or what the claim is about: optimizer steps, seeds.
+    """
+    columns: Columns = {"Part": "what", "Estimate": "estimate"}
+    if any(part.decided is not None or part.undecided for part in finding.parts):
+        columns["Holds"] = lambda part: part["undecided"] or ("yes" if part["decided"] else "no")
+    else:
+        columns |= {"Should be above": "bound", "95% interval": ("low", "high")}
+        columns["p for"] = lambda part: p_text(part["p_for"])
+        columns |= {"p against": lambda part: p_text(part["p_against"]), "n": "n"}
+    return view([vars(part) for part in finding.parts], columns)

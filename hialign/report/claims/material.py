@@ -18,7 +18,7 @@ NAN = float("nan")
 
 
 class Untested(Exception):
-    """A study cannot decide a claim at all; the message says why."""
+    """A study cannot decide a claim at all. The message says why."""
 
 
 @dataclass(frozen=True)

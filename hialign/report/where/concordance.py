@@ -49,7 +49,7 @@ class Measure:
     control: bool = False
 
     def shares(self) -> dict[str, float]:
-        """The share of each third; NaN where no layer has any."""
+        """The share of each third, or NaN where no layer has any."""
         return self._shares(np.array(self.scores))
 
     def resampled(self, seed: int = 42) -> np.ndarray | None:
@@ -217,15 +217,17 @@ def answer(study: Study, label: str) -> str:
     if len(by_third) == 1 and len(pointing) >= ENOUGH:
         ((block, names),) = by_third.items()
         return (
-            f"{label}: in the {block} third. {len(pointing)} measures point to one third, and all "
-            f"to this one ({names})."
+            f"{label}, in this run: in the {block} third. {len(pointing)} measures point to one "
+            f"third, and all to this one ({names})."
         )
     pointed = [f"{names} to the {block} third" for block, names in by_third.items()]
     if len(by_third) > 1:
-        return f"{label}: no single answer. The measures disagree: {'; '.join(pointed)}."
+        return (
+            f"{label}, in this run: no single answer. The measures disagree: {'; '.join(pointed)}."
+        )
     return (
-        f"{label}: no answer. It would take {ENOUGH} measures whose intervals single out one third: "
-        f"{f'only {pointed[0]}' if pointed else 'none points to any'}."
+        f"{label}, in this run: no answer. It would take {ENOUGH} measures whose intervals single out "
+        f"one third: {f'only {pointed[0]}' if pointed else 'none points to any'}."
     )
 
 
