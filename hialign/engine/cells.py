@@ -156,7 +156,11 @@ def _save_adapter(adapted: Any, adapter: str, scratch: Path) -> Path:
         save_embedding_layers=False,
     )
     nested = folder / adapter  # where PEFT puts every adapter but the first
-    return nested if nested.is_dir() else folder
+    if nested.is_dir():
+        for file in nested.iterdir():
+            file.rename(folder / file.name)
+        nested.rmdir()
+    return folder
 
 
 def _of_cell(common: dict[str, Any], cell: Cell, layers: list[int]) -> dict[str, Any]:

@@ -32,7 +32,15 @@ from helpers import (
     write_study,
 )
 
-from hialign import HialignError, layers_of, load_cell, load_model, load_study, train
+from hialign import (
+    HialignError,
+    layers_of,
+    load_cell,
+    load_model,
+    load_study,
+    train,
+    train_together,
+)
 from hialign.engine import cells as training
 from hialign.engine import dpo
 from hialign.engine.embedded import random_folder
@@ -275,6 +283,32 @@ def test_no_layer_runs_that_need_not(
             for layer in (2 * third, 2 * third + 1):
                 without_gradients = 6 if reference == "unknown" else shared
                 assert acting.counts[layer] == [without_gradients, tuned], (reference, layer)
+
+
+@pytest.mark.parametrize("engine", ["packed", "stock"])
+def test_pairs_are_tokenized_and_packing_is_tried_once(
+    cell: Callable[..., Cell], monkeypatch: pytest.MonkeyPatch, engine: str
+) -> None:
+    from trl.trainer import dpo_trainer
+
+    from hialign.engine import tokens
+
+    calls = {"tokenize_pair": 0, "unpackable": 0}
+
+    def counted(module: Any, name: str) -> None:
+        original = getattr(module, name)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            calls[name] += 1
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(module, name, call)
+
+    counted(tokens, "tokenize_pair")
+    counted(dpo, "unpackable")
+    monkeypatch.setattr(dpo_trainer, "_tokenize", lambda *_, **__: pytest.fail("TRL tokenized"))
+    train_together([cell(block, engine=engine) for block in ("base", "mid", "global")])
+    assert calls == {"tokenize_pair": 24, "unpackable": engine == "packed"}
 
 
 def test_a_family_that_cannot_be_packed_is_trained_by_stock_trl(
