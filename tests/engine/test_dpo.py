@@ -24,6 +24,7 @@ from helpers import (
     adapter_of,
     made_pairs,
     messages,
+    one_line,
     relative,
     same,
     stay_together,
@@ -776,12 +777,6 @@ def test_a_pass_writes_what_separate_runs_write(cell: Callable[..., Cell], outpu
 
 
 # --- what is refused -----------------------------------------------------------------------------
-
-
-def one_line(error: pytest.ExceptionInfo[HialignError]) -> str:
-    text = str(error.value)
-    assert "\n" not in text
-    return text
 
 
 def test_a_layer_out_of_range_is_refused_before_a_model_is_loaded(

@@ -407,6 +407,7 @@ def test_begin_takes_explores_parameters_and_can_be_run_again() -> None:
     assert parameters.begin_pass(again | {"cells": []}, "train")
 
 
+@pytest.mark.slow
 def test_the_notebook_runs_from_top_to_end_and_again_without_adapters(copied: Study) -> None:
     """By papermill, as it is; then as who has only the records sees it."""
     study = paths.outputs().parent / "explored.yml"

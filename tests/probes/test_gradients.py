@@ -32,6 +32,8 @@ PROBES: dict[str, Any] = {
     },
 }
 
+SMALL = [{"source": "random:llama:4", "name": "small"}]  # blocks of two, one and one layer
+
 
 def log_prob(model: torch.nn.Module, tokens: Tokens) -> torch.Tensor:
     """By the stock model, unpacked."""
@@ -79,17 +81,18 @@ def test_norms_are_those_of_autograd(family: str, outputs: Path) -> None:
 
 
 def test_the_record(tmp_path: Path, outputs: Path) -> None:
-    cell = load_study(write_study(tmp_path, probes=PROBES)).cell(None, "base")
+    study = load_study(write_study(tmp_path, models=SMALL, probes=PROBES))
+    cell = study.cell(None, "base")
     found = gradients(cell)
-    assert found["depth"] == 6
-    assert len(found["layer_scores"]) == 6
+    assert found["depth"] == 4
+    assert len(found["layer_scores"]) == 4
     assert {name: len(rows) for name, rows in found["pairs"].items()} == {
         **{"preference": 6, "grammar": 3, "coherence": 3, "factuality": 3}
     }
     means = {(r["source"], r["layer"]): r for r in found["layers"]}
     for source, rows in found["pairs"].items():
         norms = np.array([row["norms"] for row in rows])
-        for layer in range(6):
+        for layer in range(4):
             row = means[source, layer]
             assert row["rms"] == pytest.approx(norms[:, layer].mean(), rel=1e-4)
             assert row["rms_low"] <= row["rms"] <= row["rms_high"]
@@ -101,7 +104,7 @@ def test_the_record(tmp_path: Path, outputs: Path) -> None:
         assert all(r["rms_low"] <= r["rms"] <= r["rms_high"] for r in of_layer)
     # a block's squared norm is the sum of its layers'
     for row in (r for r in found["blocks"] if r["source"] == "grammar"):
-        layers = {"local": [0, 1], "mid": [2, 3], "global": [4, 5]}[row["block"]]
+        layers = {"local": [0, 1], "mid": [2], "global": [3]}[row["block"]]
         squares = [
             sum(p["norms"][i] ** 2 * sum(found["parameters"][i].values()) for i in layers)
             for p in found["pairs"]["grammar"]
@@ -111,12 +114,13 @@ def test_the_record(tmp_path: Path, outputs: Path) -> None:
     assert all(row["rms_low"] <= row["rms"] <= row["rms_high"] for row in found["along"])
     assert len(found["inequality"]) == 6
     # kept: the same again is read, not computed; other settings are computed
-    path = paths.probe_record("tiny", "random-llama", "gradients")
+    path = paths.probe_record("tiny", "small", "gradients")
     before = path.stat().st_mtime_ns
     assert gradients(cell) == found
     assert path.stat().st_mtime_ns == before
     assert scores_of(cell, "gradient") == found["layer_scores"]
-    other = load_study(write_study(tmp_path, probes={**PROBES, "pairs": 5})).cell(None, "base")
+    fewer = write_study(tmp_path, models=SMALL, probes={**PROBES, "pairs": 5})
+    other = load_study(fewer).cell(None, "base")
     with pytest.raises(HialignError, match=r"is stale \(probes\.pairs was 6 and is 5\)"):
         scores_of(other, "gradient")
     assert len(gradients(other)["pairs"]["preference"]) == 5
@@ -128,10 +132,11 @@ def test_along_training_is_the_gradient_of_the_tuned_model(tmp_path: Path, outpu
 
     from hialign import train
 
-    study = load_study(write_study(tmp_path, blocks=["full"], probes=PROBES))
+    study = load_study(write_study(tmp_path, models=SMALL, blocks=["full"], probes=PROBES))
     steps = len(_steps_of(study.cell(None, "full"), train))
     chosen = {**PROBES, "gradients": {**PROBES["gradients"], "at_steps": [steps]}}
-    cell = load_study(write_study(tmp_path, blocks=["full"], probes=chosen)).cell(None, "full")
+    measured = load_study(write_study(tmp_path, models=SMALL, blocks=["full"], probes=chosen))
+    cell = measured.cell(None, "full")
     found = gradients(cell)
     model, tokenizer = load_model(cell.model)
     pairs = [p for p in contrast_pairs_of(tokenizer, 3) if p.objective == "grammar"][:2]
