@@ -379,7 +379,7 @@ def test_an_untrained_study_is_one_line_with_the_command(outputs: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 1
     assert len(done.stderr.strip().splitlines()) == 1
-    assert "hialign run train -p study smoke -p model random-llama -p block all" in done.stderr
+    assert "hialign run train -p study smoke -p block all" in done.stderr
 
 
 def test_an_empty_question_is_refused(trained: Study) -> None:
