@@ -1,4 +1,4 @@
-"""The notebooks' templates, as the page "Run it yourself" lists them."""
+"""The notebooks' templates, as the page "The notebooks" lists them."""
 
 import ast
 from typing import Any
