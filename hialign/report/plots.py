@@ -37,6 +37,13 @@ SETTINGS: dict[str, Any] = {
 }
 
 
+def style() -> None:
+    """Set matplotlib's fonts and colours for this process; `show` in notebooks calls it."""
+    import matplotlib
+
+    matplotlib.rcParams.update(SETTINGS)
+
+
 def canvas(
     width: float, height: float, panels: tuple[int, int] = (1, 1), **options: Any
 ) -> "tuple[Figure, list[Axes]]":

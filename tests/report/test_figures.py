@@ -23,7 +23,7 @@ from helpers import (
 )
 
 from hialign.records.files import read_jsonl
-from hialign.report import figures, scores
+from hialign.report import figures, plots, scores
 from hialign.study.rubric import load_rubric
 from hialign.study.study import Study
 
@@ -293,5 +293,8 @@ def test_a_strategy_has_one_colour_throughout(demo: Study) -> None:
     assert len(set(figures.PALETTE.values())) == 5
 
 
-def test_a_figure_is_opaque_whatever_the_page(demo: Study) -> None:
-    assert figures.figure5(demo).get_facecolor() == (1.0, 1.0, 1.0, 1.0)
+def test_style_is_opaque_and_can_be_set_twice() -> None:
+    with matplotlib.rc_context():
+        plots.style()
+        plots.style()
+        assert matplotlib.rcParams["figure.facecolor"] == "white"
