@@ -138,7 +138,7 @@ _ALL = [
     Exhibit("table-audit-checks", "Checks that assume nothing", "", audit_tables.checks),
     Exhibit("figure-where", "Every measure by layer", MEASURES, overview.overview, overview.layers),
     Exhibit("table-where", "Shares of each third", MEASURES, overview.shares),
-    Exhibit("table-where-lacking", "Measures that are lacking", MEASURES, overview.lacking),
+    Exhibit("table-where-lacking", "Missing measures", MEASURES, overview.lacking),
     Exhibit("table-where-correlations", "Measures compared", MEASURES, overview.correlations),
     Exhibit("figure-windows", "Windows", "sweep", sweep.windows, sweep.curve),
     Exhibit("table-windows", "Windows and controls", "sweep", sweep.controls),

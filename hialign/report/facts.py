@@ -143,7 +143,7 @@ def _judge(study: Study) -> dict[str, str]:
     best = str(means.idxmax())
     told = "How far this judge agrees with people has not been measured."
     if agreement:
-        told = f"This judge agrees with people on {agreement}; guessing would agree on half."
+        told = f"This judge agrees with people on {agreement}. Guessing would agree on half."
     return facts | {
         "best_strategy_overall": strategy_of(best),
         "best_overall": _number(means[best]),
@@ -196,10 +196,10 @@ def _null_studies() -> str:
     return (
         f"in {null['studies']:,} studies of 100 prompts and one model in which no strategy has any "
         f"effect, this table reports a difference in {share['hialign: comparisons']} of them and "
-        f"the rank ranges in {share['hialign: ranks']}; the same tests without correction do in "
-        f"{share['paired, no correction']}, and a highest mean to call the best is there in "
+        f"the rank ranges in {share['hialign: ranks']}. The same tests without correction do in "
+        f"{share['paired, no correction']}, and whoever calls the highest mean the best does in "
         f"{share['the highest mean is called best']}. "
-        f"95% intervals of a true difference hold it in {joined(shares)}."
+        f"95% intervals contain a true difference in {joined(shares)}."
     )
 
 
@@ -210,10 +210,10 @@ def _join(values: set[Any]) -> str:
 def _money(study: Study) -> str:
     paid = run_tables.cost(study)
     if study.judge is None:
-        return "nothing, there is no judge"
+        return "none, because there is no judge"
     if study.judge.backend == "local":
-        return "nothing, the judge runs on the same computer"
-    return "not known, the study states no prices" if paid is None else f"{paid:.2f} USD"
+        return "none, because the judge runs on the same computer"
+    return "not known, because the study states no prices" if paid is None else f"{paid:.2f} USD"
 
 
 def _number(value: float | None, digits: int = 3) -> str:

@@ -20,7 +20,7 @@ from hialign.study.study import Study
 
 NOT = "not measured"
 COUNTS = ("Pairs", "Ties", "Missing", "Responses", "Words", "Failed")
-OF_JUDGMENTS = ["Judged", "Failed", "Asked again", "Mended", "Shared", "Tokens in", "Tokens out"]
+OF_JUDGMENTS = ["Judged", "Failed", "Asked again", "Repaired", "Shared", "Tokens in", "Tokens out"]
 LONGEST = 160  # characters of a raw answer that are shown
 MOST = 50  # failed judgments that are listed
 
@@ -198,7 +198,7 @@ def _counted(rows: list[dict[str, Any]], columns: Columns) -> Table:
 def usage(study: Study) -> Table:
     """Calls, tokens and USD of each cell's judgments, and which models answered.
 
-    "Asked again" counts answers that could not be used. "Mended" counts those whose JSON was
+    "Asked again" counts answers that could not be used. "Repaired" counts those whose JSON was
     repaired, and "Shared" the responses equal to one that was judged already. More than one model
     (or fingerprint) under "Answered by" means that the provider changed it during the study.
     """
@@ -214,7 +214,7 @@ def usage(study: Study) -> Table:
                 "Judged": judged,
                 "Failed": len(judgments) - judged,
                 "Asked again": sum(judgment.get("attempts", 1) - 1 for judgment in own),
-                "Mended": sum(bool(judgment.get("repaired")) for judgment in judgments),
+                "Repaired": sum(bool(judgment.get("repaired")) for judgment in judgments),
                 "Shared": len(judgments) - len(own),
                 "Tokens in": sum(of_call.get("prompt_tokens", 0) for of_call in tokens),
                 "Tokens out": sum(of_call.get("completion_tokens", 0) for of_call in tokens),

@@ -36,8 +36,8 @@ def overall_finding(study: Study) -> str:
     method = f"{len(table)} comparisons paired by prompt, Holm's correction over all of them"
     if not parts:
         return (
-            "By the judge's Overall score, no strategy can be told from those that it is compared "
-            f"with ({method})."
+            "By the judge's Overall score, no difference between strategies is more than noise "
+            f"({method})."
         )
     other = "" if set(table.verdict) <= {tests.NOT_INFERIOR, tests.UNSURE} else "other "
     return f"By the judge's Overall score ({method}): {'; '.join(parts)}. No {other}difference is found."
@@ -84,7 +84,7 @@ def reward_finding(study: Study, best: str | None, facts: dict[str, str]) -> str
         f"often: {facts['best_accuracy']} of the time."
     )
     if tied:
-        text += f" These pairs cannot tell {joined(tied)} from it"
+        text += f" On these pairs, {joined(tied)} cannot be distinguished from it"
         text += f"; {joined(behind)} did worse" if behind else ""
     elif behind:
         text += f" {joined(behind)} did worse"

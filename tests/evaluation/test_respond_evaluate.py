@@ -540,7 +540,7 @@ def test_responses_to_other_prompts_are_told(ran: Ran, other: Callable[..., Cell
     rows[3]["prompt_id"] = "0123456789ab"
     write_lines(file, rows)
     vouch_anew(cell, "respond")
-    with pytest.raises(HialignError, match=r"run `hialign run respond .*again") as caught:
+    with pytest.raises(HialignError, match=r"run `hialign run respond .*first") as caught:
         evaluate(cell)
     one_line(caught)
 

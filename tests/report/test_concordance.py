@@ -74,7 +74,7 @@ def test_an_answer_where_three_measures_agree(outputs: Path) -> None:
     assert rows.mid["update"] == pytest.approx(1 / 3)
     assert rows["global"]["spectrum"] == 1.0  # its three best of nine layers
     assert rows.why["lasso"] == "too few pairs for the regression"
-    assert rows.why["ila"] == "the ila probe has not been run with the study's present settings"
+    assert rows.why["ila"] == "the ila probe has not been run with the study's current settings"
     assert len(overview.correlations(study)) == 10  # of five measures
     assert overview.layers(study).shape == (DEPTH, 7)
     assert "cividis" not in str(overview.overview(study))  # it draws
@@ -100,7 +100,7 @@ def test_a_record_of_other_settings_is_none(outputs: Path) -> None:
     path = paths.probe_record("made-up", study.models[0].name, "gradients")
     write_json(path, read_json(path) | {"fingerprint": "another"})
     assert "no answer" in answer(study, study.models[0].label)
-    assert "present settings" in shares_by_measure(study).set_index("measure").why["gradient"]
+    assert "current settings" in shares_by_measure(study).set_index("measure").why["gradient"]
 
 
 @pytest.mark.parametrize("depth", [7, 8, 9])

@@ -34,7 +34,7 @@ def test_usage_by_cell(study: Study) -> None:
     base, mid = judge_tables.usage(study).to_dict("records")
     assert base["Strategy"] == "Base"
     assert pd.isna(base["Judged"])  # not run: missing, and no zero
-    counts = ("Judged", "Failed", "Asked again", "Mended", "Shared", "Tokens in", "Tokens out")
+    counts = ("Judged", "Failed", "Asked again", "Repaired", "Shared", "Tokens in", "Tokens out")
     assert [mid[name] for name in counts] == [2, 1, 3, 2, 1, 17, 5]
     assert mid["USD"] == 0.75
     assert mid["Answered by"] == "judge-1, judge-2"

@@ -92,7 +92,7 @@ def measures(study: Study, label: str) -> tuple[list[Measure], dict[str, str]]:
         probe = PROBE_OF.get(name, name)
         record = frames.probes(study, probe).get(label)
         if record is None:
-            lacking[name] = f"the {probe} probe has not been run with the study's present settings"
+            lacking[name] = f"the {probe} probe has not been run with the study's current settings"
             continue
         measure = read(record)
         if isinstance(measure, str):
@@ -207,7 +207,7 @@ def answer(study: Study, label: str) -> str:
     table = shares_by_measure(study)
     rows = table[(table.model == label) & (table.why == "") & (table.control != True)]  # noqa: E712
     if rows.empty:
-        return f"{label}: no probe has been run."
+        return f"No probe of {label} has been run."
     pointing = rows[rows.points != ""]
     by_third = {
         block: ", ".join(pointing[pointing.points == block].measure)
@@ -217,17 +217,21 @@ def answer(study: Study, label: str) -> str:
     if len(by_third) == 1 and len(pointing) >= ENOUGH:
         ((block, names),) = by_third.items()
         return (
-            f"{label}, in this run: in the {block} third. {len(pointing)} measures point to one "
-            f"third, and all to this one ({names})."
+            f"For {label}, this run points to the {block} third. {len(pointing)} measures point to a "
+            f"third, and all of them to this one ({names})."
         )
-    pointed = [f"{names} to the {block} third" for block, names in by_third.items()]
+    pointed = [
+        f"{names} point{'' if ', ' in names else 's'} to the {block} third"
+        for block, names in by_third.items()
+    ]
     if len(by_third) > 1:
         return (
-            f"{label}, in this run: no single answer. The measures disagree: {'; '.join(pointed)}."
+            f"For {label}, this run gives no single answer, because the measures disagree: "
+            f"{'; '.join(pointed)}."
         )
     return (
-        f"{label}, in this run: no answer. It would take {ENOUGH} measures whose intervals single out "
-        f"one third: {f'only {pointed[0]}' if pointed else 'none points to any'}."
+        f"For {label}, this run gives no answer. At least {ENOUGH} measures would have to point to one "
+        f"third, but {f'only {pointed[0]}' if pointed else 'none points to any'}."
     )
 
 

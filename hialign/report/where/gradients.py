@@ -44,7 +44,7 @@ def curves(study: Study) -> Figure:
             right.plot(np.exp(rest - rest.mean()), marker="o", markersize=3, **look)
         left.set(yscale="log", ylabel="gradient norm per weight (nats)")
         depth.level(right, 1)
-        right.set(ylabel="share of its own, over the mean's")
+        right.set(ylabel="share of the objective, divided by the mean share")
         for panel in (left, right):
             depth.thirds(panel, record["depth"])
     note = "bands: 95% intervals; an objective has the colour of the third that it should be in"
