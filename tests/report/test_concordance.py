@@ -63,7 +63,7 @@ def test_an_answer_where_three_measures_agree(outputs: Path) -> None:
     study = study_of(outputs, "mid", "mid", "mid")
     label = study.models[0].label
     text = answer(study, label)
-    assert "in the mid third" in text
+    assert "points to the mid third" in text
     assert "gradient, patching, tuning" in text
     rows = shares_by_measure(study).set_index("measure")
     assert rows.points[["gradient", "patching", "tuning"]].tolist() == ["mid"] * 3
@@ -136,7 +136,7 @@ def test_a_measure_that_no_layer_has_any_of(outputs: Path) -> None:
 def test_a_study_without_probes(outputs: Path) -> None:
     study = load_study("smoke")
     assert (
-        answer(study, study.models[0].label) == f"{study.models[0].label}: no probe has been run."
+        answer(study, study.models[0].label) == f"No probe of {study.models[0].label} has been run."
     )
     assert overview.overview(study)
     assert overview.correlations(study)["Model"].tolist() == ["none yet"]
