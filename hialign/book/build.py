@@ -58,7 +58,7 @@ def _made_of(study: Study) -> set[tuple[str, Path]]:
 
 
 def build(study: Study) -> Path:
-    """Build the study's book from what has run so far; the path of its `index.html`.
+    """Build the study's book from what has run so far. Returns the path of its `index.html`.
 
     Every warning is an error, and a page without HTML is one too. The book that was there before
     stays until the new one is whole.
@@ -93,7 +93,7 @@ def build(study: Study) -> Path:
 
 
 def _html(study: Study, work: Path, names: list[str]) -> Path:
-    """Have Jupyter Book make HTML of the pages called `names`; the folder of the HTML.
+    """Have Jupyter Book make HTML of the pages called `names`. Returns the folder of the HTML.
 
     Raises HialignError naming the first warning, or the first page that has not been built.
     """
@@ -111,6 +111,6 @@ def _html(study: Study, work: Path, names: list[str]) -> Path:
         first = [*warnings, *pages, *lines[-1:], f"exit code {code}"][0]
         raise HialignError(
             f"the book of {study.name} was not built ({len(warnings)} warnings, {len(unbuilt)} "
-            f"pages missing); the first: {first.replace(str(work), 'book')[:400]} (all in {log})"
+            f"pages missing). The first is: {first.replace(str(work), 'book')[:400]} (all in {log})"
         )
     return html

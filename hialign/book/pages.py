@@ -25,10 +25,10 @@ from hialign.study.study import PROBES, STAGES, Cell, Study
 
 
 def add_runs(study: Study, folder: Path) -> list[list[str]]:
-    """Write a page for each cell, and its executed notebooks as pages below it; their names.
+    """Write a page for each cell, with its executed notebooks as pages below it. Returns their names.
 
-    A notebook that failed is not among them: its page would look like a result. Its error is on the
-    cell's page.
+    A notebook that failed is left out, because its page would look like a result. Its error is on
+    the cell's page.
     """
     folder.mkdir()
     found: list[list[str]] = []
@@ -196,7 +196,7 @@ def _without_scripts(output: Any) -> None:
 
 
 def write_toc(work: Path, runs: list[list[str]]) -> list[str]:
-    """Write `_toc.yml`: the pages of `book/`, and the runs behind them; the names of all pages."""
+    """Write `_toc.yml`: the pages of `book/`, and the runs behind them. Returns all pages' names."""
     toc = yaml.safe_load((work / "_toc.yml").read_text(encoding="utf-8"))
     pages = [toc["root"], *(c["file"] for part in toc["parts"] for c in part["chapters"])]
     if runs:

@@ -1,8 +1,8 @@
-"""What a book needs of a finished study, as it can be shown to everybody: no weights, no secrets.
+"""Publishing: the part of a finished study that a book needs, without weights and without secrets.
 
-`hialign publish STUDY` copies records, executed notebooks and explorations to outputs/published/,
-which is the one part of outputs/ that git keeps; `hialign site` builds the books of all that is
-there, on a machine that has neither adapters nor a GPU.
+`hialign publish STUDY` copies records, executed notebooks and explorations to outputs/published/.
+This is the one part of outputs/ that git keeps. `hialign site` builds the books of all that is there,
+on a machine that has neither adapters nor a GPU.
 """
 
 import os
@@ -62,10 +62,10 @@ class Published(NamedTuple):
 def publish(study: Study, partial: bool = False, with_responses: bool | None = None) -> Published:
     """Copy what the book needs of a study to `outputs/published/<study>/`, whole or not at all.
 
-    `with_responses`: whether with the texts that models wrote, and what judges said of them; None:
-    only if the prompts are our own. Raises HialignError where a cell is not done (unless `partial`),
-    where nobody has said whether responses to prompts from elsewhere are to be published, and where
-    a file has a secret or a path of this machine in it.
+    `with_responses` says whether the texts of models and judges are published, too. None publishes
+    them only if the prompts are our own. Raises HialignError if a cell is not done (unless
+    `partial`), if nobody has said whether responses to prompts from elsewhere may be published, and
+    if a file holds a secret or a path of this machine.
     """
     if study.preferences.source != "builtin" and with_responses is None:
         raise HialignError(
@@ -149,7 +149,7 @@ def check(folder: Path, environment: Mapping[str, str] = os.environ) -> None:
 
 
 def _places() -> list[str]:
-    """Folders of this machine, as they would stand in a file; not those that every machine has."""
+    """Folders of this machine as a file would name them, without those that every machine has."""
     found = {Path.home(), paths.root(), paths.outputs(), paths.cache(), Path(sys.prefix)}
     found |= {Path.cwd()} | ({data} if (data := paths.shared_data()) else set())
     deep = [place for place in found if len(place.parts) > 2 or place == Path.home()]

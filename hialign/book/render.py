@@ -30,7 +30,7 @@ class Markdown(str):
 
 
 def render(study: Study, folder: Path) -> None:
-    """Render the pages in `folder`; the exhibits have been written to its `data/`.
+    """Render the pages in `folder`. The exhibits have been written to its `data/` before.
 
     Pages may use every fact of `hialign.report.facts` by its name, and the functions below. Raises
     HialignError for a page that names something else.

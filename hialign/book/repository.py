@@ -15,7 +15,7 @@ BRANCH = "main"
 
 
 def address() -> str | None:
-    """`https://github.com/<owner>/<name>`; None while the project names none, or another kind."""
+    """`https://github.com/<owner>/<name>`, or None if the project names no address of this kind."""
     found = _named().removesuffix("/").removesuffix(".git")
     return found if GITHUB.fullmatch(found) else None
 
@@ -35,9 +35,9 @@ def _named() -> str:
 
 
 def badge(template: str) -> str:
-    """A Markdown link that opens a notebook's template in Colab; empty without an address.
+    """A Markdown link that opens a notebook's template in Colab, or nothing without an address.
 
-    A text and no picture: a badge's own lies on another host.
+    It is a text, because the usual badge is a picture on another host.
     """
     if (found := address()) is None:
         return ""
@@ -47,6 +47,6 @@ def badge(template: str) -> str:
 
 
 def package() -> str:
-    """What pip installs hialign from; empty without an address."""
+    """What pip installs hialign from, or nothing without an address."""
     found = address()
     return f"git+{found}@{BRANCH}" if found else ""

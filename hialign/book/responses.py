@@ -1,7 +1,7 @@
 """The data of the book's Explore page: all responses of a study side by side, in small files.
 
 A page opened from a disk may load scripts and nothing else, so each file is a call of one function
-with JSON in a string. `index.js` has what searching, sorting and the heat map need; the texts lie in
+with JSON in a string. `index.js` has what searching, sorting and the heat map need. The texts lie in
 `texts-<model>-<number>.js`, which the page loads when it shows them. All of it is untrusted.
 """
 
@@ -38,7 +38,7 @@ UNSAFE = re.compile(
 
 @dataclass(frozen=True)
 class Sizes:
-    """What was written: bytes of `index.js` and of all files together; prompts; responses."""
+    """What was written: the bytes of `index.js` and of all files, the prompts, and the responses."""
 
     index: int
     total: int
@@ -48,7 +48,7 @@ class Sizes:
 
 @dataclass
 class _Column:
-    """One cell's side of the page; each list has an entry a prompt."""
+    """One cell's part of the page. Each list has one entry per prompt."""
 
     tokens: list[int | None] = field(default_factory=list)
     flags: list[int] = field(default_factory=list)
@@ -119,7 +119,7 @@ def _prepare(folder: Path) -> None:
 
 
 def _column(cell: Cell, names: Sequence[str], dimensions: Sequence[str]) -> _Column | None:
-    """What the cell answered to the prompts `names`, and what its judge said; None for nothing."""
+    """The cell's answers to the prompts `names`, and what its judge said. None stands for nothing."""
     rows = {str(row.get("prompt_id")): row for row in frames.responses_of(cell)}
     if not rows:
         return None
@@ -161,7 +161,7 @@ def _judgment(
 
 
 def _points(score: Any) -> int:
-    """A score of 1 to 5 times SCALE; 0 for anything else."""
+    """A score of 1 to 5 times SCALE, and 0 for anything else."""
     number = isinstance(score, int | float) and not isinstance(score, bool)
     return round(score * SCALE) if number and 1 <= score <= 5 else 0
 

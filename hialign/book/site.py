@@ -15,10 +15,11 @@ MARK = ".nojekyll"  # else GitHub Pages leaves out folders that begin with _; an
 
 
 def build(target: Path) -> Path:
-    """Build the book of every study in outputs/published/ into `target`; its `index.html`.
+    """Build the book of every study in outputs/published/ into `target`. Returns its `index.html`.
 
-    One study's book is the site; several lie side by side, with a page that names them. What was
-    there stays until all are built. Raises HialignError for a folder that is no site.
+    If there is one study, its book is the site. The books of several studies lie side by side, with
+    a page that names them. What was there before stays until all are built. Raises HialignError for
+    a folder that holds something else than a site.
     """
     found = sorted(paths.published().glob("*/study.yml"))
     if not found:
@@ -26,7 +27,9 @@ def build(target: Path) -> Path:
             f"nothing is published in {paths.published()}: `hialign publish STUDY` does it"
         )
     if target.exists() and not (target / MARK).is_file():
-        raise HialignError(f"{target} is there and is no site of ours: name another folder")
+        raise HialignError(
+            f"{target} exists and holds no site that was built by this command: name another folder"
+        )
     studies = [load_study(file) for file in found]
     with tempfile.TemporaryDirectory(prefix="hialign-site-") as scratch:
         staged = Path(scratch) / "site"

@@ -14,7 +14,7 @@ ICON = re.compile(r'("[a-z0-9-]+"|\b[a-z][a-z0-9]*):\[\d+,\d+,(\[[^\]]*\]),"[0-9
 
 
 def setup(app: Any) -> dict[str, bool]:
-    """Formulas as MathML, which browsers draw themselves; and nothing of Thebe, which asks a CDN."""
+    """Write formulas as MathML, which browsers draw, and leave out Thebe, which asks another host."""
     app.add_html_math_renderer("mathml", (_inline, None), (_display, None))
     for listeners in app.events.listeners.values():
         # Jupyter Book always loads it and has no setting against it.

@@ -102,7 +102,7 @@ def evaluate(cell: Cell) -> dict[str, Any]:
 
 
 def _groups(cell: Cell) -> dict[str, list[Pair]]:
-    """The pairs of each objective; `all` are the study's own held-out ones."""
+    """The pairs of each objective. `all` are the study's own held-out ones."""
     settings = cell.study.evaluation
     own = [dict(p) for p in load_pairs(cell.study.preferences).evaluation]
     groups = {"all": own[: settings.pairs]}

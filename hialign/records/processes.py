@@ -41,13 +41,13 @@ def supervised(
     output: IO[str] | None = None,
     meanwhile: Callable[[], None] = lambda: None,
 ) -> int:
-    """Run a command in a process group of its own; its exit code. `output` takes what it prints.
+    """Run a command in a process group of its own. Returns its exit code. `output` takes its output.
 
     `meanwhile` is called a few times a second. At Ctrl-C (or SIGTERM) the command and all that it
     started are ended, and KeyboardInterrupt is raised. Whatever is left of the group when the
     command has ended is ended, too. If this process is killed, the command is sent SIGTERM (on
     Linux). Temporary files lie in a folder of their own below `scratch`, which is deleted
-    afterwards; that of a process that was killed, the next time.
+    afterwards. The folder of a process that was killed is deleted the next time.
     """
     with _scratch(scratch) as place, _recorded_interrupts() as interrupts:
         # What torch compiles is kept, wherever temporary files lie.
@@ -77,10 +77,10 @@ def supervised(
 
 
 def _interrupt(group: int, interrupts: list[float], signalled: set[int]) -> None:
-    """Signal each process of a group once; all of them, harder, if they take too long to end.
+    """Signal each process of a group once, and all of them harder if they take too long to end.
 
     `signalled` are those that were signalled before. A process that is started meanwhile gets its
-    signal the next time. `interrupts` are the moments at which the user pressed Ctrl-C; each further
+    signal the next time. `interrupts` are the moments at which the user pressed Ctrl-C. Each further
     one saves a wait.
     """
     times = max(len(interrupts), 1 + int((time.monotonic() - interrupts[0]) / PATIENCE))
@@ -195,7 +195,7 @@ def _members(group: int) -> Iterator[int]:
 
 
 def _stat(pid: int | str) -> list[str]:
-    """State, parent and group of a process, … as /proc has them; empty if it is gone."""
+    """State, parent and group of a process, … as /proc has them. Empty if it is gone."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -209,7 +209,7 @@ def watched() -> str:
 
 
 def is_gone(process: str) -> bool:
-    """Whether a process, as `watched` names it, has ended; False if it is another machine's."""
+    """Whether a process, as `watched` names it, has ended. False if it is another machine's."""
     host, _, pid = process.rpartition(":")
     return host == socket.gethostname() and not _lives(int(pid))
 

@@ -70,7 +70,7 @@ def write(place: Path, content: Report | Progress) -> None:
 
 
 def read(place: Path) -> dict[str, Any]:
-    """A report or progress; empty if there is none, or if it is being written at this moment."""
+    """A report or progress. Empty if there is none, or if it is being written at this moment."""
     try:
         content = json.loads(place.read_text(encoding="utf-8"))
     except (OSError, ValueError):
