@@ -1,4 +1,4 @@
-"""The pages that a build adds to those of `book/`: a page a cell, the executed notebooks, sources.
+"""The pages that a build adds to those of `book/`: one page per cell, the executed notebooks, sources.
 
 What records hold came from outside (names, devices, errors): it is escaped wherever it is put into a
 page.
@@ -21,7 +21,7 @@ from hialign.report import exhibits, run_tables
 from hialign.study import paths
 from hialign.study.study import PROBES, STAGES, Cell, Study
 
-# --- a page a cell -------------------------------------------------------------------------------
+# --- one page per cell -------------------------------------------------------------------------------
 
 
 def add_runs(study: Study, folder: Path) -> list[list[str]]:
