@@ -102,16 +102,10 @@ def publish(report: Report, path: Path | None = None) -> Path:
     return path
 
 
-OTHERS = "mean of the others"  # all dimensions but Overall
-
-
-def _main() -> None:
-    def command(report: Path) -> None:
-        """Add REPORT to what the package ships."""
-        typer.echo(publish(read_json(report)))
-
-    typer.run(command)
+def _add(report: Path) -> None:
+    """Add REPORT to what the package ships."""
+    typer.echo(publish(read_json(report)))
 
 
 if __name__ == "__main__":
-    _main()
+    typer.run(_add)
