@@ -8,6 +8,7 @@ study has now counts as missing (`hialign.records.status`).
 import functools
 import math
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict, TypeVar, cast
@@ -250,9 +251,5 @@ def _frame(rows: Iterable[dict[str, Any]], columns: list[str]) -> pd.DataFrame:
 
 def answered_by(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
     """How many judgments each model gave, by the name and the fingerprint that the server gave."""
-    counts: dict[str, int] = {}
-    for row in rows:
-        parts = (row.get("model"), row.get("system_fingerprint"))
-        name = " ".join(str(part) for part in parts if part)
-        counts[name] = counts.get(name, 0) + 1
-    return counts
+    names = ((row.get("model"), row.get("system_fingerprint")) for row in rows)
+    return dict(Counter(" ".join(str(part) for part in name if part) for name in names))
