@@ -24,21 +24,11 @@ def wilson(successes: float, n: int) -> tuple[float, float]:
 
 def mean_interval(
     values: Sequence[float],
-    groups: Sequence[Hashable] | None = None,
     resamples: int = 10_000,
     seed: int = 42,
 ) -> tuple[float, float]:
-    """95% bootstrap interval (BCa) of the mean of `values`.
-
-    With `groups` (such as the prompt of each value) whole groups are drawn, because the values of one
-    group are not independent. The interval is then of the mean of the groups' means. Fewer than two
-    groups give NaN, and equal groups an interval of no width.
-    """
-    data = np.asarray(values, dtype=float)
-    if groups is not None:
-        _, index = np.unique([str(g) for g in groups], return_inverse=True)
-        data = np.bincount(index, weights=data) / np.bincount(index)
-    return pooled_interval(list(data), range(len(data)), resamples, seed)
+    """95% bootstrap interval (BCa) of the mean of independent `values`, as of `pooled_interval`."""
+    return pooled_interval(values, range(len(values)), resamples, seed)
 
 
 def pooled_interval(
@@ -50,9 +40,10 @@ def pooled_interval(
 ) -> tuple[float, float]:
     """95% bootstrap interval (BCa) of the plain mean (or `std`) of `values`, drawing whole groups.
 
-    Unlike in `mean_interval` with groups, each value counts the same, whatever its group. So the
-    interval belongs to `mean(values)` even if groups differ in size, as prompts do when some of their
-    judgments failed. Fewer than two groups give NaN, and equal groups an interval of no width.
+    Whole groups (such as the values of one prompt) are drawn, because the values of one group are not
+    independent. Each value counts the same, whatever its group. So the interval belongs to
+    `mean(values)` even if groups differ in size, as prompts do when some of their judgments failed.
+    Fewer than two groups give NaN, and equal groups an interval of no width.
 
     A bootstrap of few groups is too narrow, because the variance of a resample is 1 - 1/n of what it
     should be, and because it uses the normal distribution instead of t. So the level is raised as
