@@ -10,11 +10,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, RootModel, field_validator
+from pydantic import BaseModel, ConfigDict, RootModel
 
 from hialign.preferences.llmbar import Item
 from hialign.statistics.intervals import mean_interval
-from hialign.study.errors import HialignError
 from hialign.study.load import load_yaml
 from hialign.study.rubric import SCORES, Rubric
 
@@ -38,25 +37,11 @@ class Attack(BaseModel):
     text: str
     source: str  # key in book/references.bib of the paper whose idea it is
 
-    @field_validator("text")
-    @classmethod
-    def _says_something(cls, text: str) -> str:
-        if not text.strip():
-            raise ValueError("it is empty")
-        return text
 
-
-class _Attacks(RootModel[list[Attack]]):
-    pass
-
-
-def load_attacks(path: Path | None = None) -> list[Attack]:
-    """The attacks in `path` (default: ours). HialignError names the file and what is wrong."""
-    path = path or Path(__file__).with_name("attacks.yml")
-    attacks = load_yaml(_Attacks, path, "list of attacks").root
-    if len({attack.id for attack in attacks}) < len(attacks):
-        raise HialignError(f"{path}: two attacks have the same id")
-    return attacks
+def load_attacks() -> list[Attack]:
+    """The attacks in `attacks.yml`."""
+    path = Path(__file__).with_name("attacks.yml")
+    return load_yaml(RootModel[list[Attack]], path, "list of attacks").root
 
 
 def text_of(attack: Attack, rubric: Rubric) -> str:

@@ -79,7 +79,6 @@ def validate(
     repeats: int = 2,
     others: Sequence[JudgeSettings] = (),
     side_by_side: Mapping[str, Sequence[tuple[Scores, Scores]]] | None = None,
-    attacks: Sequence[injection.Attack] | None = None,
     sizes: Sizes | None = None,
     command: str | None = None,
     spent: float = 0.0,
@@ -111,7 +110,7 @@ def validate(
     labelled = [pair for pairs in benchmark.values() for pair in pairs] + held_out
     if not labelled:
         raise HialignError("there is nothing to validate the judge on: give LLMBar, or pairs")
-    attacks = injection.load_attacks() if attacks is None else attacks
+    attacks = injection.load_attacks()
     # Scores of responses that people did not prefer have room to rise. Adversarial ones are high already.
     weak = [pair[1] for pair in benchmark.get("natural", []) + held_out]
     weak = _some(weak, sizes.attacked)
