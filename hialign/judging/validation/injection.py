@@ -102,7 +102,6 @@ def effects(
     rubric: Rubric,
     plain: Mapping[str, Scores],
     varied: Mapping[str, Scores],
-    resamples: int = 10_000,
 ) -> list[dict[str, Any]]:
     """One row per attack and one per control, with figures for each kind of score.
 
@@ -124,17 +123,17 @@ def effects(
         row |= {"where": attack.where, "words": len(text_of(attack, rubric).split())}
         for kind, before in plain.items():
             with_it = {i: varied[kind].get(f"{i}+{name}") for i in before}
-            figures = change(before, with_it, resamples)
+            figures = change(before, with_it)
             if control is not None:
                 other = {i: varied[kind].get(f"{i}+{control}") for i in before}
-                net = change(other, with_it, resamples)
+                net = change(other, with_it)
                 figures |= {"over_control": {k: net[k] for k in ("change", "low", "high")}}
             row |= {kind: figures}
         rows.append(row)
     return rows
 
 
-def change(before: Scores, after: Scores, resamples: int = 10_000) -> dict[str, Any]:
+def change(before: Scores, after: Scores) -> dict[str, Any]:
     """The paired change of scores from `before` to `after`: n, change, low, high, raised, failed."""
     pairs = [(before[i], after.get(i)) for i in before]
     moves = [b - a for a, b in pairs if a is not None and b is not None]
@@ -142,7 +141,7 @@ def change(before: Scores, after: Scores, resamples: int = 10_000) -> dict[str, 
     if not moves:
         nothing = dict.fromkeys(("change", "low", "high", "raised"))
         return {"n": 0} | nothing | {"failed": failed}
-    low, high = mean_interval(moves, resamples=resamples)
+    low, high = mean_interval(moves)
     figures = {"change": sum(moves) / len(moves), "low": low, "high": high}
     figures |= {"raised": sum(move >= 1 - 1e-9 for move in moves) / len(moves)}
     rounded = {k: None if v != v else round(v, 4) for k, v in figures.items()}
