@@ -56,15 +56,10 @@ def _existing_folder(source: str) -> Path | None:
         elif kind == "random":
             folder = random_place(*random_name(rest))
         else:
-            folder = local_folder(source)
+            folder = paths.from_root(source)
     except (HialignError, PackageNotFoundError):
         return None
     return folder if folder.is_dir() else None
-
-
-def local_folder(source: str) -> Path:
-    """The local folder that `source` would be. A relative path starts at the repository."""
-    return paths.root() / Path(source).expanduser()
 
 
 def embedded_place(name: str) -> Path:
