@@ -8,9 +8,9 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
-from pydantic import Field, PrivateAttr, field_validator, model_validator
+from pydantic import AfterValidator, Field, PrivateAttr, field_validator, model_validator
 
 from hialign.study import blocks as blocks_
 from hialign.study import paths
@@ -57,7 +57,7 @@ PROBES: Mapping[str, type[Settings]] = {
 class Study(Settings):
     """The models, blocks, data and settings of one experiment."""
 
-    name: str
+    name: Annotated[str, AfterValidator(check_folder)]
     title: str
     description: str = ""
     models: list[ModelSettings] = Field(min_length=1)
@@ -78,11 +78,6 @@ class Study(Settings):
     def argument(self) -> str:
         """The name that the user gave the study, quoted for the commands in error messages."""
         return self._argument or shlex.quote(self.name)
-
-    @field_validator("name")
-    @classmethod
-    def _name_of_a_folder(cls, name: str) -> str:
-        return check_folder(name)
 
     @field_validator("models", mode="before")
     @classmethod
