@@ -23,9 +23,7 @@ def wilson(successes: float, n: int) -> tuple[float, float]:
 
 
 def mean_interval(
-    values: Sequence[float],
-    resamples: int = 10_000,
-    seed: int = 42,
+    values: Sequence[float], resamples: int = 10_000, seed: int = 42
 ) -> tuple[float, float]:
     """95% bootstrap interval (BCa) of the mean of independent `values`, as of `pooled_interval`."""
     return pooled_interval(values, range(len(values)), resamples, seed)
@@ -105,10 +103,7 @@ def expanded_tail(groups: int) -> float:
 
 
 def _expanded_bootstrap(
-    columns: Sequence[np.ndarray],
-    statistic: Callable[..., np.ndarray],
-    resamples: int,
-    seed: int,
+    columns: Sequence[np.ndarray], statistic: Callable[..., np.ndarray], resamples: int, seed: int
 ) -> tuple[float, float]:
     """BCa interval of a statistic of columns with one row per group, at Hesterberg's raised level."""
     from scipy.stats import bootstrap
