@@ -124,7 +124,9 @@ class Ledger:
                     valid[record["key"]] = record
         for name, key in keys.items():
             if key in valid and not own.get(name, {}).get("scores"):
-                own[name] = _shared(valid[key], name)
+                # An equal response costs nothing more
+                shared = {"prompt_id": name, "usage": {}, "cost": 0.0, "shared": True}
+                own[name] = valid[key] | shared
         return own
 
     def add(self, record: Record) -> None:
@@ -146,11 +148,6 @@ class Ledger:
                 stream.write("\n" if _torn(path) else "")
                 for row in rows:
                     stream.write(json.dumps(_checked(row), ensure_ascii=False) + "\n")
-
-
-def _shared(record: Record, prompt_id: Any) -> Record:
-    """`record` for another item with the same prompt and response, which costs nothing more."""
-    return record | {"prompt_id": prompt_id, "usage": {}, "cost": 0.0, "shared": True}
 
 
 def _checked(record: Record) -> Record:
