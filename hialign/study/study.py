@@ -5,7 +5,7 @@ import os
 import re
 import shlex
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -18,15 +18,7 @@ from hialign.study.base import Settings, check_folder
 from hialign.study.digest import json_sha256
 from hialign.study.errors import HialignError
 from hialign.study.load import brief, load_yaml, one_line
-from hialign.study.probe_settings import (
-    GradientSettings,
-    IlaSettings,
-    MatrixSettings,
-    PatchingSettings,
-    ProbeSettings,
-    SweepSettings,
-    WeightsSettings,
-)
+from hialign.study.probe_settings import ProbeSettings
 from hialign.study.settings import (
     COSTS_ONLY,
     AnalysisSettings,
@@ -43,15 +35,8 @@ from hialign.study.settings import (
 
 STAGES = ("train", "respond", "evaluate", "judge")
 Sections = dict[str, Any]  # settings by the name of their section, as a record holds them
-# The probes of a model in the order in which they are run, with their settings
-PROBES: Mapping[str, type[Settings]] = {
-    "gradients": GradientSettings,
-    "matrix": MatrixSettings,
-    "ila": IlaSettings,
-    "patching": PatchingSettings,
-    "sweep": SweepSettings,
-    "weights": WeightsSettings,
-}
+# The probes of a model in the order in which they are run
+PROBES = ("gradients", "matrix", "ila", "patching", "sweep", "weights")
 
 
 class Study(Settings):
@@ -210,7 +195,7 @@ class Cell:
         parts: dict[str, Any] = {"model": self.model, "preferences": study.preferences}
         parts["training"] = study.training
         parts["probes"] = probes.model_dump(exclude=set(PROBES))
-        parts[probe] = getattr(probes, probe) or PROBES[probe]()
+        parts[probe] = getattr(probes, probe) or getattr(ProbeSettings(), probe)
         return {k: v.model_dump() if isinstance(v, Settings) else v for k, v in parts.items()}
 
     def probe_fingerprint(self, probe: str) -> str:
