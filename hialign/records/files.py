@@ -37,17 +37,24 @@ class Stamp(TypedDict):
 
 
 @contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn an error of the system, such as a full disk, into one line that names `path`."""
+    try:
+        yield
+    except OSError as error:
+        raise HialignError(f"cannot write {path}: {error.strerror or error}") from None
+
+
+@contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """A path for the new content of `path`, which it replaces if no error occurs."""
-    try:
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
             temporary = Path(folder) / path.name
             yield temporary
             temporary.chmod(0o644)
             temporary.replace(path)
-    except OSError as error:
-        raise HialignError(f"cannot write {path}: {error.strerror or error}") from None
 
 
 def replace_folder(staged: Path, place: Path) -> None:

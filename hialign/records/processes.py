@@ -27,6 +27,7 @@ from typing import IO
 
 import psutil
 
+from hialign.records.files import writing
 from hialign.study import paths
 from hialign.study.errors import HialignError
 
@@ -143,10 +144,8 @@ def _scratch(folder: Path) -> Iterator[Path]:
         if pid.isdigit() and not _lives(int(pid)):
             shutil.rmtree(old, ignore_errors=True)
     place = folder / f"{prefix}{os.getpid()}"
-    try:
+    with writing(place):
         place.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise HialignError(f"cannot write {place}: {error.strerror}") from None
     try:
         yield place
     finally:
@@ -243,11 +242,9 @@ def threads(stage: str = "train") -> int:
 def locked(path: Path, doing: str) -> Iterator[None]:
     """Hold the lock `path`, in which stands who holds it and what for. HialignError if another
     process has it."""
-    try:
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         stream = path.open("a+", encoding="utf-8")
-    except OSError as error:
-        raise HialignError(f"cannot write {path}: {error.strerror}") from None
     with stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
