@@ -23,7 +23,7 @@ from hialign.engine.model_checks import (
     without_report,
 )
 from hialign.study.errors import HialignError
-from hialign.study.model_files import local_folder
+from hialign.study.paths import from_root
 from hialign.study.settings import ModelSettings, model_from
 
 # For base models, whose tokenizers carry no chat template. These are the turns of hh-rlhf's own
@@ -130,7 +130,7 @@ def locate(settings: ModelSettings) -> tuple[str, str | None]:
         return str(embedded_folder(rest)), None
     if kind == "random":
         return str(random_folder(rest)), None
-    folder = local_folder(source)
+    folder = from_root(source)
     if source.startswith((".", "/", "~")) or folder.is_dir():
         if not (folder / "config.json").is_file():
             raise HialignError(

@@ -152,7 +152,7 @@ def _divergence(
     resamples = settings.resamples
     length = {
         "n": len(responses),
-        **with_interval("response_tokens", lengths, mean_interval(lengths, None, resamples)),
+        **with_interval("response_tokens", lengths, mean_interval(lengths, resamples)),
     }
     if cell.block == "base":
         return length | {"kl": 0.0, "kl_low": 0.0, "kl_high": 0.0, "kl_n": len(responses)}
@@ -190,7 +190,7 @@ def _divergence(
             bar.update(len(batch))
     if not values:
         return length | {"kl": None, "kl_low": None, "kl_high": None, "kl_n": 0}
-    kl = with_interval("kl", values, mean_interval(values, None, resamples))
+    kl = with_interval("kl", values, mean_interval(values, resamples))
     return length | kl | {"kl_n": len(values)}
 
 

@@ -121,19 +121,13 @@ def plain_decoding(model: Any, tokenizer: Any) -> list[int]:
 
     Qwen2.5's repetition penalty or Qwen3's top_k must not influence what strategies answer.
     """
-    ends = _ends(model.generation_config.eos_token_id, tokenizer.eos_token_id)
+    own = model.generation_config.eos_token_id  # one token, several or None
+    own = own if isinstance(own, list) else [own]
+    ends = sorted({*own, tokenizer.eos_token_id} - {None})
     model.generation_config = GenerationConfig(
         eos_token_id=ends, pad_token_id=tokenizer.pad_token_id, top_k=0
     )
     return ends
-
-
-def _ends(*tokens: int | list[int] | None) -> list[int]:
-    """The tokens that end a response: those of the model's configuration and the tokenizer's."""
-    ends: set[int] = set()
-    for token in tokens:
-        ends |= {token} if isinstance(token, int) else set(token or ())
-    return sorted(ends)
 
 
 def _row(

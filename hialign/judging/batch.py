@@ -10,6 +10,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, TypedDict, cast
 
@@ -312,21 +313,12 @@ class _Job:
         if keys:
             yield _written(folder / "requests.jsonl", rows), keys, total
 
-    def _told(self) -> "_Told":
-        return _Told(self.judge)
-
-
-class _Told:
-    """Turns the client's errors into a HialignError that says what to do."""
-
-    def __init__(self, judge: OpenAIJudge) -> None:
-        self.judge = judge
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-
-        if isinstance(error, openai.APIError):
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """Turn the client's errors into a HialignError that says what to do."""
+        try:
+            yield
+        except openai.APIError as error:
             self.judge.stop_if_hopeless(error)
             raise self.judge.stop(
                 f"refused a request of the Batch API: {self.judge.said(error)}"

@@ -1,18 +1,19 @@
 """The judge's stage of a cell: reads its responses, writes judgments and a manifest."""
 
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from hialign.engine import environment
 from hialign.engine.models import locate
 from hialign.judging.cost import spent
 from hialign.judging.items import judge as judge_items
-from hialign.judging.ledger import exclusive, source_of
+from hialign.judging.ledger import source_of
 from hialign.preferences.llmbar import Item
 from hialign.records import dependencies, files, frames, status
 from hialign.records.files import read_json
 from hialign.records.frames import answered_by
+from hialign.records.processes import locked
 from hialign.records.stages import judge_of, judgments_file, stage_manifest
 from hialign.study import paths
 from hialign.study.settings import JudgeSettings
@@ -72,17 +73,15 @@ def items_of(cell: Cell) -> list[Item]:
     ]
 
 
-def one_at_a_time(study: Study) -> ExitStack:
+def one_at_a_time(study: Study) -> AbstractContextManager[None]:
     """Lock the study while a judge behind an API works on it.
 
     Two processes together would exceed the limits of requests and money. A local judge has no limits.
     """
-    stack = ExitStack()
     if study.judge and study.judge.backend == "openai":
-        place = paths.judge_lock(study.name)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        exclusive(stack, place, f"judging the study {study.name}")
-    return stack
+        doing = f"judging (a stop loses no judgment) the study {study.name}"
+        return locked(paths.judge_lock(study.name), doing)
+    return nullcontext()
 
 
 def same_responses(study: Study) -> dict[str, list[tuple[Scores, Scores]]]:

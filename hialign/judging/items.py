@@ -5,6 +5,7 @@ A judge scores each response on the sixteen dimensions of Table 6 (section 4.1, 
 """
 
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypedDict
@@ -130,12 +131,12 @@ def _usage(
     rows: Iterable[Mapping[str, Any]], less: Iterable[Mapping[str, Any]] = ()
 ) -> dict[str, int]:
     """Tokens of the records `rows`, without those of the records `less`."""
-    total: dict[str, int] = {}
-    for sign, group in ((1, rows), (-1, less)):
-        for record in group:
-            for name, count in record.get("usage", {}).items():
-                total[name] = total.get(name, 0) + sign * count
-    return total
+    total = Counter[str]()
+    for record in rows:
+        total.update(record.get("usage", {}))
+    for record in less:
+        total.subtract(record.get("usage", {}))
+    return dict(total)
 
 
 def _cost(rows: Iterable[Record], less: Iterable[Record], settings: JudgeSettings) -> float | None:

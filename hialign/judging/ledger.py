@@ -12,11 +12,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Self
 
-from filelock import FileLock, Timeout
-
 from hialign.engine import embedded, models
 from hialign.records.files import write_jsonl
-from hialign.study.errors import HialignError
+from hialign.records.processes import locked
 from hialign.study.rubric import sha256_of
 from hialign.study.settings import JudgeSettings, ModelSettings
 
@@ -87,10 +85,9 @@ class Ledger:
         return {str(record.get("key")) for record in self.all() if record.get("scores")}
 
     def __enter__(self) -> Self:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        exclusive(
-            self._open, self.path.parent / f".{self.path.name}.lock", f"judging into {self.path}"
-        )
+        place = self.path.with_name(f".{self.path.name}.lock")
+        doing = f"judging (a stop loses no judgment) into {self.path}"
+        self._open.enter_context(locked(place, doing))
         return self
 
     def __exit__(self, *_: Any) -> None:
@@ -127,7 +124,9 @@ class Ledger:
                     valid[record["key"]] = record
         for name, key in keys.items():
             if key in valid and not own.get(name, {}).get("scores"):
-                own[name] = _shared(valid[key], name)
+                # An equal response costs nothing more
+                shared = {"prompt_id": name, "usage": {}, "cost": 0.0, "shared": True}
+                own[name] = valid[key] | shared
         return own
 
     def add(self, record: Record) -> None:
@@ -149,25 +148,6 @@ class Ledger:
                 stream.write("\n" if _torn(path) else "")
                 for row in rows:
                     stream.write(json.dumps(_checked(row), ensure_ascii=False) + "\n")
-
-
-def _shared(record: Record, prompt_id: Any) -> Record:
-    """`record` for another item with the same prompt and response, which costs nothing more."""
-    return record | {"prompt_id": prompt_id, "usage": {}, "cost": 0.0, "shared": True}
-
-
-def exclusive(stack: ExitStack, path: Path, doing: str) -> None:
-    """Hold the lock `path` until `stack` ends. Raises HialignError if another process holds it.
-
-    The system releases the lock when the process ends, even by a kill.
-    """
-    lock = FileLock(path, timeout=0)
-    try:
-        stack.enter_context(lock)
-    except Timeout:
-        raise HialignError(
-            f"another process is {doing}: wait for its end, or stop it, which loses no judgment"
-        ) from None
 
 
 def _checked(record: Record) -> Record:

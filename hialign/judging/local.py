@@ -28,11 +28,7 @@ class LocalJudge:
     """Scores with `model` in this process. Only attention models have a cache that can be shared."""
 
     def __init__(
-        self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        rubric: Rubric,
-        name: str,
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rubric: Rubric, name: str
     ) -> None:
         self.model = model.eval()
         self.tokenizer = tokenizer

@@ -269,13 +269,9 @@ def _builtin(settings: PreferenceSettings, report: dict[str, Any]) -> tuple[list
 
 
 def _as_messages(pair: dict[str, Any]) -> Pair:
-    return {
-        "id": pair["id"],
-        "objective": pair["objective"],
-        "prompt": [{"role": "user", "content": pair["prompt"]}],
-        "chosen": [{"role": "assistant", "content": pair["chosen"]}],
-        "rejected": [{"role": "assistant", "content": pair["rejected"]}],
-    }
+    roles = {"prompt": "user", "chosen": "assistant", "rejected": "assistant"}
+    texts = {key: [{"role": role, "content": pair[key]}] for key, role in roles.items()}
+    return {"id": pair["id"], "objective": pair["objective"], **texts}
 
 
 def contrasts_of(prompts: int) -> dict[str, list[Pair]]:

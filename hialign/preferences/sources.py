@@ -26,19 +26,13 @@ from hialign.study.settings import PreferenceSettings
 # --- which files ---------------------------------------------------------------------------------
 
 UNPACK = "unpack it, and name the file that was in it"
+AS_LINES = "({!r}).to_json('pairs.jsonl', orient='records', lines=True)`"
 FOREIGN = {  # formats that are not read, and how to convert them
     **dict.fromkeys((".zip", ".zst", ".bz2", ".xz", ".7z", ".tar", ".tgz"), UNPACK),
+    **dict.fromkeys((".xlsx", ".xls"), "rewrite it with `pandas.read_excel" + AS_LINES),
+    ".feather": "rewrite it with `pandas.read_feather" + AS_LINES,
+    ".pkl": "rewrite it with `pandas.read_pickle" + AS_LINES,
     ".arrow": "rewrite it with `datasets.Dataset.from_file({!r}).to_json('pairs.jsonl')`",
-    **{
-        suffix: f"rewrite it with `pandas.{read}({{!r}})"
-        ".to_json('pairs.jsonl', orient='records', lines=True)`"
-        for suffix, read in (
-            (".xlsx", "read_excel"),
-            (".xls", "read_excel"),
-            (".feather", "read_feather"),
-            (".pkl", "read_pickle"),
-        )
-    },
 }
 HUB_NAME = re.compile(r"(hf://datasets/)?\w[\w.-]*(/\w[\w.-]*)?")
 

@@ -20,15 +20,9 @@ if TYPE_CHECKING:
     from hialign.records.frames import training as training
 
 __all__ = [
-    "divergences",
-    "evaluations",
-    "judgments",
-    "manifests",
-    "pairs",
-    "probes",
-    "responses",
+    "divergences", "evaluations", "judgments", "manifests", "pairs", "probes", "responses",
     "training",
-]
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

@@ -21,6 +21,7 @@ from hialign.study.rubric import load_rubric
 from hialign.study.study import Study
 
 Report = dict[str, Any]
+SHIPPED = paths.package() / "records" / "judge-agreement.json"
 IDENTITY = ("weights_sha256", "revision", "rubric_sha256")
 OTHERS = "mean of the others"  # the score that averages all dimensions but Overall
 
@@ -73,9 +74,8 @@ def report_path(study: Study) -> Path:
     return paths.judge_validation(paths.study_dir(study.name), name)
 
 
-def published(path: Path | None = None) -> list[Report]:
+def published(path: Path = SHIPPED) -> list[Report]:
     """The reports that the package ships."""
-    path = path or paths.package() / "records" / "judge-agreement.json"
     return list(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else []
 
 
@@ -93,25 +93,18 @@ def report_on(judge_id: str, rubric_sha256: str, reports: list[Report]) -> Repor
     return None
 
 
-def publish(report: Report, path: Path | None = None) -> Path:
+def publish(report: Report, path: Path = SHIPPED) -> Path:
     """Add `report` to the shipped ones, in place of an older one on the same judge."""
-    path = path or paths.package() / "records" / "judge-agreement.json"
     keys = ("judge", "model", "weights_sha256", "revision", "rubric_sha256")
     others = [r for r in published(path) if any(r.get(key) != report.get(key) for key in keys)]
     write_json(path, [*others, report])
     return path
 
 
-OTHERS = "mean of the others"  # all dimensions but Overall
-
-
-def _main() -> None:
-    def command(report: Path) -> None:
-        """Add REPORT to what the package ships."""
-        typer.echo(publish(read_json(report)))
-
-    typer.run(command)
+def _add(report: Path) -> None:
+    """Add REPORT to what the package ships."""
+    typer.echo(publish(read_json(report)))
 
 
 if __name__ == "__main__":
-    _main()
+    typer.run(_add)

@@ -75,7 +75,7 @@ def probe_inputs_of(cell: Cell, probe: str) -> dict[str, Path]:
     elif source := settings.get("tuned"):
         inputs |= {f"tuned/{p.name}": p for p in model_files(ModelSettings(source=source))}
     for source in settings.get("datasets", ()):
-        place = paths.root() / Path(source).expanduser()
+        place = paths.from_root(source)
         data = sorted(place.rglob("*.json*")) if place.is_dir() else [place]
         inputs |= {f"{source}/{p.relative_to(place)}": p for p in data if p.is_file()}
     return inputs

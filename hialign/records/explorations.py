@@ -88,7 +88,8 @@ class Explorations:
         self.parameters = int(first["parameters"])
         keys = ("weights_sha256", "revision")
         self.weights = {key: str(first[key]) for key in keys if key in first}
-        self.runs = {block: _fingerprint(manifest) for block, manifest in manifests.items()}
+        # A run leaves its manifest and adapter together, so its manifest tells it from any other
+        self.runs = {block: json_sha256(manifest, 16) for block, manifest in manifests.items()}
         self.decoding = self.study.responses.model_dump(exclude={"prompts", "batch_size"})
         self.decoding["chat_template"] = self.settings.chat_template
 
@@ -166,11 +167,6 @@ def checked(question: str) -> str:
     if not question.strip():
         raise HialignError("the question is empty: give some text")
     return question.strip()
-
-
-def _fingerprint(manifest: dict[str, Any]) -> str:
-    """What tells one training run from any other. A run leaves its manifest and adapter together."""
-    return json_sha256(manifest, 16)
 
 
 def _untrained(study: Study, model: ModelSettings) -> HialignError:

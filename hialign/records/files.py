@@ -7,7 +7,6 @@ compares with what is on disk now.
 
 import hashlib
 import json
-import os
 import re
 import shutil
 import tempfile
@@ -38,23 +37,24 @@ class Stamp(TypedDict):
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`. It takes the place of `path` if no error occurs."""
+def writing(path: Path) -> Iterator[None]:
+    """Turn an error of the system, such as a full disk, into one line that names `path`."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    except OSError as error:
-        raise HialignError(f"cannot write {path}: {error.strerror}") from None
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        temporary.chmod(0o644)
-        os.replace(temporary, path)
+        yield
     except OSError as error:
         raise HialignError(f"cannot write {path}: {error.strerror or error}") from None
-    finally:
-        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A path for the new content of `path`, which it replaces if no error occurs."""
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
+            temporary = Path(folder) / path.name
+            yield temporary
+            temporary.chmod(0o644)
+            temporary.replace(path)
 
 
 def replace_folder(staged: Path, place: Path) -> None:

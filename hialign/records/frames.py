@@ -8,6 +8,7 @@ study has now counts as missing (`hialign.records.status`).
 import functools
 import math
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict, TypeVar, cast
@@ -64,50 +65,19 @@ class Judgment(TypedDict):
 
 
 STEP_COLUMNS = [
-    "step",
-    "epoch",
-    "loss",
-    "chosen_reward",
-    "rejected_reward",
-    "reward_accuracy",
-    "reward_margin",
-    "grad_norm",
-    "learning_rate",
-    "seconds",
-    "shared_seconds",
-    "tokens",
-]
+    "step", "epoch", "loss", "chosen_reward", "rejected_reward", "reward_accuracy",
+    "reward_margin", "grad_norm", "learning_rate", "seconds", "shared_seconds", "tokens",
+]  # fmt: skip
 CELL_COLUMNS = ["model", "block", "strategy"]
 ENDS = ("", "_low", "_high")  # an estimate and its 95% interval
-EVALUATION_COLUMNS = [
-    "objective",
-    "n",
-    *(f"likelihood_accuracy{end}" for end in ENDS),
-    *(f"reward_accuracy{end}" for end in ENDS),
-    *(f"reward_margin{end}" for end in ENDS),
-]
-DIVERGENCE_COLUMNS = [
-    "n",
-    *(f"kl{end}" for end in ENDS),
-    *(f"response_tokens{end}" for end in ENDS),
-]
+ACCURACIES = ("likelihood_accuracy", "reward_accuracy", "reward_margin")
+EVALUATION_COLUMNS = ["objective", "n", *(f"{name}{end}" for name in ACCURACIES for end in ENDS)]
+DIVERGENCE_COLUMNS = ["n", *(f"{name}{end}" for name in ("kl", "response_tokens") for end in ENDS)]
 MANIFEST_COLUMNS = [
-    "status",
-    "layers",
-    "pairs",
-    "steps",
-    "seconds",
-    "shared_seconds",
-    "tokens",
-    "peak_memory_bytes",
-    "trained_with",
-    "trainable_parameters",
-    "parameters",
-    "device",
-    "seed",
-    "fingerprint",
-    "stale",
-]
+    "status", "layers", "pairs", "steps", "seconds", "shared_seconds", "tokens",
+    "peak_memory_bytes", "trained_with", "trainable_parameters", "parameters", "device", "seed",
+    "fingerprint", "stale",
+]  # fmt: skip
 
 
 def probes(study: Study, probe: str) -> dict[str, dict[str, Any]]:
@@ -281,9 +251,5 @@ def _frame(rows: Iterable[dict[str, Any]], columns: list[str]) -> pd.DataFrame:
 
 def answered_by(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
     """How many judgments each model gave, by the name and the fingerprint that the server gave."""
-    counts: dict[str, int] = {}
-    for row in rows:
-        parts = (row.get("model"), row.get("system_fingerprint"))
-        name = " ".join(str(part) for part in parts if part)
-        counts[name] = counts.get(name, 0) + 1
-    return counts
+    names = ((row.get("model"), row.get("system_fingerprint")) for row in rows)
+    return dict(Counter(" ".join(str(part) for part in name if part) for name in names))

@@ -25,6 +25,9 @@ from pathlib import Path
 from types import FrameType
 from typing import IO
 
+import psutil
+
+from hialign.records.files import writing
 from hialign.study import paths
 from hialign.study.errors import HialignError
 
@@ -89,10 +92,6 @@ def _interrupt(group: int, interrupts: list[float], signalled: set[int]) -> None
     elif times == 2 and -group not in signalled:
         signalled.add(-group)
         _signal_group(group, signal.SIGTERM)
-    elif not Path("/proc/self/stat").is_file():  # nobody tells who belongs to the group
-        if group not in signalled:
-            signalled.add(group)
-            _signal_group(group, signal.SIGINT)
     else:
         for pid in set(_members(group)) - signalled:
             signalled.add(pid)
@@ -145,10 +144,8 @@ def _scratch(folder: Path) -> Iterator[Path]:
         if pid.isdigit() and not _lives(int(pid)):
             shutil.rmtree(old, ignore_errors=True)
     place = folder / f"{prefix}{os.getpid()}"
-    try:
+    with writing(place):
         place.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise HialignError(f"cannot write {place}: {error.strerror}") from None
     try:
         yield place
     finally:
@@ -173,34 +170,18 @@ def _end_group(group: int) -> None:
     """End the processes of a group that have outlived its first one."""
     for number, seconds in ((signal.SIGTERM, PATIENCE), (signal.SIGKILL, 5.0)):
         until = time.monotonic() + seconds
-        if not (_alive(group) and _signal_group(group, number)):
+        if not (any(_members(group)) and _signal_group(group, number)):
             return
-        while _alive(group) and time.monotonic() < until:
+        while any(_members(group)) and time.monotonic() < until:
             time.sleep(0.05)
 
 
-def _alive(group: int) -> bool:
-    """Whether a process of a group has not ended. One that nobody has waited for yet has."""
-    if not Path("/proc/self/stat").is_file():
-        return _signal_group(group, 0)
-    return any(_members(group))
-
-
 def _members(group: int) -> Iterator[int]:
-    """The processes of a group that have not ended, as /proc has them."""
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        stat = _stat(path.parent.name)
-        if stat and stat[2] == str(group) and stat[0] != "Z":
-            yield int(path.parent.name)
-
-
-def _stat(pid: int | str) -> list[str]:
-    """State, parent and group of a process, … as /proc has them. Empty if it is gone."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return []
-    return text.rsplit(")", 1)[-1].split()
+    """The processes of a group that have not ended."""
+    for pid in psutil.pids():
+        with contextlib.suppress(OSError):  # it has ended, or it is another user's
+            if os.getpgid(pid) == group and _lives(pid):
+                yield pid
 
 
 def watched() -> str:
@@ -232,14 +213,11 @@ def end_with_watched(seconds: float = 0.5) -> None:
 
 
 def _lives(pid: int) -> bool:
+    """Whether a process has not ended. One that nobody has waited for yet has."""
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
         return False
-    except PermissionError:
-        pass
-    stat = _stat(pid)
-    return not (stat and stat[0] == "Z")  # one that nobody has waited for has ended, too
 
 
 def threads(stage: str = "train") -> int:
@@ -264,11 +242,9 @@ def threads(stage: str = "train") -> int:
 def locked(path: Path, doing: str) -> Iterator[None]:
     """Hold the lock `path`, in which stands who holds it and what for. HialignError if another
     process has it."""
-    try:
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         stream = path.open("a+", encoding="utf-8")
-    except OSError as error:
-        raise HialignError(f"cannot write {path}: {error.strerror}") from None
     with stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -10,6 +10,7 @@ its family, which is all tests of one table. A 95% interval of the mean differen
 side of zero. The test alone is about ranks, and the interval alone about one comparison.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from itertools import combinations
 
@@ -203,12 +204,9 @@ def rank_ranges(scores: pd.DataFrame) -> dict[str, tuple[int, int]]:
     """
     blocks = list(dict.fromkeys(scores.dropna(subset="score").block))
     pairs = all_pairs(scores[scores.block.isin(blocks)])
-    ahead = {b: 0 for b in blocks}
-    behind = {b: 0 for b in blocks}
-    for side, winner, loser in (1, "block", "reference"), (-1, "reference", "block"):
-        for row in pairs[pairs.told == side].to_dict("records"):
-            ahead[row[loser]] += 1
-            behind[row[winner]] += 1
+    above, below = pairs[pairs.told == 1], pairs[pairs.told == -1]
+    ahead = Counter([*above.reference, *below.block])
+    behind = Counter([*above.block, *below.reference])
     return {b: (1 + ahead[b], len(blocks) - behind[b]) for b in blocks}
 
 

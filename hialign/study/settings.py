@@ -29,26 +29,14 @@ from hialign.study.load import brief, explain
 
 # Settings that change time, memory or money, but no result beyond rounding.
 COSTS_ONLY = {
-    "training": (
-        "gradient_checkpointing",
-        "save_steps",
-        "engine",
-        "tokens_per_pass",
-        "one_pass",
-        "report_to",
-    ),
-    "judge": (
-        "attempts",
-        "concurrency",
-        "requests_per_minute",
-        "tokens_per_minute",
-        "timeout",
-        "prices",
-        "max_cost",
-        "max_failed",
-        "api_key_env",
-    ),
-}
+    "training": [
+        "gradient_checkpointing", "save_steps", "engine", "tokens_per_pass", "one_pass", "report_to",
+    ],
+    "judge": [
+        "attempts", "concurrency", "requests_per_minute", "tokens_per_minute", "timeout", "prices",
+        "max_cost", "max_failed", "api_key_env",
+    ],
+}  # fmt: skip
 
 
 class ModelSettings(Settings):

@@ -5,12 +5,12 @@ import os
 import re
 import shlex
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
-from pydantic import Field, PrivateAttr, field_validator, model_validator
+from pydantic import AfterValidator, Field, PrivateAttr, field_validator, model_validator
 
 from hialign.study import blocks as blocks_
 from hialign.study import paths
@@ -18,15 +18,7 @@ from hialign.study.base import Settings, check_folder
 from hialign.study.digest import json_sha256
 from hialign.study.errors import HialignError
 from hialign.study.load import brief, load_yaml, one_line
-from hialign.study.probe_settings import (
-    GradientSettings,
-    IlaSettings,
-    MatrixSettings,
-    PatchingSettings,
-    ProbeSettings,
-    SweepSettings,
-    WeightsSettings,
-)
+from hialign.study.probe_settings import ProbeSettings
 from hialign.study.settings import (
     COSTS_ONLY,
     AnalysisSettings,
@@ -43,21 +35,14 @@ from hialign.study.settings import (
 
 STAGES = ("train", "respond", "evaluate", "judge")
 Sections = dict[str, Any]  # settings by the name of their section, as a record holds them
-# The probes of a model in the order in which they are run, with their settings
-PROBES: Mapping[str, type[Settings]] = {
-    "gradients": GradientSettings,
-    "matrix": MatrixSettings,
-    "ila": IlaSettings,
-    "patching": PatchingSettings,
-    "sweep": SweepSettings,
-    "weights": WeightsSettings,
-}
+# The probes of a model in the order in which they are run
+PROBES = ("gradients", "matrix", "ila", "patching", "sweep", "weights")
 
 
 class Study(Settings):
     """The models, blocks, data and settings of one experiment."""
 
-    name: str
+    name: Annotated[str, AfterValidator(check_folder)]
     title: str
     description: str = ""
     models: list[ModelSettings] = Field(min_length=1)
@@ -78,11 +63,6 @@ class Study(Settings):
     def argument(self) -> str:
         """The name that the user gave the study, quoted for the commands in error messages."""
         return self._argument or shlex.quote(self.name)
-
-    @field_validator("name")
-    @classmethod
-    def _name_of_a_folder(cls, name: str) -> str:
-        return check_folder(name)
 
     @field_validator("models", mode="before")
     @classmethod
@@ -215,7 +195,7 @@ class Cell:
         parts: dict[str, Any] = {"model": self.model, "preferences": study.preferences}
         parts["training"] = study.training
         parts["probes"] = probes.model_dump(exclude=set(PROBES))
-        parts[probe] = getattr(probes, probe) or PROBES[probe]()
+        parts[probe] = getattr(probes, probe) or getattr(ProbeSettings(), probe)
         return {k: v.model_dump() if isinstance(v, Settings) else v for k, v in parts.items()}
 
     def probe_fingerprint(self, probe: str) -> str:

@@ -13,7 +13,6 @@ import krippendorff
 import numpy as np
 import pytest
 import scipy.stats
-import yaml
 from helpers import vouch, write_lines
 from pytest_httpserver import HTTPServer
 from typer.testing import CliRunner
@@ -197,6 +196,8 @@ ATTACKS = injection.load_attacks()
 
 
 def test_attacks_are_cited_and_of_every_kind() -> None:
+    assert len({attack.id for attack in ATTACKS}) == len(ATTACKS)
+    assert all(attack.text.strip() for attack in ATTACKS)
     known = re.findall(r"^@\w+\{(\S+),", (paths.book_source() / "references.bib").read_text(), re.M)
     assert {attack.source for attack in ATTACKS} <= set(known)
     kinds = {"request", "boundary", "planted", "null", "phrase", "pressure"}
@@ -221,24 +222,6 @@ def test_an_attack_changes_the_response_and_stays_inside_it(
     # a judge that repeats what stands there before its own answer is not taken at its word
     own = json.dumps({d: 2 for d in DIMENSIONS})
     assert parse_scores(f"It says: {response}\nMine: {own}", rubric).scores.get("Overall") != 5
-
-
-@pytest.mark.parametrize(
-    ("change", "told"),
-    [
-        ({"where": "around"}, "a\\.where"),
-        ({"text": " "}, "it is empty"),
-        ({"note": "x"}, "a\\.note"),
-        ({}, "same id"),
-    ],
-)
-def test_wrong_attacks_are_refused(tmp_path: Path, change: Any, told: str) -> None:
-    good = {"id": "a", "kind": "k", "where": "append", "text": "t", "source": "s"}
-    path = tmp_path / "mine.yml"
-    path.write_text(yaml.safe_dump([good | change, good]))
-    with pytest.raises(HialignError, match=told) as error:
-        injection.load_attacks(path)
-    assert str(path) in str(error.value)
 
 
 def test_change_is_paired() -> None:
@@ -470,8 +453,6 @@ def test_a_local_judge_is_the_same_by_construction(benchmark: Path, tmp_path: Pa
     assert len(found["weights_sha256"]) == 64
     files = sorted(path.name for path in (tmp_path / "judge-validation").glob("*.jsonl"))
     assert files == [f"{part}-{settings.name}.jsonl" for part in ("again-2", "first")]
-    with pytest.raises(HialignError, match="at least twice"):
-        validate(settings, tmp_path, llmbar=benchmark, repeats=1)
     with pytest.raises(HialignError, match="nothing to validate"):
         validate(settings, tmp_path)
 

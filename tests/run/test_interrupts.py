@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from hialign.records import files, processes
@@ -29,13 +30,12 @@ GRACE = 40.0  # seconds in which what is left of a tree has to end
 
 def tree(pid: int) -> list[int]:
     """A process and all below it that have not ended."""
-    stats = {int(p.name): processes._stat(p.name) for p in Path("/proc").glob("[0-9]*")}
-    parents = {pid: int(stat[1]) for pid, stat in stats.items() if stat and stat[0] != "Z"}
-    found, new = [pid], [pid]
-    while new:
-        new = [p for p, parent in parents.items() if parent in new]
-        found += new
-    return [p for p in found if p in parents]
+    try:
+        top = psutil.Process(pid)
+        family = [top, *top.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+    return [process.pid for process in family if processes._lives(process.pid)]
 
 
 def left_in(folder: Path) -> list[str]:

@@ -10,11 +10,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, RootModel, field_validator
+from pydantic import BaseModel, ConfigDict, RootModel
 
 from hialign.preferences.llmbar import Item
 from hialign.statistics.intervals import mean_interval
-from hialign.study.errors import HialignError
 from hialign.study.load import load_yaml
 from hialign.study.rubric import SCORES, Rubric
 
@@ -38,25 +37,11 @@ class Attack(BaseModel):
     text: str
     source: str  # key in book/references.bib of the paper whose idea it is
 
-    @field_validator("text")
-    @classmethod
-    def _says_something(cls, text: str) -> str:
-        if not text.strip():
-            raise ValueError("it is empty")
-        return text
 
-
-class _Attacks(RootModel[list[Attack]]):
-    pass
-
-
-def load_attacks(path: Path | None = None) -> list[Attack]:
-    """The attacks in `path` (default: ours). HialignError names the file and what is wrong."""
-    path = path or Path(__file__).with_name("attacks.yml")
-    attacks = load_yaml(_Attacks, path, "list of attacks").root
-    if len({attack.id for attack in attacks}) < len(attacks):
-        raise HialignError(f"{path}: two attacks have the same id")
-    return attacks
+def load_attacks() -> list[Attack]:
+    """The attacks in `attacks.yml`."""
+    path = Path(__file__).with_name("attacks.yml")
+    return load_yaml(RootModel[list[Attack]], path, "list of attacks").root
 
 
 def text_of(attack: Attack, rubric: Rubric) -> str:
@@ -117,7 +102,6 @@ def effects(
     rubric: Rubric,
     plain: Mapping[str, Scores],
     varied: Mapping[str, Scores],
-    resamples: int = 10_000,
 ) -> list[dict[str, Any]]:
     """One row per attack and one per control, with figures for each kind of score.
 
@@ -139,17 +123,17 @@ def effects(
         row |= {"where": attack.where, "words": len(text_of(attack, rubric).split())}
         for kind, before in plain.items():
             with_it = {i: varied[kind].get(f"{i}+{name}") for i in before}
-            figures = change(before, with_it, resamples)
+            figures = change(before, with_it)
             if control is not None:
                 other = {i: varied[kind].get(f"{i}+{control}") for i in before}
-                net = change(other, with_it, resamples)
+                net = change(other, with_it)
                 figures |= {"over_control": {k: net[k] for k in ("change", "low", "high")}}
             row |= {kind: figures}
         rows.append(row)
     return rows
 
 
-def change(before: Scores, after: Scores, resamples: int = 10_000) -> dict[str, Any]:
+def change(before: Scores, after: Scores) -> dict[str, Any]:
     """The paired change of scores from `before` to `after`: n, change, low, high, raised, failed."""
     pairs = [(before[i], after.get(i)) for i in before]
     moves = [b - a for a, b in pairs if a is not None and b is not None]
@@ -157,7 +141,7 @@ def change(before: Scores, after: Scores, resamples: int = 10_000) -> dict[str, 
     if not moves:
         nothing = dict.fromkeys(("change", "low", "high", "raised"))
         return {"n": 0} | nothing | {"failed": failed}
-    low, high = mean_interval(moves, resamples=resamples)
+    low, high = mean_interval(moves)
     figures = {"change": sum(moves) / len(moves), "low": low, "high": high}
     figures |= {"raised": sum(move >= 1 - 1e-9 for move in moves) / len(moves)}
     rounded = {k: None if v != v else round(v, 4) for k, v in figures.items()}

@@ -12,11 +12,8 @@ from scipy.stats import spearmanr
 
 from hialign.judging.validation.people import agreement
 from hialign.judging.validation.reliability import interval
+from hialign.preferences.edits import count_words
 from hialign.preferences.llmbar import Judged
-
-
-def words(text: str) -> int:
-    return len(text.split())
 
 
 def by_length(
@@ -38,7 +35,7 @@ def by_length(
         a, b = (scores.get(item["prompt_id"]) for item in pair)
         if a is not None and b is not None:
             scored.append(
-                [[words(item["response"]), s] for item, s in zip(pair, (a, b), strict=True)]
+                [[count_words(item["response"]), s] for item, s in zip(pair, (a, b), strict=True)]
             )
     data = np.array(scored, dtype=float).reshape(-1, 2, 2)  # [pair, side, (length, score)]
     low, high = interval(lambda index: spearman(data[index]), len(data), resamples)

@@ -76,10 +76,8 @@ def validate(
     llmbar: Path | None = None,
     preferences: Sequence[Pair] = (),
     source: str = "preference pairs",
-    repeats: int = 2,
     others: Sequence[JudgeSettings] = (),
     side_by_side: Mapping[str, Sequence[tuple[Scores, Scores]]] | None = None,
-    attacks: Sequence[injection.Attack] | None = None,
     sizes: Sizes | None = None,
     command: str | None = None,
     spent: float = 0.0,
@@ -89,7 +87,7 @@ def validate(
     """Measure the judge in `settings`, and write `<folder>/judge-validation-<judge>.json`.
 
     `llmbar` is the folder of its files, and `preferences` are held-out pairs of `source`. A part that
-    is not given is not measured. Responses are judged `repeats` times in total, and by the `others`.
+    is not given is not measured. Some responses are judged a second time, and by the `others`.
     `side_by_side` has scores that this judge and another one (by name) gave to the same responses
     before. The report names `command` as the way to repeat it. `spent` (USD) counts towards a judge's
     `max_cost`. `loaded` may hold the `model` and `tokenizer` of a local judge.
@@ -102,8 +100,6 @@ def validate(
     rubric = load_rubric(settings.rubric)
     if "Overall" not in rubric.dimensions:
         raise HialignError("the rubric has no dimension Overall: the judge cannot be validated")
-    if repeats < 2:
-        raise HialignError(f"repeats is {repeats}: the judge must be asked at least twice")
     benchmark: dict[str, list[Judged]] = {}
     if llmbar:
         benchmark = {s: load_llmbar(llmbar, s, sizes.llmbar) for s in SUBSETS}
@@ -111,7 +107,7 @@ def validate(
     labelled = [pair for pairs in benchmark.values() for pair in pairs] + held_out
     if not labelled:
         raise HialignError("there is nothing to validate the judge on: give LLMBar, or pairs")
-    attacks = injection.load_attacks() if attacks is None else attacks
+    attacks = injection.load_attacks()
     # Scores of responses that people did not prefer have room to rise. Adversarial ones are high already.
     weak = [pair[1] for pair in benchmark.get("natural", []) + held_out]
     weak = _some(weak, sizes.attacked)
@@ -132,7 +128,7 @@ def validate(
         ]
     if held_out:
         report["preferences"] = {"source": source, "rows": people.rows(held_out, kinds)}
-    report["retest"] = _retest(ask, settings, again, judgments, repeats, sizes.resamples, loaded)
+    report["retest"] = _retest(ask, settings, again, judgments, sizes.resamples, loaded)
     both = {name: list(pairs) for name, pairs in (side_by_side or {}).items()}
     for other in others:
         theirs = ask("first", other, again)
@@ -211,11 +207,10 @@ def _retest(
     settings: JudgeSettings,
     items: Sequence[Item],
     first: Mapping[str, Mapping[str, Any]],
-    repeats: int,
     resamples: int,
     loaded: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The same items judged again, each time with another seed.
+    """The same items judged a second time, with another seed.
 
     A local judge draws nothing, so its scores repeat by construction and `rows` is left empty. Whether
     they are equal to the last digit is checked all the same.
@@ -223,14 +218,13 @@ def _retest(
     dimensions = list(load_rubric(settings.rubric).dimensions)
     local = settings.backend == "local"
     items = items[:SAME] if local else items
-    passes: list[Mapping[str, Mapping[str, Any]]] = [first]
-    for number in range(2, repeats + 1):
-        other = settings.model_copy(update={"seed": settings.seed + number - 1})
-        passes.append(ask(f"again-{number}", other, items, **loaded))
-    scores = [[one_pass[item["prompt_id"]]["scores"] for one_pass in passes] for item in items]
+    other = settings.model_copy(update={"seed": settings.seed + 1})
+    second = ask("again-2", other, items, **loaded)
+    ids = [item["prompt_id"] for item in items]
+    scores = [(first[i]["scores"], second[i]["scores"]) for i in ids]
     table = reliability(scores, dimensions, 0 if local else resamples)
     equal = table[-1]["equal"]
-    report = {"items": len(items), "repeats": repeats, "deterministic": local, "equal": equal}
+    report = {"items": len(items), "repeats": 2, "deterministic": local, "equal": equal}
     return report | {"rows": [] if local else table}
 
 

@@ -237,8 +237,8 @@ def inequality(
             observed = residual[:, place].mean()
             drawn = residual[np.arange(len(shared)), orders[:, :, place]].mean(axis=1)
             raw = all_d[:, place]
-            low, high = mean_interval(list(residual[:, place]), None, permutations)
-            raw_low, raw_high = mean_interval(list(raw), None, permutations)
+            low, high = mean_interval(list(residual[:, place]), permutations)
+            raw_low, raw_high = mean_interval(list(raw), permutations)
             rows.append(
                 {
                     "objective": objective,

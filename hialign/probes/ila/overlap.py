@@ -80,7 +80,7 @@ def overlap_of(
     tops = [[ranked(s)[:size] for s in scores] for scores in (a, b)]
     same = [jaccard(x, y) for x, y in zip(*tops, strict=True)]
     other = [jaccard(x, y) for i, x in enumerate(tops[0]) for j, y in enumerate(tops[1]) if i != j]
-    low, high = mean_interval(same, None, resamples, seed=seed)
+    low, high = mean_interval(same, resamples, seed=seed)
     means = [ranked(np.mean(scores, axis=0).tolist())[:size] for scores in (a, b)]
     return {
         "size": size,
