@@ -12,9 +12,9 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 from hialign.engine import dpo
-from hialign.engine.decoder import Decoder
+from hialign.engine.decoder import Decoder, layouts
 from hialign.engine.progress import Progress
-from hialign.probes.pairs import ROW, ProbePair, rows_of
+from hialign.probes.pairs import ROW, ProbePair
 from hialign.study.blocks import Choice
 from hialign.study.errors import HialignError
 from hialign.study.settings import TrainingSettings
@@ -56,7 +56,8 @@ class Tuned:
             Progress(total=len(pairs), desc=what, disable=not what) as bar,
         ):
             depth = decoder.depth
-            for row, layout in rows_of(pairs, decoder.device, limit):
+            tokens = [pair.tokens for pair in pairs]
+            for row, layout in layouts(tokens, decoder.device, limit):
                 with self.model.disable_adapter():
                     hidden = decoder.run(layout, {*starts.values(), depth} - {0})
                     tops = {"base": hidden[depth]}

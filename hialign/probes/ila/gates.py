@@ -25,10 +25,9 @@ from transformers import (
     set_seed,
 )
 
-from hialign.engine.decoder import Decoder, Layout
+from hialign.engine.decoder import Decoder, layouts
 from hialign.engine.models import identity, load_model
 from hialign.engine.modules import decoder_layers, target_modules
-from hialign.engine.packing import pack, plan
 from hialign.engine.progress import Progress
 from hialign.engine.tokens import TokenPair
 from hialign.probes.pairs import ROW
@@ -110,9 +109,8 @@ class Loss:
         if self.reference is None:
             share = 1 / sum(len(pair[0].ids) - max(pair[0].start, 1) for pair in chosen)
         total = 0.0
-        for row in plan(chosen, ROW):
+        for row, layout in layouts(chosen, decoder.device, ROW):
             prepare()
-            layout = Layout(pack([chosen[i] for i in row]), decoder.device)
             top = decoder.run(layout, [decoder.depth])[decoder.depth]
             values = decoder.log_probs(top, layout).view(-1, 2)
             loss = share * self._sum(values, [batch[i] for i in row])
