@@ -86,14 +86,11 @@ def _made_once(folder: Path, make: Callable[[Path], None]) -> Path:
             if (folder / "weights.sha256").is_file():
                 return folder
             shutil.rmtree(folder, ignore_errors=True)
-            temporary = Path(tempfile.mkdtemp(prefix=folder.name + ".", dir=folder.parent))
-            try:
-                make(temporary)
+            with tempfile.TemporaryDirectory(prefix=f"{folder.name}.", dir=folder.parent) as name:
+                make(temporary := Path(name))
                 digest = weights_sha256(temporary)
                 (temporary / "weights.sha256").write_text(digest + "\n", encoding="utf-8")
                 os.replace(temporary, folder)
-            finally:
-                shutil.rmtree(temporary, ignore_errors=True)
     except OSError as error:
         raise HialignError(
             f"cannot write the model to {folder.parent}: {error.strerror or error}; "
