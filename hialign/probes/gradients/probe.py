@@ -28,7 +28,6 @@ from hialign.statistics.intervals import mean_interval, pooled_interval
 from hialign.statistics.margins import short, with_interval
 from hialign.study.blocks import EXPECTED, OBJECTIVES, Choice, split_layers
 from hialign.study.probe_settings import GradientSettings
-from hialign.study.settings import TrainingSettings
 from hialign.study.study import Cell
 
 PREFERENCE = "preference"  # the study's own pairs
@@ -71,20 +70,20 @@ def gradients(cell: Cell) -> dict[str, Any]:
             name: parts.part(name, partial(meter.measure, pairs, beta, what=name))
             for name, pairs in sources.items()
         }
-        steps: list[int] = []
-        if chosen.at_steps:
-            train = load_pairs(cell.study.preferences).train
-            prepared = dpo.prepare(model, tokenizer, train, probe_training(cell.study.training))
-            last = _steps(len(prepared.pairs.tokens), cell.study.training)
-            steps = [step for step in chosen.at_steps if step <= last]
         few = {name: pairs[: chosen.along_pairs] for name, pairs in sources.items()}
         references = {
             name: [pair["margin"] for pair in gradients[name][: chosen.along_pairs]] for name in few
         }
         along: list[dict[str, Any]] = []
-        if steps:
-            measure = partial(_along, cell, model, tokenizer, prepared, weights)
-            along = parts.part("along", lambda: measure(few, references, steps))
+        if chosen.at_steps:
+            training = probe_training(cell.study.training)
+            train = load_pairs(cell.study.preferences).train
+            prepared = dpo.prepare(model, tokenizer, train, training)
+            per_epoch = math.ceil(len(prepared.pairs.tokens) / training.effective_batch)
+            last = math.ceil(per_epoch * training.epochs)  # optimizer step
+            if steps := [step for step in chosen.at_steps if step <= last]:
+                measure = partial(_along, cell, model, tokenizer, prepared, weights)
+                along = parts.part("along", partial(measure, few, references, steps))
         norms = {n: norms_of(pairs, meter.sizes) for n, pairs in gradients.items()}
         kin = {name: [pair.prompt for pair in pairs] for name, pairs in sources.items()}
         targets = target_modules(model, range(meter.depth), cell.study.training.target_modules)
@@ -120,11 +119,6 @@ def gradients(cell: Cell) -> dict[str, Any]:
 
 
 # --- along training ------------------------------------------------------------------------------
-
-
-def _steps(pairs: int, training: TrainingSettings) -> int:
-    """The number of optimizer steps of a training on some pairs."""
-    return math.ceil(math.ceil(pairs / training.effective_batch) * training.epochs)
 
 
 def _along(
