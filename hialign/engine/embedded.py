@@ -31,10 +31,7 @@ def weights_sha256(folder: str | Path) -> str:
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:
         raise HialignError(f"no *.safetensors in {folder}: hialign loads no other format")
-    stats = [file.stat() for file in weights]
-    digest = _sha256_of(
-        tuple((f, s.st_size, s.st_mtime_ns) for f, s in zip(weights, stats, strict=True))
-    )
+    digest = _sha256_of(tuple((f, f.stat().st_size, f.stat().st_mtime_ns) for f in weights))
     made = folder / "weights.sha256"
     ours = folder.is_relative_to(paths.cache()) and made.is_file()
     if ours and digest != made.read_text(encoding="utf-8").strip():
