@@ -15,7 +15,7 @@ from transformers.training_args import OptimizerNames
 from hialign.engine import dpo, environment
 from hialign.engine.measures import choice
 from hialign.engine.models import depth_of, identity, load_model
-from hialign.engine.modules import in_adapter
+from hialign.engine.modules import parameters_in
 from hialign.engine.reference import Reference
 from hialign.engine.tokens import TokenizedPairs
 from hialign.engine.trainer import StockTrainer
@@ -131,9 +131,7 @@ def _publish_pass(
                 "trained_with": [c.block for c in cells if c is not cell],
                 "engine": "stock TRL" if trainer.is_stock else "packed",
                 "trainable_parameters": sum(
-                    p.numel()
-                    for n, p in adapted.named_parameters()
-                    if in_adapter(n, strategy.adapter)
+                    parameter.numel() for parameter in parameters_in(adapted, strategy.adapter)
                 ),
                 "peak_memory_bytes": environment.peak_memory_bytes(),
                 "confinement": trainer.confinement[cell.block],

@@ -306,6 +306,14 @@ def _attention(
     return packed.attend(module, query, key, value, sliding_window, **options), None
 
 
+def layouts(
+    pairs: Sequence[TokenPair], device: torch.device, limit: int
+) -> Iterator[tuple[list[int], Layout]]:
+    """The pairs in packed rows of at most `limit` tokens: the numbers of a row's pairs, its layout."""
+    for row in plan(pairs, limit):
+        yield row, Layout(pack([pairs[i] for i in row]), device)
+
+
 def pair_log_probs(
     model: torch.nn.Module,
     pairs: Sequence[TokenPair],
@@ -342,8 +350,7 @@ def pair_log_probs(
     result: list[tuple[float, float]] = [(0.0, 0.0)] * len(pairs)
     progress = Progress(total=len(pairs), desc=what)
     with torch.inference_mode(), Decoder(base) as decoder, progress as bar:
-        for row in plan(pairs, limit):
-            layout = Layout(pack([pairs[i] for i in row]), decoder.device)
+        for row, layout in layouts(pairs, decoder.device, limit):
             top = decoder.run(layout, [decoder.depth])[decoder.depth]
             log_prob_pairs = decoder.log_probs(top, layout).view(-1, 2).tolist()
             for i, (chosen, rejected) in zip(row, log_prob_pairs, strict=True):

@@ -216,13 +216,11 @@ def _trainer(
 def _stock_rows(pairs: TokenizedPairs, reference: Reference) -> Dataset:
     """The pairs as TRL's own tokenization gives them, with the reference's log-probabilities."""
     log_probs = [both for both in reference.values if both]
-    start = [chosen.start for chosen, _ in pairs.uncut]
-    both = list(zip(pairs.uncut, start, strict=True))
     return Dataset.from_dict(
         {
-            "prompt_ids": [list(chosen.ids[:at]) for (chosen, _), at in both],
-            "chosen_ids": [list(chosen.ids[at:]) for (chosen, _), at in both],
-            "rejected_ids": [list(rejected.ids[at:]) for (_, rejected), at in both],
+            "prompt_ids": [list(chosen.ids[: chosen.start]) for chosen, _ in pairs.uncut],
+            "chosen_ids": [list(chosen.ids[chosen.start :]) for chosen, _ in pairs.uncut],
+            "rejected_ids": [list(r.ids[r.start :]) for _, r in pairs.uncut],
             "ref_chosen_logps": [chosen for chosen, _ in log_probs],
             "ref_rejected_logps": [rejected for _, rejected in log_probs],
         }

@@ -31,10 +31,7 @@ def weights_sha256(folder: str | Path) -> str:
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:
         raise HialignError(f"no *.safetensors in {folder}: hialign loads no other format")
-    stats = [file.stat() for file in weights]
-    digest = _sha256_of(
-        tuple((f, s.st_size, s.st_mtime_ns) for f, s in zip(weights, stats, strict=True))
-    )
+    digest = _sha256_of(tuple((f, f.stat().st_size, f.stat().st_mtime_ns) for f in weights))
     made = folder / "weights.sha256"
     ours = folder.is_relative_to(paths.cache()) and made.is_file()
     if ours and digest != made.read_text(encoding="utf-8").strip():
@@ -86,14 +83,11 @@ def _made_once(folder: Path, make: Callable[[Path], None]) -> Path:
             if (folder / "weights.sha256").is_file():
                 return folder
             shutil.rmtree(folder, ignore_errors=True)
-            temporary = Path(tempfile.mkdtemp(prefix=folder.name + ".", dir=folder.parent))
-            try:
-                make(temporary)
+            with tempfile.TemporaryDirectory(prefix=f"{folder.name}.", dir=folder.parent) as name:
+                make(temporary := Path(name))
                 digest = weights_sha256(temporary)
                 (temporary / "weights.sha256").write_text(digest + "\n", encoding="utf-8")
                 os.replace(temporary, folder)
-            finally:
-                shutil.rmtree(temporary, ignore_errors=True)
     except OSError as error:
         raise HialignError(
             f"cannot write the model to {folder.parent}: {error.strerror or error}; "

@@ -1,5 +1,6 @@
 """What a run ran on: versions, device, memory."""
 
+import contextlib
 import os
 import platform
 import resource
@@ -32,13 +33,10 @@ def environment() -> dict[str, Any]:
 def _processor() -> str:
     """The processor's name and its number of cores."""
     name = platform.processor() or platform.machine()
-    try:
+    with contextlib.suppress(OSError):  # not Linux
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        name = next(
-            line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")
-        )
-    except (OSError, StopIteration):
-        pass  # not Linux, or a processor without a name
+        names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+        name = next(names, name)
     return f"{name}, {os.cpu_count()} cores"
 
 

@@ -8,6 +8,7 @@ which is faster, for the families that allow it.
 from collections.abc import Sequence
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from hialign.engine.progress import Progress
 from hialign.engine.tokens import Tokens
@@ -30,15 +31,13 @@ def response_logits(
         By sequence of R response tokens, the logits (R x vocabulary, float32) and the ids (R).
     """
     device = next(model.parameters()).device
-    length = max(len(t.ids) for t in batch)
-    ids = torch.tensor([[*t.ids, *[pad] * (length - len(t.ids))] for t in batch], device=device)
-    mask = torch.tensor(
-        [[1] * len(t.ids) + [0] * (length - len(t.ids)) for t in batch], device=device
-    )
+    rows = [torch.tensor(tokens.ids, device=device) for tokens in batch]
+    ids = pad_sequence(rows, batch_first=True, padding_value=pad)
+    mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
     # the place whose logits predict the first scored token
     first = max(min(t.start for t in batch) - 1, 0)
     logits = model(
-        input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=length - first
+        input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=ids.shape[1] - first
     ).logits
     responses = []
     for row, tokens in enumerate(batch):

@@ -84,3 +84,8 @@ def target_modules(
 def in_adapter(name: str, adapter: str) -> bool:
     """Whether a parameter belongs to an adapter (PEFT: `….lora_A.<adapter>.weight`)."""
     return "lora_" in name and f".{adapter}." in name
+
+
+def parameters_in(model: torch.nn.Module, adapter: str) -> list[torch.nn.Parameter]:
+    """The parameters of an adapter."""
+    return [p for name, p in model.named_parameters() if in_adapter(name, adapter)]

@@ -32,7 +32,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from hialign.engine.tokens import TokenPair, Tokens, common_start
+from hialign.engine.tokens import TokenPair, common_start
 
 
 @dataclass(frozen=True)
@@ -106,24 +106,6 @@ def pack(pairs: Sequence[TokenPair]) -> Pack:
             grow(list(child), end, path)
 
     grow(sorted(range(len(inputs)), key=lambda i: inputs[i]), 0, ())
-    scored, targets, prediction, sequence = _predictions(sequences, places)
-    return Pack(
-        pairs=len(pairs),
-        nodes=tuple(nodes),
-        ids=tuple(ids),
-        positions=tuple(positions),
-        scored=scored,
-        targets=targets,
-        prediction=prediction,
-        sequence=sequence,
-        places=tuple(tuple(own) for own in places),
-    )
-
-
-def _predictions(
-    sequences: Sequence[Tokens], places: Sequence[Sequence[int]]
-) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-    """`scored`, `targets`, `prediction` and `sequence` of a pack."""
     numbers: dict[tuple[int, int], int] = {}  # (place, target) -> the number of the prediction
     prediction: list[int] = []
     sequence: list[int] = []
@@ -132,9 +114,17 @@ def _predictions(
             key = (places[number][at - 1], tokens.ids[at])
             prediction.append(numbers.setdefault(key, len(numbers)))
             sequence.append(number)
-    scored = tuple(place for place, _ in numbers)
-    targets = tuple(target for _, target in numbers)
-    return scored, targets, tuple(prediction), tuple(sequence)
+    return Pack(
+        pairs=len(pairs),
+        nodes=tuple(nodes),
+        ids=tuple(ids),
+        positions=tuple(positions),
+        scored=tuple(place for place, _ in numbers),
+        targets=tuple(target for _, target in numbers),
+        prediction=tuple(prediction),
+        sequence=tuple(sequence),
+        places=tuple(tuple(own) for own in places),
+    )
 
 
 def plan(pairs: Sequence[TokenPair], limit: int) -> list[list[int]]:

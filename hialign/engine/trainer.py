@@ -21,7 +21,7 @@ from transformers import PreTrainedModel, PrinterCallback, TrainerCallback
 from trl import DPOTrainer
 
 from hialign.engine.decoder import Decoder, Layout
-from hialign.engine.modules import decoder_layers, in_adapter
+from hialign.engine.modules import decoder_layers, in_adapter, parameters_in
 from hialign.engine.packing import pack, plan
 from hialign.engine.progress import Progress
 from hialign.engine.reference import Reference
@@ -175,13 +175,9 @@ class BlockTrainer(StockTrainer):
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
         for strategy in self.strategies:
-            for parameter in self.parameters_of(strategy):
+            for parameter in parameters_in(self.model, strategy.adapter):
                 parameter.requires_grad_(True)
         return super().create_optimizer(*args, **kwargs)
-
-    def parameters_of(self, strategy: Strategy) -> list[torch.nn.Parameter]:
-        """A strategy's adapter parameters."""
-        return [p for n, p in self.model.named_parameters() if in_adapter(n, strategy.adapter)]
 
     def epoch_at(self, step: int) -> float:
         """Epochs done after a step, counted in micro-batches as TRL counts them."""
@@ -307,7 +303,7 @@ class BlockTrainer(StockTrainer):
 
     def _clip(self, strategy: Strategy, batch: Sequence[int]) -> None:
         """Clip a strategy's gradient by its own norm, as if it trained alone."""
-        parameters = self.parameters_of(strategy)
+        parameters = parameters_in(self.model, strategy.adapter)
         limit = self.settings.max_grad_norm or math.inf
         norm = float(torch.nn.utils.clip_grad_norm_(parameters, limit))
         strategy.sums["grad_norm"] = norm

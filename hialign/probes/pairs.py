@@ -1,14 +1,12 @@
-"""The preference pairs that probes read, and the packed rows in which models run them."""
+"""The preference pairs that probes read, and whether a model runs them packed."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hialign.engine.decoder import Layout, unpackable
-from hialign.engine.packing import pack, plan
+from hialign.engine.decoder import unpackable
 from hialign.engine.tokens import TokenPair, tokenize_pair
 from hialign.preferences.formats import prompt_id
 from hialign.preferences.pairs import contrasts_of, load_pairs
@@ -87,12 +85,3 @@ def check_packable(model: PreTrainedModel, pairs: Sequence[ProbePair]) -> None:
     """Refuse a model that gives packed pairs other log-probabilities, which probes cannot run."""
     if why := unpackable(model, [pair.tokens for pair in pairs], disable_dropout=True):
         raise HialignError(f"the probes run packed pairs, which this model does not take: {why}")
-
-
-def rows_of(
-    pairs: Sequence[ProbePair], device: torch.device, limit: int = ROW
-) -> Iterator[tuple[list[int], Layout]]:
-    """The pairs in packed rows of at most `limit` tokens: the numbers of a row's pairs, its layout."""
-    tokens = [pair.tokens for pair in pairs]
-    for row in plan(tokens, limit):
-        yield row, Layout(pack([tokens[i] for i in row]), device)

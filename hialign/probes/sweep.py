@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from hialign.engine import dpo
 from hialign.engine.models import depth_of, identity, load_model
-from hialign.engine.modules import in_adapter, target_modules
+from hialign.engine.modules import parameters_in, target_modules
 from hialign.preferences.pairs import load_pairs
 from hialign.probes.pairs import held_out
 from hialign.probes.record import Parts, measured, probe_settings
@@ -83,15 +83,12 @@ def sweep(cell: Cell) -> dict[str, Any]:
             chosen = {name: choices[name] for name in names}
             with tuned_blocks(model, tokenizer, prepared, chosen, training, weights) as tuned:
                 margins = tuned.margins(pairs, training.beta, what)
-                sizes = {n: p.numel() for n, p in tuned.model.named_parameters()}
-                adapters = tuned.adapters
-            return {
-                block: {
-                    "parameters": sum(
-                        n for p, n in sizes.items() if in_adapter(p, adapters[block])
-                    ),
-                    "margins": short(margins[block]),
+                sizes = {
+                    block: sum(p.numel() for p in parameters_in(tuned.model, strategy.adapter))
+                    for block, strategy in tuned.strategies.items()
                 }
+            return {
+                block: {"parameters": sizes[block], "margins": short(margins[block])}
                 for block in chosen
             }
 

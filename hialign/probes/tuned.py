@@ -12,9 +12,10 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 from hialign.engine import dpo
-from hialign.engine.decoder import Decoder
+from hialign.engine.decoder import Decoder, layouts
 from hialign.engine.progress import Progress
-from hialign.probes.pairs import ROW, ProbePair, rows_of
+from hialign.engine.trainer import Strategy
+from hialign.probes.pairs import ROW, ProbePair
 from hialign.study.blocks import Choice
 from hialign.study.errors import HialignError
 from hialign.study.settings import TrainingSettings
@@ -26,60 +27,46 @@ class Tuned:
 
     Attributes:
         model: the PEFT model, in evaluation mode.
-        adapters: by block, PEFT's name of its adapter.
-        layers: by block, the layers that it tuned.
+        strategies: by block, its layers and the name of its adapter.
         decoder_of: the base model, whose layers hold the adapters.
         losses: by block, the loss of each optimizer step (nats).
     """
 
     model: Any
-    adapters: Mapping[str, str]
-    layers: Mapping[str, list[int]]
+    strategies: Mapping[str, Strategy]
     decoder_of: PreTrainedModel
     losses: Mapping[str, list[float]] = field(default_factory=dict)
 
-    def log_probs(
-        self, pairs: Sequence[ProbePair], what: str = "", limit: int = ROW
-    ) -> dict[str, list[tuple[float, float]]]:
-        """The log-probabilities (nats) of each pair's chosen and rejected, by block and for `base`.
+    def margins(
+        self, pairs: Sequence[ProbePair], beta: float, what: str = ""
+    ) -> dict[str, list[float]]:
+        """The implicit reward margin (nats; Eq. 1) of each pair, by block.
 
         The layers below a block's first one are run once for all blocks.
         """
-        blocks = list(self.adapters)
-        starts = {block: min(self.layers[block]) for block in blocks}
-        log_probs: dict[str, list[tuple[float, float]]] = {
-            block: [(0.0, 0.0)] * len(pairs) for block in ("base", *blocks)
-        }
+        starts = {strategy.start for strategy in self.strategies.values()}
+        margins = {block: [0.0] * len(pairs) for block in self.strategies}
+        tokens = [pair.tokens for pair in pairs]
         with (
             torch.inference_mode(),
             Decoder(self.decoder_of) as decoder,
             Progress(total=len(pairs), desc=what, disable=not what) as bar,
         ):
             depth = decoder.depth
-            for row, layout in rows_of(pairs, decoder.device, limit):
+            for row, layout in layouts(tokens, decoder.device, ROW):
                 with self.model.disable_adapter():
-                    hidden = decoder.run(layout, {*starts.values(), depth} - {0})
-                    tops = {"base": hidden[depth]}
-                for block, start in starts.items():
-                    self.model.set_adapter(self.adapters[block])
-                    tops[block] = decoder.run(layout, [depth], start, hidden.get(start))[depth]
-                for block, top in tops.items():
-                    values = decoder.log_probs(top, layout).view(-1, 2).tolist()
-                    for i, (chosen, rejected) in zip(row, values, strict=True):
-                        log_probs[block][i] = (chosen, rejected)
+                    hidden = decoder.run(layout, (starts | {depth}) - {0})
+                chosen0, rejected0 = decoder.log_probs(hidden[depth], layout).view(-1, 2).T
+                for block, strategy in self.strategies.items():
+                    self.model.set_adapter(strategy.adapter)
+                    entering = hidden.get(strategy.start)
+                    top = decoder.run(layout, [depth], strategy.start, entering)[depth]
+                    chosen, rejected = decoder.log_probs(top, layout).view(-1, 2).T
+                    values = beta * (chosen - chosen0 - rejected + rejected0)
+                    for i, margin in zip(row, values.tolist(), strict=True):
+                        margins[block][i] = margin
                 bar.update(len(row))
-        return log_probs
-
-    def margins(
-        self, pairs: Sequence[ProbePair], beta: float, what: str = ""
-    ) -> dict[str, list[float]]:
-        """The implicit reward margin (nats; Eq. 1) of each pair, by block."""
-        log_probs = self.log_probs(pairs, what)
-        base = log_probs.pop("base")
-        return {
-            block: [beta * (c - c0 - r + r0) for (c, r), (c0, r0) in zip(values, base, strict=True)]
-            for block, values in log_probs.items()
-        }
+        return margins
 
 
 def probe_training(settings: TrainingSettings) -> TrainingSettings:
@@ -123,8 +110,7 @@ def tuned_blocks(
     try:
         yield Tuned(
             adapted.eval(),
-            {s.block: s.adapter for s in strategies},
-            {s.block: s.layers for s in strategies},
+            {s.block: s for s in strategies},
             model,
             {s.block: [row["loss"] for row in dpo.steps_of(trainer, s)] for s in strategies},
         )

@@ -1,16 +1,26 @@
-"""`hialign …`: each command calls one function."""
+"""`hialign …`: each command calls one function.
+
+What takes long to import is imported by the command that needs it.
+"""
 
 import io
 import os
 import sys
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from hialign.records import processes, running
+from hialign.records.status import State, probe_state, state
+from hialign.study import paths
+from hialign.study.blocks import split_layers
 from hialign.study.errors import HialignError
+from hialign.study.settings import model_from
+from hialign.study.study import load_study, probes_of, stages_of
 
 app = typer.Typer(
     help="Where in a language model does alignment happen? The paper's experiments, to run and to read.",
@@ -52,12 +62,10 @@ def run(
     ] = None,
 ) -> None:
     """Execute one notebook with papermill, and keep it under outputs/."""
-    from hialign.records import running
-    from hialign.records.processes import end_with_watched
     from hialign.run.notebook import parse_value, what_of
     from hialign.run.notebook import run as run_notebook
 
-    end_with_watched()
+    processes.end_with_watched()
     pairs = zip((parameter or [])[::2], (parameter or [])[1::2], strict=True)
     values = {name: parse_value(value) for name, value in pairs}
     what = what_of(notebook, str(values.get("model")), str(values.get("block", "")))
@@ -68,11 +76,6 @@ def run(
 @app.command()
 def status(study: StudyName = "demo") -> None:
     """Say which cells of STUDY are done, stale, damaged, failed or missing, and why."""
-    from hialign.records.processes import held
-    from hialign.records.status import probe_state, state
-    from hialign.study import paths
-    from hialign.study.study import load_study, probes_of, stages_of
-
     loaded = load_study(study)
     console, reasons = Console(), []
     stages = stages_of(loaded.cells()[0])
@@ -90,7 +93,7 @@ def status(study: StudyName = "demo") -> None:
             table.add_row(escape(model.label), *map(_mark, states.values()))
             reasons += [f"{p} of {model.label}: {one}" for p, one in states.items() if one.why]
         console.print(table)
-    working = held(paths.working(loaded.name))
+    working = processes.held(paths.working(loaded.name))
     for line in [f"At work: {one}" for one in working] + reasons:
         console.print(escape(line), highlight=False, soft_wrap=True)
 
@@ -98,7 +101,7 @@ def status(study: StudyName = "demo") -> None:
 COLOURS = {"done": "green", "stale": "yellow", "damaged": "red", "failed": "red", "missing": "dim"}
 
 
-def _mark(state: Any) -> str:
+def _mark(state: State) -> str:
     """A state as a table shows it: its word, or how many judgments failed."""
     counted = state.status == "failed" and state.why.endswith("failed")
     return f"[{COLOURS[state.status]}]{state.why if counted else state.status}[/]"
@@ -108,7 +111,6 @@ def _mark(state: Any) -> str:
 def verify(study: StudyName = "demo") -> None:
     """Compare every file of STUDY with the hash in its record."""
     from hialign.records.verify import verify as verify_study
-    from hialign.study.study import load_study
 
     wrong = 0
     for line in verify_study(load_study(study)):
@@ -125,8 +127,6 @@ def verify(study: StudyName = "demo") -> None:
 def book(study: StudyName = "demo") -> None:
     """Build the book of STUDY from what has been run so far."""
     from hialign.book.build import build
-    from hialign.records import processes, running
-    from hialign.study.study import load_study
 
     with processes.interruptible(), running.reported("book"):
         typer.echo(build(load_study(study)))
@@ -141,10 +141,7 @@ def show(
     ] = "",
 ) -> None:
     """Make one figure or table of STUDY's book again, as a picture, CSV and JSON."""
-    from pathlib import Path
-
     from hialign.report import exhibits
-    from hialign.study.study import load_study
 
     for path in exhibits.write(load_study(study), exhibit, Path(out or ".")):
         typer.echo(path)
@@ -166,10 +163,8 @@ def publish(
 ) -> None:
     """Copy what the book of STUDY needs to outputs/published/, for everybody to see."""
     from hialign.book.publish import publish as publish_study
-    from hialign.records.processes import interruptible
-    from hialign.study.study import load_study
 
-    with interruptible():
+    with processes.interruptible():
         copy = publish_study(load_study(study), partial, with_responses)
     typer.echo(f"{copy.folder}: {copy.files} files, {copy.bytes / 1e6:.2f} MB")
 
@@ -179,12 +174,9 @@ def site(
     to: Annotated[str, typer.Option(help="The folder to build into.")] = "build/site",
 ) -> None:
     """Build the books of all published studies into one folder, from their records alone."""
-    from pathlib import Path
-
     from hialign.book import site as site_of
-    from hialign.records.processes import interruptible
 
-    with interruptible():
+    with processes.interruptible():
         typer.echo(site_of.build(Path(to)))
 
 
@@ -194,8 +186,6 @@ def partition(
 ) -> None:
     """Print which layers each block of a model has, as in Table 4."""
     from hialign.engine.models import depth_of
-    from hialign.study.blocks import split_layers
-    from hialign.study.settings import model_from
 
     depth = int(model) if model.isdigit() else depth_of(model_from(model))
     table = Table("model", "layers", "local", "mid", "global")
@@ -236,9 +226,7 @@ def judge(
     ] = None,
 ) -> None:
     """Judge the responses of STUDY that have no valid judgment, or measure the judge itself."""
-    from hialign.records.processes import interruptible
     from hialign.run import judge_commands
-    from hialign.study.study import load_study
 
     loaded = load_study(study)
     if estimate + batch + retry_failed + validate > 1:
@@ -246,12 +234,12 @@ def judge(
     if estimate:
         judge_commands.show_estimate(loaded, model)
     elif batch:
-        with interruptible():
+        with processes.interruptible():
             judge_commands.in_batches(loaded, study, model, wait)
     elif validate:
         from hialign.judging.validation.validate import validate_study
 
-        with interruptible():
+        with processes.interruptible():
             typer.echo(validate_study(loaded, llmbar, pairs, limit))
     else:
         judge_commands.run(loaded, study, model, retry_failed)

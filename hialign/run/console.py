@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -171,10 +172,8 @@ def shown(what: str, progress_file: Path) -> Iterator[None]:
 
 
 def clock(seconds: float) -> str:
-    """A time as a clock shows it: `1:23`, `2:05:07`."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+    """A time as a clock shows it: `0:01:23`, `2:05:07`."""
+    return str(timedelta(seconds=round(seconds)))
 
 
 def duration(seconds: float) -> str:

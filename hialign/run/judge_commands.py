@@ -55,13 +55,8 @@ def run(study: Study, name: str, model: str | None, retry_failed: bool) -> None:
     """
     judge_of(study)
     cells = _cells(study, model)
-    for cell in cells:
-        failed = any(not row["scores"] for row in frames.judgments_of(cell))
-        if failed or not retry_failed:
-            values = {"study": name, "model": cell.model.name, "block": cell.block}
-            print(notebook.run("judge", values, too_many_failed=False))
-    _report(study)
-    _refuse_failures(cells)
+    failed = [cell for cell in cells if any(not r["scores"] for r in frames.judgments_of(cell))]
+    _judge(study, name, cells, failed if retry_failed else cells)
 
 
 def in_batches(study: Study, name: str, model: str | None, wait: bool) -> None:
@@ -71,21 +66,17 @@ def in_batches(study: Study, name: str, model: str | None, wait: bool) -> None:
         print(f"{counts['in_flight']} requests are in flight: the same command fetches them later")
         return
     cells = _cells(study, model)
-    for cell in cells:
+    _judge(study, name, cells, cells, retry_failed=False)
+
+
+def _judge(study: Study, name: str, cells: list[Cell], asked: list[Cell], **options: bool) -> None:
+    """Run the notebook of the cells that are `asked` for, and say what was judged and what failed.
+
+    Raises HialignError if in one of all `cells` more judgments failed than the study allows.
+    """
+    for cell in asked:
         values = {"study": name, "model": cell.model.name, "block": cell.block}
-        print(notebook.run("judge", values | {"retry_failed": False}, too_many_failed=False))
-    _report(study)
-    _refuse_failures(cells)
-
-
-def _refuse_failures(cells: list[Cell]) -> None:
-    """End with an error where more judgments failed than the study allows."""
-    for cell in cells:
-        notebook.check_judged(cell)
-
-
-def _report(study: Study) -> None:
-    """How many were judged, what failed and what the judge had said, and the money."""
+        print(notebook.run("judge", values | options, too_many_failed=False))
     console = Console()
     found = [row for cell in study.cells() for row in frames.judgments_of(cell)]
     failed = sum(not row["scores"] for row in found)
@@ -94,6 +85,8 @@ def _report(study: Study) -> None:
     cost = f", {spent(study):.2f} USD" if judge_of(study).prices else ""
     again = "; `hialign judge … --retry-failed` asks for them again" if failed else ""
     console.print(f"{len(found)} judgments, {failed} of them failed{cost}{again}")
+    for cell in cells:
+        notebook.check_judged(cell)
 
 
 def _cells(study: Study, model: str | None) -> list[Cell]:

@@ -1,7 +1,7 @@
 """What the notebooks show of a step: all that they call beside the steps themselves."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -20,7 +20,7 @@ from hialign.records import frames
 from hialign.records.files import read_jsonl
 from hialign.records.stages import command_of, judge_of
 from hialign.records.status import cell_status, probe_status
-from hialign.report import plots, run_tables
+from hialign.report import display, plots, run_tables
 from hialign.report.display import Table, span, table_of
 from hialign.report.judge_tables import judge_line
 from hialign.report.where import gradients, ila, overview, patching, sweep
@@ -28,34 +28,24 @@ from hialign.run.texts import answers as answers
 from hialign.run.texts import html, text
 from hialign.run.texts import pair as pair
 from hialign.run.texts import prompts as prompts
-from hialign.statistics.intervals import interval_text
 from hialign.study.rubric import Rubric, load_rubric, messages
 from hialign.study.settings import ModelSettings
-from hialign.study.study import Cell, stages_of
+from hialign.study.study import Cell, Study, stages_of
 
-# The figures and tables of each probe's record, by the names that its notebook uses
-VIEWS: Mapping[str, Mapping[str, Any]] = {
-    "gradients": {
-        "curves": gradients.curves,
-        "along": gradients.along,
-        "inequality": gradients.inequality,
-    },
-    "matrix": {"matrix": sweep.matrix, "effects": sweep.effects},
-    "ila": {
-        "gates": ila.gates,
-        "rankings": ila.rankings,
-        "overlaps": ila.overlaps,
-        "interventions": ila.interventions,
-    },
-    "patching": {
-        "made": patching.made,
-        "recovery": patching.recovery,
-        "thirds": patching.thirds,
-        "regression": patching.regression,
-        "rank": patching.rank,
-    },
-    "sweep": {"windows": sweep.windows, "controls": sweep.controls},
-    "weights": {"layers": overview.layers, "overview": overview.overview},
+# The functions that draw each probe's record. Its notebook calls them by their names.
+VIEWS: Mapping[str, Sequence[Callable[[Study], Any]]] = {
+    "gradients": (gradients.curves, gradients.along, gradients.inequality),
+    "matrix": (sweep.matrix, sweep.effects),
+    "ila": (ila.gates, ila.rankings, ila.overlaps, ila.interventions),
+    "patching": (
+        patching.made,
+        patching.recovery,
+        patching.thirds,
+        patching.regression,
+        patching.rank,
+    ),
+    "sweep": (sweep.windows, sweep.controls),
+    "weights": (overview.layers, overview.overview),
 }
 STATUS = {
     "missing": "has not run yet",
@@ -191,19 +181,18 @@ def loss(*cells: Cell) -> Figure:
 
 def confinement(*manifests: Mapping[str, Any]) -> Table | HTML:
     """What training changed, from checksums of every tensor before and after it."""
-    rows = [
-        {
-            "Strategy": manifest["strategy"],
-            "Original tensors checked": proof["base_parameters_checked"],
-            "Original tensors changed": proof["base_parameters_changed"],
-            "Adapter tensors": proof["adapter_tensors"],
-            "Adapter tensors changed": proof["adapter_tensors_changed"],
-            "Layers with adapters": span(proof["adapted_layers"]),
-        }
-        for manifest in manifests
-        if (proof := manifest.get("confinement"))
-    ]
-    return table_of(rows) if rows else html("Base is not tuned, and there is nothing to check.")
+    tuned = [manifest for manifest in manifests if manifest.get("confinement")]
+    columns: display.Columns = {
+        "Strategy": "strategy",
+        "Original tensors checked": "confinement.base_parameters_checked",
+        "Original tensors changed": "confinement.base_parameters_changed",
+        "Adapter tensors": "confinement.adapter_tensors",
+        "Adapter tensors changed": "confinement.adapter_tensors_changed",
+        "Layers with adapters": lambda manifest: span(manifest["confinement"]["adapted_layers"]),
+    }
+    if not tuned:
+        return html("Base is not tuned, and there is nothing to check.")
+    return display.view(tuned, columns)
 
 
 def costs(*records: Mapping[str, Any]) -> Table:
@@ -227,31 +216,24 @@ def costs(*records: Mapping[str, Any]) -> Table:
 
 def evaluation(content: Mapping[str, Any]) -> Table:
     """The accuracies and margins of an `evaluation.json`, one row per objective, with intervals."""
-    rows = []
-    for objective, values in content["objectives"].items():
-        row: dict[str, Any] = {"Pairs of": objective, "Pairs": values["n"]}
-        for name in ("likelihood_accuracy", "reward_accuracy", "reward_margin"):
-            title = name.replace("_", " ").capitalize()
-            row[title] = values[name]
-            row[f"95% interval of {title.lower()}"] = _interval(values, name)
-        rows.append(row)
-    return table_of(rows)
+    rows = [{"objective": name} | values for name, values in content["objectives"].items()]
+    columns: display.Columns = {"Pairs of": "objective", "Pairs": "n"}
+    for name in ("likelihood_accuracy", "reward_accuracy", "reward_margin"):
+        title = name.replace("_", " ")
+        columns[title.capitalize()] = name
+        columns[f"95% interval of {title}"] = (f"{name}_low", f"{name}_high")
+    return display.view(rows, columns)
 
 
 def divergence(content: Mapping[str, Any]) -> Table:
     """How far a cell has moved from Base on its own responses, and how long these are."""
-    values = content["divergence"]
-    row = {
-        "KL from Base (nats/token)": values["kl"],
-        "95% interval of KL": _interval(values, "kl"),
-        "Response length (tokens)": values["response_tokens"],
-        "95% interval of length": _interval(values, "response_tokens"),
+    columns: display.Columns = {
+        "KL from Base (nats/token)": "kl",
+        "95% interval of KL": ("kl_low", "kl_high"),
+        "Response length (tokens)": "response_tokens",
+        "95% interval of length": ("response_tokens_low", "response_tokens_high"),
     }
-    return table_of([row])
-
-
-def _interval(values: Mapping[str, Any], name: str) -> str | None:
-    return interval_text(values[f"{name}_low"], values[f"{name}_high"])
+    return display.view([content["divergence"]], columns)
 
 
 def rubric(content: Rubric) -> Table:
@@ -307,4 +289,5 @@ def settings(cell: Cell, probe: str) -> Table:
 
 def view(cell: Cell, probe: str, name: str) -> Any:
     """A figure or a table (`VIEWS`) of a probe's record of the cell's model."""
-    return VIEWS[probe][name](cell.study.model_copy(update={"models": [cell.model]}))
+    draw = {function.__name__: function for function in VIEWS[probe]}[name]
+    return draw(cell.study.model_copy(update={"models": [cell.model]}))

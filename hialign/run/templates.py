@@ -4,16 +4,13 @@
 (`probes.yml`), and puts the set-up cell, with the repository's address, into all the others.
 """
 
-from typing import TYPE_CHECKING
-
+import nbformat
 import yaml
+from nbformat import NotebookNode, v4
 
 from hialign.book import repository
 from hialign.book.notebooks import TEMPLATES
 from hialign.study import paths
-
-if TYPE_CHECKING:
-    from nbformat import NotebookNode
 
 TAG = "remove-cell"  # of the set-up cell: the book leaves it out, and no record depends on it
 PROBE_MODULES = {  # where the function is that measures a probe and is called like it
@@ -62,10 +59,8 @@ def set_up_cell() -> str:
     return source.replace('_package = [""', f'_package = ["{repository.package()}"')
 
 
-def probe_notebook(probe: str) -> "NotebookNode":
+def probe_notebook(probe: str) -> NotebookNode:
     """The notebook of a probe, from its texts in `probes.yml`."""
-    from nbformat import v4
-
     texts = yaml.safe_load((paths.package() / "run" / "probes.yml").read_text(encoding="utf-8"))
     texts = texts[probe] | {"probe": probe, "module": PROBE_MODULES[probe]}
     tag = {"tags": ["parameters"]}
@@ -94,8 +89,6 @@ def probe_notebook(probe: str) -> "NotebookNode":
 
 def written(name: str) -> str:
     """The text of a template as it has to be."""
-    import nbformat
-
     if name.startswith("probe-"):
         book = probe_notebook(name.removeprefix("probe-"))
     else:

@@ -17,6 +17,7 @@ from hialign.engine.measures import scores_of
 from hialign.engine.models import load_model
 from hialign.engine.modules import target_modules
 from hialign.engine.tokens import TokenPair, tokenize_pair
+from hialign.engine.trainer import Strategy
 from hialign.probes.ila import gates, interventions, overlap
 from hialign.probes.ila import probe as ila_probe
 from hialign.probes.tuned import Tuned
@@ -51,7 +52,7 @@ def adapted(depth: int, projections: Sequence[str], noise: float) -> tuple[Tuned
     for name in names:
         model.get_submodule(name).lora_B.default.weight.data.normal_(0, noise or 1).mul_(noise > 0)
     peft.eval().requires_grad_(False)
-    return Tuned(peft, {"full": "default"}, {"full": list(range(depth))}, model), names
+    return Tuned(peft, {"full": Strategy("full", list(range(depth)), "default")}, model), names
 
 
 def by_hand(tuned: Tuned, names: Sequence[str], values: Sequence[float]) -> Iterator[None]:

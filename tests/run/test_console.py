@@ -26,7 +26,7 @@ def test_times_are_read_as_people_say_them() -> None:
         "1 min 23 s",
         "2 h 5 min",
     ]
-    assert [console.clock(s) for s in (0, 83, 7507)] == ["0:00", "1:23", "2:05:07"]
+    assert [console.clock(s) for s in (0, 83, 7507)] == ["0:00:00", "0:01:23", "2:05:07"]
 
 
 def test_a_stage_that_has_ended_is_a_line_and_its_report_goes(

@@ -136,7 +136,7 @@ def test_a_probes_notebook_calls_what_there_is(probe: str) -> None:
     assert callable(getattr(module, probe))
     book = nbformat.read(paths.notebooks() / f"probe-{probe}.ipynb", as_version=4)
     calls = {c.source for c in book.cells if c.source.startswith("show.view(")}
-    assert calls == {f'show.view(cell, "{probe}", "{view}")' for view in show.VIEWS[probe]}
+    assert calls == {f'show.view(cell, "{probe}", "{view.__name__}")' for view in show.VIEWS[probe]}
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -28,7 +28,6 @@ from hialign.statistics.intervals import mean_interval, pooled_interval
 from hialign.statistics.margins import short, with_interval
 from hialign.study.blocks import EXPECTED, OBJECTIVES, Choice, split_layers
 from hialign.study.probe_settings import GradientSettings
-from hialign.study.settings import TrainingSettings
 from hialign.study.study import Cell
 
 PREFERENCE = "preference"  # the study's own pairs
@@ -71,20 +70,20 @@ def gradients(cell: Cell) -> dict[str, Any]:
             name: parts.part(name, partial(meter.measure, pairs, beta, what=name))
             for name, pairs in sources.items()
         }
-        steps: list[int] = []
-        if chosen.at_steps:
-            train = load_pairs(cell.study.preferences).train
-            prepared = dpo.prepare(model, tokenizer, train, probe_training(cell.study.training))
-            last = _steps(len(prepared.pairs.tokens), cell.study.training)
-            steps = [step for step in chosen.at_steps if step <= last]
         few = {name: pairs[: chosen.along_pairs] for name, pairs in sources.items()}
         references = {
             name: [pair["margin"] for pair in gradients[name][: chosen.along_pairs]] for name in few
         }
         along: list[dict[str, Any]] = []
-        if steps:
-            measure = partial(_along, cell, model, tokenizer, prepared, weights)
-            along = parts.part("along", lambda: measure(few, references, steps))
+        if chosen.at_steps:
+            training = probe_training(cell.study.training)
+            train = load_pairs(cell.study.preferences).train
+            prepared = dpo.prepare(model, tokenizer, train, training)
+            per_epoch = math.ceil(len(prepared.pairs.tokens) / training.effective_batch)
+            last = math.ceil(per_epoch * training.epochs)  # optimizer step
+            if steps := [step for step in chosen.at_steps if step <= last]:
+                measure = partial(_along, cell, model, tokenizer, prepared, weights)
+                along = parts.part("along", partial(measure, few, references, steps))
         norms = {n: norms_of(pairs, meter.sizes) for n, pairs in gradients.items()}
         kin = {name: [pair.prompt for pair in pairs] for name, pairs in sources.items()}
         targets = target_modules(model, range(meter.depth), cell.study.training.target_modules)
@@ -100,12 +99,16 @@ def gradients(cell: Cell) -> dict[str, Any]:
                 for name in sources
             },
             "modules": _modules(gradients, kin, meter.sizes, DRAWS),
-            "layers": _layers(norms, kin, meter.sizes, draws),
+            "layers": [
+                row | {"total": row["rms"] * math.sqrt(sum(meter.sizes[row["layer"]].values()))}
+                for name, pairs in sources.items()
+                for row in _by_layer(name, pairs, gradients[name], meter.sizes, draws)
+            ],
             "blocks": _blocks(gradients, kin, meter.sizes, draws),
             "inequality": inequality(
                 {name: norms[name] for name in OBJECTIVES}, kin, chosen.permutations, settings.seed
             ),
-            "along": _first(gradients, few, meter.sizes) + along,
+            "along": _at_step(0, few, gradients, meter.sizes) + along,
             "layer_scores": np.mean(
                 [rms_of(pair["squares"], meter.sizes, inside) for pair in gradients[PREFERENCE]],
                 axis=0,
@@ -116,11 +119,6 @@ def gradients(cell: Cell) -> dict[str, Any]:
 
 
 # --- along training ------------------------------------------------------------------------------
-
-
-def _steps(pairs: int, training: TrainingSettings) -> int:
-    """The number of optimizer steps of a training on some pairs."""
-    return math.ceil(math.ceil(pairs / training.effective_batch) * training.epochs)
 
 
 def _along(
@@ -144,9 +142,11 @@ def _along(
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if state.global_step in steps:
                 meter = Meter(model)
-                for name, some in pairs.items():
-                    gradients = meter.measure(some, beta, references[name])
-                    rows.extend(_rows(state.global_step, name, some, gradients, meter.sizes))
+                gradients = {
+                    name: meter.measure(some, beta, references[name])
+                    for name, some in pairs.items()
+                }
+                rows.extend(_at_step(state.global_step, pairs, gradients, meter.sizes))
             control.should_training_stop |= state.global_step >= max(steps)
 
     everything = {"full": Choice(tuple(range(decoder_layers(model)[1])))}
@@ -156,32 +156,18 @@ def _along(
         return rows
 
 
-def _first(
-    gradients: Mapping[str, Sequence[PairGradient]],
-    few: Mapping[str, Sequence[ProbePair]],
-    sizes: list[dict[str, int]],
-) -> list[dict[str, Any]]:
-    """The rows of step 0, of the pairs that are measured along training."""
-    return [
-        row
-        for name, some in few.items()
-        for row in _rows(0, name, some, gradients[name][: len(some)], sizes)
-    ]
-
-
-def _rows(
+def _at_step(
     step: int,
-    source: str,
-    pairs: Sequence[ProbePair],
-    gradients: Sequence[PairGradient],
+    pairs: Mapping[str, Sequence[ProbePair]],
+    gradients: Mapping[str, Sequence[PairGradient]],
     sizes: list[dict[str, int]],
 ) -> list[dict[str, Any]]:
-    norms, kin = norms_of(gradients, sizes), [pair.prompt for pair in pairs]
-    rows = []
-    for layer, values in enumerate(norms.T.tolist()):
-        row: dict[str, Any] = {"step": step, "source": source, "layer": layer, "n": len(values)}
-        rows.append(row | with_interval("rms", values, pooled_interval(values, kin, DRAWS)))
-    return rows
+    """The rows of a step. Of the gradients of each source, those of its first `pairs` count."""
+    return [
+        {"step": step} | row
+        for name, some in pairs.items()
+        for row in _by_layer(name, some, gradients[name][: len(some)], sizes, DRAWS)
+    ]
 
 
 # --- summaries -----------------------------------------------------------------------------------
@@ -276,19 +262,19 @@ def _modules(
     return rows
 
 
-def _layers(
-    norms: Mapping[str, np.ndarray],
-    kin: Mapping[str, Sequence[str]],
+def _by_layer(
+    source: str,
+    pairs: Sequence[ProbePair],
+    gradients: Sequence[PairGradient],
     sizes: list[dict[str, int]],
     draws: int,
 ) -> list[dict[str, Any]]:
+    """The `rms` of each layer over the pairs of a source, with its interval."""
+    prompts = [pair.prompt for pair in pairs]
     rows = []
-    for source, by_pair in norms.items():
-        for layer, (values, size) in enumerate(zip(by_pair.T.tolist(), sizes, strict=True)):
-            ends = pooled_interval(values, kin[source], draws)
-            row: dict[str, Any] = {"source": source, "layer": layer, "n": len(values)}
-            row |= with_interval("rms", values, ends)
-            rows.append(row | {"total": row["rms"] * math.sqrt(sum(size.values()))})
+    for layer, values in enumerate(norms_of(gradients, sizes).T.tolist()):
+        row: dict[str, Any] = {"source": source, "layer": layer, "n": len(values)}
+        rows.append(row | with_interval("rms", values, pooled_interval(values, prompts, draws)))
     return rows
 
 

@@ -18,19 +18,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from peft import LoraConfig, get_peft_model
-from transformers import (
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    get_scheduler,
-    set_seed,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, get_scheduler, set_seed
 
-from hialign.engine.decoder import Decoder, Layout
+from hialign.engine.decoder import Decoder, layouts
 from hialign.engine.models import identity, load_model
 from hialign.engine.modules import decoder_layers, target_modules
-from hialign.engine.packing import pack, plan
 from hialign.engine.progress import Progress
 from hialign.engine.tokens import TokenPair
+from hialign.engine.trainer import Strategy
 from hialign.probes.pairs import ROW
 from hialign.probes.tuned import Tuned, probe_training
 from hialign.probes.weights import norm_of
@@ -110,9 +105,8 @@ class Loss:
         if self.reference is None:
             share = 1 / sum(len(pair[0].ids) - max(pair[0].start, 1) for pair in chosen)
         total = 0.0
-        for row in plan(chosen, ROW):
+        for row, layout in layouts(chosen, decoder.device, ROW):
             prepare()
-            layout = Layout(pack([chosen[i] for i in row]), decoder.device)
             top = decoder.run(layout, [decoder.depth])[decoder.depth]
             values = decoder.log_probs(top, layout).view(-1, 2)
             loss = share * self._sum(values, [batch[i] for i in row])
@@ -204,7 +198,8 @@ def learn_gates(
     Raises:
         HialignError: if a loss is not finite.
     """
-    (adapter,) = tuned.adapters.values()
+    (strategy,) = tuned.strategies.values()
+    adapter = strategy.adapter
     tuned.model.set_adapter(adapter)
     tuned.model.requires_grad_(False)  # PEFT unfreezes the adapter that it switches to
     tuned.model.eval()
@@ -288,9 +283,8 @@ def tuned_sft(
                 schedule.step()
                 bar.update()
         adapted.requires_grad_(False)
-        yield Tuned(
-            adapted.eval(), {"full": "default"}, {"full": list(layers)}, model, {"full": losses}
-        )
+        full = Strategy("full", list(layers), "default")
+        yield Tuned(adapted.eval(), {"full": full}, model, {"full": losses})
     finally:
         adapted.unload()
 

@@ -214,7 +214,7 @@ def run(
         objective = Loss(pairs, training.beta)
         trained = tuned_sft(model, pairs, choice.layers, subject.names, training)
     with trained as adapted:
-        change = change_of(adapted.decoder_of, adapted.adapters["full"], subject.names)
+        change = change_of(adapted.decoder_of, adapted.strategies["full"].adapter, subject.names)
         s, gate_loss = learn_gates(adapted, subject.names, objective, settings, seed, "gates")
         training_loss = list(adapted.losses["full"])
     nothing = nothing_in(change, s)

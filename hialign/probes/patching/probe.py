@@ -100,9 +100,9 @@ def patching(cell: Cell) -> dict[str, Any]:
     }
 
     def compute(parts: Parts) -> dict[str, Any]:
-        with both(cell, source, pairs) as lent:
-            tuned = {"name": settings.tuned, "kind": source.kind, "outside": lent.outside}
-            return {"tuned": tuned} | Measurement(cell, lent.sides, pairs, patched, parts).record()
+        with both(cell, source, pairs) as (sides, outside):
+            tuned = {"name": settings.tuned, "kind": source.kind, "outside": outside}
+            return {"tuned": tuned} | Measurement(cell, sides, pairs, patched, parts).record()
 
     return measured(cell, "patching", came_from, compute)
 
@@ -159,12 +159,19 @@ class Measurement:
             for direction in DIRECTIONS
         }
         reason = nothing_to_recover(apart["summed"], self.model.dtype)
+
+        def recoveries(direction: str, kind: str, version: str) -> list[dict[str, Any]]:
+            """One estimate per layer (or window) of a kind of patch."""
+            donor, receiver = (own[side][version] for side in DIRECTIONS[direction])
+            return [
+                self._place(kind, number)
+                | recovery(m[version], receiver, donor, prompts_of(self.pairs), *self._bootstrap)
+                for number, m in enumerate(patched[direction][kind])
+            ]
+
         recovered = {
             direction: {
-                kind: {
-                    v: None if reason else self._recoveries(patched, own, direction, kind, v)
-                    for v in VERSIONS
-                }
+                kind: {v: None if reason else recoveries(direction, kind, v) for v in VERSIONS}
                 for kind in kinds
             }
             for direction in DIRECTIONS
@@ -202,22 +209,6 @@ class Measurement:
             "naive_passes": len(self.sides)
             + sum(len(m) for by_kind in patched.values() for m in by_kind.values()),
         }
-
-    def _recoveries(
-        self,
-        patched: Mapping[str, Mapping[str, Sequence[Margins]]],
-        own: Mapping[str, Margins],
-        direction: str,
-        kind: str,
-        version: str,
-    ) -> list[dict[str, Any]]:
-        """One estimate of recovery per layer (or window) of a kind of patch."""
-        donor, receiver = (own[side][version] for side in DIRECTIONS[direction])
-        return [
-            self._place(kind, number)
-            | recovery(m[version], receiver, donor, prompts_of(self.pairs), *self._bootstrap)
-            for number, m in enumerate(patched[direction][kind])
-        ]
 
     @property
     def _bootstrap(self) -> tuple[int, int]:

@@ -54,16 +54,8 @@ def lasso(
     """
     pairs, layers = distances.shape
     names, groups = np.unique([str(p) for p in prompts], return_inverse=True)
-    nothing: dict[str, Any] = {
-        "n": pairs,
-        "alpha": None,
-        "r2": None,
-        "coefficients": None,
-        "stability": None,
-        "stable": [],
-        "largest_correlation": None,
-        "neighbour_correlation": None,
-    }
+    figures = "alpha r2 coefficients stability stable largest_correlation neighbour_correlation"
+    nothing: dict[str, Any] = {"n": pairs} | dict.fromkeys(figures.split()) | {"stable": []}
     if pairs < PAIRS_PER_LAYER * layers or len(names) < FOLDS:
         return nothing | {
             "reason": f"too few pairs for the regression: it needs {PAIRS_PER_LAYER * layers} pairs "

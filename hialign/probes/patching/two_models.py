@@ -83,17 +83,14 @@ def _model_source(cell: Cell, name: str) -> Source:
     return Source("model", identity(settings), model=settings)
 
 
-@dataclass(frozen=True)
-class Lent:
-    """The two sides, ready to run, and the parameters outside the layers in which they differ."""
-
-    sides: dict[str, Side]
-    outside: list[str]
-
-
 @contextmanager
-def both(cell: Cell, source: Source, pairs: Sequence[ProbePair]) -> Iterator[Lent]:
-    """Lend base and tuned. With an adapter they are one model, with the adapter off and on."""
+def both(
+    cell: Cell, source: Source, pairs: Sequence[ProbePair]
+) -> Iterator[tuple[dict[str, Side], list[str]]]:
+    """Lend base and tuned, and name the parameters outside the layers in which the two differ.
+
+    With an adapter they are one model, with the adapter off and on.
+    """
     model, _ = load_model(cell.model)
     check_packable(model, pairs)
     if source.adapter is not None:
@@ -105,13 +102,13 @@ def both(cell: Cell, source: Source, pairs: Sequence[ProbePair]) -> Iterator[Len
                 f"{str(error).splitlines()[0][:300]}"
             ) from None
         with Decoder(model) as decoder:
-            yield Lent({"base": Side(decoder, adapted.disable_adapter), "tuned": Side(decoder)}, [])
+            yield {"base": Side(decoder, adapted.disable_adapter), "tuned": Side(decoder)}, []
         return
     assert source.model is not None
     other, _ = load_model(source.model)
     with Decoder(model) as ours, Decoder(other) as theirs:
         outside = _differing(model, other, cell.model.source, source.model.source)
-        yield Lent({"base": Side(ours), "tuned": Side(theirs)}, outside)
+        yield {"base": Side(ours), "tuned": Side(theirs)}, outside
 
 
 def _differing(
