@@ -161,7 +161,7 @@ def smoke(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             command = [
                 sys.executable,
                 "-m",
-                "hialign.run.cli",
+                "hialign.run",
                 "reproduce",
                 "smoke",
                 "--cores",

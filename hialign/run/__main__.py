@@ -11,7 +11,7 @@ from types import FrameType
 
 
 def main() -> None:
-    """Run the command line; Ctrl-C ends it at once until its work begins (`interruptible`)."""
+    """Run the command line. Ctrl-C ends it at once until its work begins (`interruptible`)."""
     signal.signal(signal.SIGINT, _end)
     from hialign.run import cli
 

@@ -269,9 +269,3 @@ def _pairs(arguments: list[str]) -> list[str]:
                 raise SystemExit("hialign: -p takes a name and a value: -p block mid")
             result += [name, "-p", value]
     return result
-
-
-if __name__ == "__main__":
-    from hialign.run.__main__ import main as start
-
-    start()

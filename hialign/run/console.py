@@ -43,7 +43,7 @@ class Stage:
         self.progress = running.read(self.progress_file) or self.progress
 
     def counted(self) -> str:
-        """How far its present step is, such as `train 12/40`; empty before the first."""
+        """How far its present step is, such as `train 12/40`. Empty before the first."""
         if not self.progress:
             return ""
         total = f"/{self.progress['total']}" if self.progress["total"] else ""
@@ -140,7 +140,7 @@ class Board:
 
 
 def _report(place: Path) -> dict[str, Any]:
-    """The report of a stage; that of a process that was killed says so."""
+    """The report of a stage. If its process was killed, the report says so."""
     report = running.read(place)
     if "process" in report and "seconds" not in report and processes.is_gone(report["process"]):
         report = running.read(place) or report  # it may have ended by itself just now

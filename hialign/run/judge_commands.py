@@ -17,7 +17,7 @@ from hialign.study.study import Cell, Study
 
 
 def show_estimate(study: Study, model: str | None) -> None:
-    """Print calls, tokens and cost of what is left to judge (of one model); nothing is sent."""
+    """Print calls, tokens and cost of what is left to judge (of one model). Nothing is sent."""
     settings = judge_of(study)
     found = estimate(study)
     if model is not None:
@@ -49,7 +49,7 @@ def show_estimate(study: Study, model: str | None) -> None:
 
 
 def run(study: Study, name: str, model: str | None, retry_failed: bool) -> None:
-    """Judge the study's cells one after the other, by the notebook; then say what failed.
+    """Judge the study's cells one after the other, by the notebook, and say what failed.
 
     With `retry_failed` only the cells that have failed judgments.
     """
@@ -60,7 +60,7 @@ def run(study: Study, name: str, model: str | None, retry_failed: bool) -> None:
 
 
 def in_batches(study: Study, name: str, model: str | None, wait: bool) -> None:
-    """Judge by batches; when all are fetched, leave each cell's files as the notebook does."""
+    """Judge by batches. When all are fetched, leave each cell's files as the notebook does."""
     counts = judge_in_batches(study, _cells(study, model), wait=wait)
     if counts["in_flight"]:
         print(f"{counts['in_flight']} requests are in flight: the same command fetches them later")

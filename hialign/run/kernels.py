@@ -17,7 +17,7 @@ PATIENT = {"iopub_timeout": 120, "raise_on_iopub_timeout": True}
 
 
 class Kernel(AsyncKernelManager):
-    """A kernel that is reached by sockets in Linux's abstract namespace; elsewhere on TCP."""
+    """A kernel that is reached by sockets in Linux's abstract namespace, and elsewhere on TCP."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

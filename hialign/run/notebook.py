@@ -1,6 +1,6 @@
 """Running the notebooks: parameters that are checked, outputs that are whole, errors that are short.
 
-papermill warns of an unknown parameter and goes on with the defaults; here it is an error, in the
+papermill warns of an unknown parameter and goes on with the defaults. Here it is an error, in the
 notebook itself (`begin`) and before one is started (`run`).
 """
 
@@ -25,13 +25,13 @@ from hialign.study.study import PROBES, STAGES, Cell
 
 
 def run(notebook: str, parameters: Mapping[str, Any], too_many_failed: bool = True) -> Path:
-    """Execute a notebook by papermill into its derived place; the path of what was written.
+    """Execute a notebook by papermill into its derived place. Returns the path of what was written.
 
     `notebook` is a stage (`train`, `respond`, `evaluate`, `judge`), `explore` or a path. What would
     be refused is refused before a kernel is started. The output stands under
-    `outputs/<study>/notebooks/` only if it ran to its end; else it is kept beside it as
-    `….failed.ipynb` and HialignError says why. `too_many_failed`: whether it is an error, too, if
-    more judgments failed than the study allows.
+    `outputs/<study>/notebooks/` only if it ran to its end. Otherwise it is kept beside it as
+    `….failed.ipynb` and HialignError says why. `too_many_failed` says whether it is an error, too,
+    if more judgments failed than the study allows.
     """
     template = _template(notebook)
     known = _defaults(template)
@@ -156,8 +156,11 @@ def _first_line(error: object) -> str:
 
 
 def check(cell: Cell, stage: str) -> None:
-    """Refuse at once what the stage would refuse later: what it reads is not there, or is out of
-    date; its data or its model cannot be found; its sizes do not fit the model."""
+    """Refuse at once what the stage would refuse later.
+
+    That is a missing or outdated record that it reads, data or a model that cannot be found, and
+    sizes that do not fit the model.
+    """
     for before in UPSTREAM.get(stage, ()):
         required(cell, before)
     if stage in ("train", "respond", "evaluate") or stage.startswith("probe-"):

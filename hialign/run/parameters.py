@@ -76,7 +76,7 @@ def begin_pass(namespace: Mapping[str, Any], stage: str) -> list[Cell]:
 
 
 def cells_of(cell: Cell, chosen: str) -> list[Cell]:
-    """The cells of a pass over the model of `cell` that are not trained; all of them if all are."""
+    """The cells of a pass over the model of `cell` that are not trained, or all of them if all are."""
     cells = [
         Cell(cell.study, cell.model, block)
         for block in cell.study.blocks

@@ -99,7 +99,7 @@ def written(name: str) -> str:
 
 
 def write() -> list[str]:
-    """Bring every template up to date; the names of those that were not."""
+    """Bring every template up to date. Returns the names of those that were not."""
     changed = []
     for name in TEMPLATES:
         path, text = paths.notebooks() / f"{name}.ipynb", written(name)

@@ -28,7 +28,7 @@ SCROLLING = (
 
 
 def text(content: str) -> HTML:
-    """A text as it is, special tokens and line breaks included; a long one scrolls."""
+    """A text as it is, special tokens and line breaks included. A long one scrolls."""
     return html(f"<div {SCROLLING}>{escape(content)}</div>")
 
 
@@ -75,7 +75,7 @@ def _end(prompt: str, most: int = LONGEST) -> str:
 
 
 def _cards(texts: Mapping[str, str]) -> str:
-    """Titled texts side by side; the texts are HTML."""
+    """Titled texts side by side. The texts are HTML."""
     cards = (
         f'<section><b>{escape(title)}</b><div style="{TEXT}">{content}</div></section>'
         for title, content in texts.items()
@@ -84,7 +84,7 @@ def _cards(texts: Mapping[str, str]) -> str:
 
 
 def _marked(first: str, second: str) -> tuple[str, str]:
-    """Two texts as HTML; where they are much alike, the words that they do not share are marked."""
+    """Two texts as HTML. If they are much alike, the words that they do not share are marked."""
     words = [re.findall(r"\S+|\s+", content) for content in (first, second)]
     matcher = difflib.SequenceMatcher(a=words[0], b=words[1], autojunk=False)
     if matcher.ratio() < ALIKE:

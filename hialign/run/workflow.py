@@ -1,7 +1,7 @@
 """`hialign reproduce`: what is not done is run, in order, and nothing else.
 
 `hialign.records.status` decides what is done. Snakemake runs the rest: it knows the order, and how
-many jobs may run at once. What it prints is in a log; `hialign.run.console` shows what happens.
+many jobs may run at once. What it prints is in a log, and `hialign.run.console` shows what happens.
 """
 
 import os
@@ -60,7 +60,7 @@ def jobs_of(study: Study, thorough: bool = True, with_book: bool = True) -> Iter
 
 
 def stage_marker(cell: Cell, stage: str) -> str:
-    """The marker of a stage of a cell; of the whole pass where blocks are trained together."""
+    """The marker of a stage of a cell, or of the whole pass if blocks are trained together."""
     model = paths.slug(cell.model.name)
     if stage == "train" and cell.study.training.one_pass:
         return f".workflow/train/{model}/{pass_of(cell)}.pass"
@@ -101,8 +101,8 @@ def reproduce(
     """Run what is not done of the study called `name`, and build its book.
 
     What would fail late is checked first: the study, its data, its models, a judge's key. Raises
-    HialignError with what to do if a job fails; the others still run to their end. Ctrl-C ends the
-    jobs and is raised again; the same command then goes on.
+    HialignError with what to do if a job fails. The others still run to their end. Ctrl-C ends the
+    jobs and is raised again. The same command then goes on.
     """
     study = load_study(name)
     if dry_run:
@@ -148,7 +148,7 @@ def _check(study: Study, jobs: list[Job], key: bool = True) -> None:
 
 
 def _run(study: Study, name: str, cores: int, profile: str, jobs: list[Job], log: Path) -> int:
-    """Have Snakemake run the jobs that are not done; its exit code. `log` is what it prints."""
+    """Have Snakemake run the jobs that are not done. Returns its exit code. `log` takes its output."""
     if find_spec("snakemake") is None:
         raise HialignError("snakemake is not installed: `pip install 'hialign[book]'`")
     where = paths.study_dir(study.name)
@@ -197,5 +197,5 @@ def _refuse_what_is_left(study: Study, with_book: bool, log: Path) -> None:
 
 
 def _absolute(name: str) -> str:
-    """A study file's path as it is from anywhere; a study's name as it is."""
+    """A study file's absolute path, or a study's name as it is."""
     return os.path.abspath(name) if name.endswith((".yml", ".yaml")) else name

@@ -174,7 +174,7 @@ def test_responses_to_prompts_from_elsewhere_need_a_word(finished: Study) -> Non
 def test_the_command_says_where_and_how_much(finished: Study, tmp_path: Path) -> None:
     file = tmp_path / "made.yml"
     file.write_text(yaml.safe_dump(finished.model_dump(mode="json")))
-    command = [sys.executable, "-m", "hialign.run.cli", "publish", str(file)]
+    command = [sys.executable, "-m", "hialign.run", "publish", str(file)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip().startswith(str(paths.published() / "made"))

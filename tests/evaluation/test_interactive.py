@@ -375,7 +375,7 @@ def test_other_weights_and_other_formats_are_refused(copied: Study) -> None:
 
 
 def test_an_untrained_study_is_one_line_with_the_command(outputs: Path) -> None:
-    command = [sys.executable, "-m", "hialign.run.cli", "run", "explore", "-p", "study", "smoke"]
+    command = [sys.executable, "-m", "hialign.run", "run", "explore", "-p", "study", "smoke"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 1
     assert len(done.stderr.strip().splitlines()) == 1
@@ -412,7 +412,7 @@ def test_the_notebook_runs_from_top_to_end_and_again_without_adapters(copied: St
     """By papermill, as it is; then as who has only the records sees it."""
     study = paths.outputs().parent / "explored.yml"
     study.write_text(yaml.safe_dump(copied.model_dump(mode="json")))
-    command = [sys.executable, "-m", "hialign.run.cli", "run", "explore"]
+    command = [sys.executable, "-m", "hialign.run", "run", "explore"]
     command += ["-p", "study", str(study), "-p", "question", QUESTION]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
@@ -463,7 +463,7 @@ def test_the_notebook_on_the_embedded_model(
             if "lora_B" in name:
                 torch.nn.init.normal_(values, std=0.02)
         tuned.save_pretrained(cell.folder / "adapter")
-    command = [sys.executable, "-m", "hialign.run.cli", "run", "explore", "-p", "study", str(file)]
+    command = [sys.executable, "-m", "hialign.run", "run", "explore", "-p", "study", str(file)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=800)
     assert done.returncode == 0, done.stderr
     explorer = Explorer(study.cells()[0])

@@ -17,7 +17,7 @@ from hialign.study.study import STAGES, load_study
 
 
 def run_cli(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "hialign.run.cli", *arguments]
+    command = [sys.executable, "-m", "hialign.run", *arguments]
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=600)
 
 

@@ -27,7 +27,7 @@ def reproduce(study: str, *options: str) -> subprocess.CompletedProcess[str]:
     command = [
         sys.executable,
         "-m",
-        "hialign.run.cli",
+        "hialign.run",
         "reproduce",
         study,
         "--cores",
@@ -122,7 +122,7 @@ def test_a_judge_behind_an_api_from_estimate_to_book(
 
     def run(*arguments: str, code: int = 0) -> str:
         nonlocal printed
-        command = [sys.executable, "-m", "hialign.run.cli", *arguments]
+        command = [sys.executable, "-m", "hialign.run", *arguments]
         done = subprocess.run(command, capture_output=True, text=True, timeout=600)
         printed += done.stdout + done.stderr
         assert done.returncode == code, done.stdout + done.stderr

@@ -455,7 +455,7 @@ def test_text_is_read_and_printed_where_the_locale_is_ascii(
     ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     for name in ("smoke", str(path)):
         done = subprocess.run(
-            [sys.executable, "-m", "hialign.run.cli", "status", name],
+            [sys.executable, "-m", "hialign.run", "status", name],
             capture_output=True,
             env=os.environ | ascii_only,
         )
