@@ -38,7 +38,8 @@ def reproduce(
         os.cpu_count() or 1
     ),
     profile: Annotated[
-        str, typer.Option(help="A Snakemake profile in workflow/, such as slurm.")
+        str,
+        typer.Option(help="A Snakemake profile: the name of a folder that you put into workflow/."),
     ] = "",
     dry_run: Annotated[bool, typer.Option(help="Only say what would run.")] = False,
     book: Annotated[bool, typer.Option(help="Build the book, too.")] = True,
@@ -140,7 +141,7 @@ def show(
         str, typer.Option(help="The folder to write into (the current one by default).")
     ] = "",
 ) -> None:
-    """Make one figure or table of STUDY's book again, as a picture, CSV and JSON."""
+    """Write one figure (SVG, PNG) or table (HTML) of STUDY's book, with CSV and JSON."""
     from hialign.report import exhibits
 
     for path in exhibits.write(load_study(study), exhibit, Path(out or ".")):
@@ -184,7 +185,7 @@ def site(
 def partition(
     model: Annotated[str, typer.Argument(help="A number of layers, or a model.")],
 ) -> None:
-    """Print which layers each block of a model has, as in Table 4."""
+    """Print the layers of the three thirds of a model, as in Table 4."""
     from hialign.engine.models import depth_of
 
     depth = int(model) if model.isdigit() else depth_of(model_from(model))
@@ -213,10 +214,16 @@ def judge(
     ] = False,
     validate: Annotated[bool, typer.Option("--validate", help="Measure the judge itself.")] = False,
     llmbar: Annotated[
-        str, typer.Option(help="With --validate: the folder of LLMBar, if it is to be used.")
+        str,
+        typer.Option(
+            help="With --validate: LLMBar's folder, or none (by default $HIALIGN_SHARED_DATA/llmbar)."
+        ),
     ] = "",
     pairs: Annotated[
-        str, typer.Option(help="With --validate: preference pairs, if they are to be used.")
+        str,
+        typer.Option(
+            help="With --validate: other preference pairs, or none (by default the study's own)."
+        ),
     ] = "",
     limit: Annotated[
         int | None,

@@ -25,14 +25,14 @@ TITLE = """# {title}
 
 {about}
 
-Run the cells one by one, or all at once with `papermill notebooks/probe-{probe}.ipynb out.ipynb -p study demo` or
+Run the notebook step by step, or all at once with `papermill notebooks/probe-{probe}.ipynb out.ipynb -p study demo` or
 `hialign run probe-{probe} -p study demo`."""
 PARAMETERS = """\
 study: str = "demo"  # a study in studies/, or the path of a .yml file
 model: str = None  # one of the study's models (name, label or source), or a source of your own; None: its first"""
 BEGIN = """\
 `begin(globals(), …)` checks the parameters above before anything is loaded, refuses names that it does not know, and
-returns a *cell*: one model and one block of a study. A probe is about the model, and the block plays no role."""
+returns a *cell*: one model and one block of a study. A probe measures the model, so you choose no block here."""
 BEGIN_CODE = """\
 from hialign.run import show
 from hialign.run.parameters import begin
@@ -44,7 +44,7 @@ MEASURE = """\
 ## The measurement
 
 {measure}
-A record of the same model, pairs and settings is not measured again."""
+If there is already a record for the same model, pairs and settings, nothing is measured again."""
 MEASURE_CODE = """\
 from {module} import {probe}
 
