@@ -469,9 +469,9 @@ def plot(points: list[dict[str, Any]], path: Path) -> None:
     """Processor seconds a pair of the grid, and how many times less one pass takes."""
     import matplotlib.pyplot as plt
 
-    from hialign.report.plots import style
+    from hialign.report.plots import SETTINGS
 
-    style()
+    plt.rcParams.update(SETTINGS)
     figure, panels = plt.subplots(1, 2, figsize=(8, 3.4), layout="constrained")
     labels = {"length": "tokens of a sequence (30 layers)", "depth": "layers (256 tokens)"}
     for panel, (axis, label) in zip(panels, labels.items(), strict=True):

@@ -102,6 +102,7 @@ def train_together(cells: Sequence[Cell]) -> list[dict[str, Any]]:
         )
         manifests |= _publish_pass(members, trainer, prepared.pairs, about)
         shutil.rmtree(checkpoints, ignore_errors=True)
+        del trainer  # or its model would stay in memory while the next one trains
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
     return [manifests[c.block] for c in cells]

@@ -83,6 +83,8 @@ def _made_once(folder: Path, make: Callable[[Path], None]) -> Path:
             if (folder / "weights.sha256").is_file():
                 return folder
             shutil.rmtree(folder, ignore_errors=True)
+            for left in folder.parent.glob(f"{folder.name}.*/"):  # by a process that was killed
+                shutil.rmtree(left, ignore_errors=True)
             with tempfile.TemporaryDirectory(prefix=f"{folder.name}.", dir=folder.parent) as name:
                 make(temporary := Path(name))
                 digest = weights_sha256(temporary)

@@ -53,7 +53,7 @@ def check_source(settings: PreferenceSettings) -> None:
             raise HialignError(
                 f"{file}: the format {file.suffix} is not read: {advice.format(str(file))}"
             )
-    place = place_of(source)
+    place = place_of(source, settings.revision)
     if source == "builtin" or os.path.isfile(place):
         return
     if os.path.isdir(place):
@@ -123,7 +123,7 @@ def _read_hub(settings: PreferenceSettings) -> dict[str, Iterator[Located]]:
     import datasets
 
     source, config = settings.source, datasets.config
-    subsets = list(settings.subsets or [])
+    subsets = sorted(settings.subsets or [])  # as the files of a local copy are
     if source == HH_RLHF and not subsets:
         subsets = list(HH_TRANCHES)
     splits: dict[str, list[Any]] = {}

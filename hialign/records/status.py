@@ -33,6 +33,7 @@ from hialign.records.stages import (
 from hialign.study import paths
 from hialign.study.blocks import probe_of
 from hialign.study.errors import HialignError
+from hialign.study.pair_files import HH_RLHF
 from hialign.study.settings import JudgeSettings, ModelSettings
 from hialign.study.study import Cell, Sections, Study, stages_of
 
@@ -139,6 +140,8 @@ def _state_alone(
         return State("missing")
     try:
         record = files.read_record(file)
+    except FileNotFoundError:  # a stage that runs again has just deleted it
+        return State("missing")
     except HialignError:
         return State("damaged", f"{file.name} was changed after it was written", altered=True)
     if record.get("fingerprint") != fingerprint:
@@ -183,10 +186,18 @@ def _with_inputs(
         if path is not None and path.is_file() and not files.same(path, stamp, thorough):
             return State("stale", f"{name} has changed since", altered=True)
     if "inputs" in record and not is_published(study):
+        from_hub = study.preferences.source == HH_RLHF and not _names_pairs(record["inputs"])
         for name, path in inputs.items():
+            if from_hub and name.startswith("data/"):  # a local copy has come since
+                continue
             if name not in record["inputs"] and path.is_file():
                 return State("stale", f"{name} was not there when it was made")
     return current
+
+
+def _names_pairs(inputs: Mapping[str, Any]) -> bool:
+    """Whether a record was made from local files of preference pairs, beside the built-in ones."""
+    return any(name.startswith("data/") and name != "data/builtin.jsonl" for name in inputs)
 
 
 def _with_upstream(current: State, cell: Cell, stage: str, thorough: bool) -> State:

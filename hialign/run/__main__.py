@@ -12,13 +12,15 @@ from types import FrameType
 
 def main() -> None:
     """Run the command line. Ctrl-C ends it at once until its work begins (`interruptible`)."""
-    signal.signal(signal.SIGINT, _end)
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as behind `&` in a script
+        signal.signal(signal.SIGINT, _end)
     from hialign.run import cli
 
     try:
         cli.main()
     except SystemExit as end:
         if end.code == 130:  # which typer makes of KeyboardInterrupt
+            sys.stdout.flush()
             _end()
         raise
 

@@ -174,7 +174,11 @@ def _run(study: Study, name: str, cores: int, profile: str, jobs: list[Job], log
     markers = dict.fromkeys(where / job.marker for job in jobs if job.state != DONE)
     log.parent.mkdir(exist_ok=True)
     print(f"{len(markers)} stages are to be run.", flush=True)
-    with console.Board([*markers]) as board, log.open("w", encoding="utf-8") as stream:
+    with (
+        processes.interruptible(),  # or Ctrl-C would leave the terminal without a cursor
+        console.Board([*markers]) as board,
+        log.open("w", encoding="utf-8") as stream,
+    ):
         return processes.supervised(
             command, environment, paths.scratch(study.name), stream, meanwhile=board.update
         )

@@ -27,13 +27,14 @@ def data_files(settings: PreferenceSettings) -> list[Path]:
     return sorted(file for files in split_files(settings).values() for file in files)
 
 
-def place_of(source: str) -> Path:
+def place_of(source: str, revision: str | None = None) -> Path:
     """Where a local source lies. Relative paths start at the repository.
 
-    A local copy of hh-rlhf, `$HIALIGN_SHARED_DATA/hh-rlhf`, stands in for the set on the hub.
+    A local copy of hh-rlhf, `$HIALIGN_SHARED_DATA/hh-rlhf`, stands in for the set on the hub, unless
+    a revision is asked for.
     """
     data = paths.shared_data()
-    if source == HH_RLHF and data is not None and (data / "hh-rlhf").is_dir():
+    if source == HH_RLHF and revision is None and data is not None and (data / "hh-rlhf").is_dir():
         return data / "hh-rlhf"
     try:
         return paths.root() / Path(source).expanduser()
@@ -45,7 +46,7 @@ def split_files(settings: PreferenceSettings) -> dict[str, list[Path]]:
     """The files of each split. A source has `train`, `test` or both."""
     if settings.source == "builtin":
         return {"train": [paths.package() / "preferences" / "builtin.jsonl"]}
-    place = place_of(settings.source)
+    place = place_of(settings.source, settings.revision)
     if os.path.isfile(place):
         return {"train": [place]}
     splits: dict[str, list[Path]] = {}

@@ -86,6 +86,15 @@ def test_an_unknown_random_model_is_refused(name: str) -> None:
     one_line(caught)
 
 
+def test_what_a_killed_process_left_of_a_model_is_deleted(empty_cache: Path) -> None:
+    left = empty_cache / "models" / "random-llama-2-1.abcd1234"
+    left.mkdir(parents=True)
+    (left / "half.safetensors").write_bytes(b"0")
+    folder = random_folder("llama:2")
+    assert folder.name == "random-llama-2-1"
+    assert not left.exists()
+
+
 def test_many_at_once_get_the_same_whole_model(empty_cache: Path) -> None:
     code = "from hialign.engine.models import random_folder as f; print(f('llama:3'))"
     run = [sys.executable, "-c", code]

@@ -8,8 +8,10 @@ import pytest
 
 from hialign import HialignError, load_pairs, load_study
 from hialign.preferences.sources import check_source
-from hialign.records.files import stamps
-from hialign.records.status import inputs_of, probe_state, state
+from hialign.records.dependencies import depends, inputs_of
+from hialign.records.files import stamps, write_record
+from hialign.records.stages import stage_manifest
+from hialign.records.status import probe_state, state
 from hialign.study import paths
 from hialign.study.blocks import OBJECTIVES
 from hialign.study.pair_files import HH_RLHF, data_files
@@ -65,6 +67,30 @@ def test_without_a_copy_the_set_is_the_hubs(
     check_source(settings)
     with pytest.raises(HialignError, match=r"from the hub.*HIALIGN_SHARED_DATA to a folder"):
         load_pairs(settings)
+
+
+def test_a_copy_does_not_stand_in_for_a_revision(local_copy: Path) -> None:
+    assert data_files(PreferenceSettings(source=HH_RLHF)) == [local_copy]
+    assert data_files(PreferenceSettings(source=HH_RLHF, revision="09be8c5")) == []
+
+
+def test_a_copy_that_comes_later_makes_no_record_of_the_hubs_pairs_stale(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, outputs: Path, local_copy: Path
+) -> None:
+    monkeypatch.delenv("HIALIGN_SHARED_DATA")
+    file = tmp_path / "study.yml"
+    text = f"title: T\nmodels: [random:llama]\npreferences: {{source: {HH_RLHF}}}\njudge: null\n"
+    file.write_text(text, encoding="utf-8")
+    cell = load_study(file).cell(None, "base")
+    record = {**depends(cell, "train"), "stage": "train"}
+    write_record(stage_manifest(cell, "train"), record)
+    assert state(cell).status == "done"
+    monkeypatch.setenv("HIALIGN_SHARED_DATA", str(local_copy.parents[2]))
+    assert "data/test.jsonl.gz" in inputs_of(cell, "train")
+    assert state(cell).status == "done"
+    write_record(stage_manifest(cell, "train"), {**depends(cell, "train"), "stage": "train"})
+    local_copy.write_bytes(gzip.compress(b"{}\n"))
+    assert state(cell).status == "stale", "made from the copy, which has changed"
 
 
 @pytest.mark.parametrize("name", study_names())

@@ -13,7 +13,7 @@ from hialign.preferences.pairs import load_pairs
 from hialign.records.agreement import OTHERS
 from hialign.statistics.intervals import wilson
 from hialign.study.errors import HialignError
-from hialign.study.pair_files import place_of
+from hialign.study.pair_files import data_files, place_of
 from hialign.study.settings import PreferenceSettings
 from hialign.study.study import Study
 
@@ -35,9 +35,8 @@ def held_out(study: Study, source: str, wanted: int | None) -> tuple[list[Pair],
 
 def _called(settings: PreferenceSettings) -> str:
     """The source's name without its folder, and its tranches: `hh-rlhf (harmless-base)`."""
-    place = place_of(settings.source)
-    folders = sorted(p.name for p in place.iterdir() if p.is_dir()) if place.is_dir() else []
-    parts = settings.subsets or folders
+    place = place_of(settings.source, settings.revision)
+    parts = settings.subsets or sorted({p.parent.name for p in data_files(settings)} - {place.name})
     return f"{place.name} ({', '.join(parts)})" if parts else place.name
 
 
