@@ -68,6 +68,6 @@ def test_git_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
         return real(command, **options)  # type: ignore[call-overload]
 
     monkeypatch.setattr(provenance.subprocess, "run", run)
-    provenance.commit.cache_clear()
+    provenance._commit.cache_clear()
     assert provenance.commit() == provenance.commit()
     assert len(calls) == (2 if paths.in_checkout() else 0)

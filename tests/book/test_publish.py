@@ -235,7 +235,7 @@ def test_a_folder_that_is_no_site_is_left_alone(
     publish.publish(finished)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("precious")
-    with pytest.raises(HialignError, match="is no site of ours"):
+    with pytest.raises(HialignError, match="holds no site that was built by this command"):
         site.build(tmp_path / "mine")
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "precious"
 

@@ -85,7 +85,7 @@ def adapters(outputs: Path) -> dict[str, str]:
     return {str(p.relative_to(outputs)): files.sha256_of(p) for p in found}
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", [0, 1])  # benchmarks/kills.py draws many more
 @pytest.mark.parametrize("stop", ["kill", "interrupt"])
 def test_the_same_command_goes_on(
     undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: str, seed: int
