@@ -95,6 +95,7 @@ def test_what_a_killed_process_left_of_a_model_is_deleted(empty_cache: Path) -> 
     assert not left.exists()
 
 
+@pytest.mark.slow
 def test_many_at_once_get_the_same_whole_model(empty_cache: Path) -> None:
     code = "from hialign.engine.models import random_folder as f; print(f('llama:3'))"
     run = [sys.executable, "-c", code]

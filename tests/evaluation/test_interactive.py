@@ -374,6 +374,7 @@ def test_other_weights_and_other_formats_are_refused(copied: Study) -> None:
         strategies.Strategies(copied.models[0], {"mid": folder})
 
 
+@pytest.mark.slow
 def test_an_untrained_study_is_one_line_with_the_command(outputs: Path) -> None:
     command = [sys.executable, "-m", "hialign.run", "run", "explore", "-p", "study", "smoke"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)

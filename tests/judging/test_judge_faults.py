@@ -121,6 +121,7 @@ def wait_for(condition: Any, seconds: float = 60) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 def test_kill_9_loses_at_most_what_is_in_flight(start: Any, path: Path) -> None:
     server, n = start(latency=0.05, faults=0.2, kinds=INVALID + ODD, seed=2), 200
     for share in (0.3, 0.6):
@@ -137,6 +138,7 @@ def test_kill_9_loses_at_most_what_is_in_flight(start: Any, path: Path) -> None:
     assert not Ledger(path).partial.exists()
 
 
+@pytest.mark.slow
 def test_two_processes_on_one_file_are_refused(start: Any, path: Path) -> None:
     server = start(latency=0.2)
     process = client(server, path, 40)

@@ -80,6 +80,7 @@ def test_norms_are_those_of_autograd(family: str, outputs: Path) -> None:
             parameter.requires_grad_(value)
 
 
+@pytest.mark.slow
 def test_the_record(tmp_path: Path, outputs: Path) -> None:
     study = load_study(write_study(tmp_path, models=SMALL, probes=PROBES))
     cell = study.cell(None, "base")

@@ -48,6 +48,7 @@ def find(rows: list[dict[str, Any]], **wanted: Any) -> dict[str, Any]:
 # --- the whole of it, on a model -----------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_margins_are_stock_trls(cell: Callable[..., Cell], tmp_path: Path) -> None:
     """One training of the eight again: TRL's own trainer, and log-probabilities by transformers."""
     import torch
@@ -126,6 +127,7 @@ def test_a_killed_run_goes_on(cell: Callable[..., Cell], monkeypatch: pytest.Mon
     assert set(resumed["margins"]["all"]) == set(quick["blocks"])
 
 
+@pytest.mark.slow
 def test_what_was_planted_is_found(cell: Callable[..., Cell], tmp_path: Path) -> None:
     """Only the middle third can change anything, so only its margins and those of full do."""
     model = planted(tmp_path / "model", {2, 3})

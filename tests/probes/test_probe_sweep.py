@@ -39,6 +39,7 @@ def rows_of(record: dict[str, Any]) -> dict[str, dict[str, Any]]:
 # --- the whole of it, on a model -----------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_sweep_is_its_blocks_trained_one_by_one(
     cell: Callable[..., Cell], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -249,6 +249,7 @@ def fresh(finished: Path) -> Callable[[Path], dict[str, Any]]:
     return get
 
 
+@pytest.mark.slow
 @settings(
     max_examples=40,
     deadline=None,

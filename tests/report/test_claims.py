@@ -237,6 +237,7 @@ def test_the_correction_is_over_both_directions_of_the_whole_ledger(outputs: Pat
     assert [f.p_against for f in found] == pytest.approx(expected[len(found) :])
 
 
+@pytest.mark.slow
 def test_studies_without_any_effect_seldom_decide_anything(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

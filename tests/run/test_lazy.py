@@ -28,6 +28,7 @@ def test_no_torch_is_imported(code: str) -> None:
     assert run.stdout.splitlines()[-1] == "[]"
 
 
+@pytest.mark.slow
 def test_what_never_trains_imports_no_trl() -> None:
     modules = ("evaluation.respond", "evaluation.evaluate", "evaluation.explorer")
     modules += ("probes.weights", "probes.patching.probe")

@@ -77,6 +77,7 @@ def test_begin_gives_the_cell_and_takes_no_function_or_module_for_a_parameter() 
     )
 
 
+@pytest.mark.slow
 def test_papermill_alone_runs_a_notebook_from_anywhere_and_refuses_a_misspelt_parameter(
     outputs: Path, tmp_path: Path
 ) -> None:

@@ -36,7 +36,8 @@ def held_out(study: Study, source: str, wanted: int | None) -> tuple[list[Pair],
 def _called(settings: PreferenceSettings) -> str:
     """The source's name without its folder, and its tranches: `hh-rlhf (harmless-base)`."""
     place = place_of(settings.source, settings.revision)
-    parts = settings.subsets or sorted({p.parent.name for p in data_files(settings)} - {place.name})
+    folders = {p.parent.name for p in data_files(settings)} if place.is_dir() else set()
+    parts = settings.subsets or sorted(folders - {place.name})
     return f"{place.name} ({', '.join(parts)})" if parts else place.name
 
 
