@@ -115,20 +115,29 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def at(place: Path) -> Iterator[None]:
     """`place` as the repository, with outputs of its own."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(paths, "root", lambda: place)
-        patch.setenv("HIALIGN_OUTPUTS", str(place / "outputs"))
-        notebook_sha256.cache_clear()
+        move_to(place, patch)
         yield
     notebook_sha256.cache_clear()
 
 
+def move_to(place: Path, patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(paths, "root", lambda: place)
+    patch.setenv("HIALIGN_OUTPUTS", str(place / "outputs"))
+    notebook_sha256.cache_clear()
+
+
 @pytest.fixture
-def copy(finished: Path, tmp_path: Path) -> Iterator[Path]:
-    """A copy of the finished study, which a test may change."""
+def copy(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A copy of the finished study, which a test may change.
+
+    It patches with the test's own `monkeypatch`, so that all is undone in the opposite order. With
+    a second one, what a test sets would be undone last, to a folder of the copy.
+    """
     place = tmp_path / "copy"
     shutil.copytree(finished, place)
-    with at(place):
-        yield place
+    move_to(place, monkeypatch)
+    yield place
+    notebook_sha256.cache_clear()
 
 
 def mid(study: Study) -> Cell:
