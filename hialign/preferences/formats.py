@@ -31,6 +31,16 @@ def prompt_id(prompt: Sequence[Message]) -> str:
     return json_sha256(list(prompt), 12)
 
 
+def conversation_id(prompt: Sequence[Message]) -> str:
+    """A stable short name for the conversation that a prompt belongs to, 12 hexadecimal digits.
+
+    Conversations are told apart by their first user turn, in which case and white space do not count.
+    hh-rlhf has many pairs that were cut from one dialogue at different turns.
+    """
+    first = next((m for m in prompt if m["role"] == "user"), prompt[0])
+    return json_sha256(" ".join(first["content"].split()).casefold(), 12)
+
+
 def parse_transcript(text: str) -> list[Message]:
     """An hh-rlhf transcript as messages. Consecutive turns of one speaker become one.
 

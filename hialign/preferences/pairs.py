@@ -1,4 +1,4 @@
-"""The preference pairs of a study, from its source or the built-in set, split by prompt.
+"""The preference pairs of a study, from its source or the built-in set, split by conversation.
 
 `sources` finds and reads files and hub sets, and `formats` makes a pair of each row. Pairs that
 cannot be used are counted and reported: they have no common prompt, or empty or identical responses.
@@ -16,9 +16,17 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from hialign.preferences.contrasts import contrast_pairs
-from hialign.preferences.formats import NO_PROMPT, Pair, UnusablePair, prompt_id, to_pair
+from hialign.preferences.formats import (
+    NO_PROMPT,
+    Pair,
+    UnusablePair,
+    conversation_id,
+    prompt_id,
+    to_pair,
+)
 from hialign.preferences.reading import Located
 from hialign.preferences.sources import read_splits
+from hialign.preferences.splits import check_size, split_pairs
 from hialign.study.blocks import OBJECTIVES
 from hialign.study.digest import json_sha256
 from hialign.study.errors import HialignError
@@ -34,7 +42,7 @@ TOLERATED = 0.1  # of a source's pairs that may be unusable before it is refused
 
 @dataclass
 class Pairs:
-    """Preference pairs, split so that training and evaluation share no prompt."""
+    """Preference pairs, split so that training and evaluation share no conversation."""
 
     train: "Dataset"
     evaluation: "Dataset"
@@ -50,7 +58,7 @@ class Pairs:
 
 
 def load_pairs(source: "str | Path | PreferenceSettings" = HH_RLHF, **settings: Any) -> Pairs:
-    """Preference pairs from `source`, split by seed without sharing a prompt.
+    """Preference pairs from `source`, split by seed without sharing a conversation.
 
     `source` is one of these:
 
@@ -72,10 +80,10 @@ def load_pairs(source: "str | Path | PreferenceSettings" = HH_RLHF, **settings: 
     else:
         splits = read_splits(chosen)
         usable = {name: _usable(name, rows, report) for name, rows in splits.items()}
-        train, held_out = _split(usable, chosen)
+        train, held_out = split_pairs(usable, chosen)
     train, held_out = train[: chosen.train], held_out[: chosen.evaluation]
-    shared = {prompt_id(p["prompt"]) for p in train} & {prompt_id(p["prompt"]) for p in held_out}
-    assert not shared, "training and evaluation share a prompt"
+    sides = [{conversation_id(p["prompt"]) for p in side} for side in (train, held_out)]
+    assert not sides[0] & sides[1], "training and evaluation share a conversation"
     report |= {"train": len(train), "evaluation": len(held_out)}
     digest = json_sha256([train, held_out])
     from datasets import Dataset
@@ -149,98 +157,7 @@ def _usable(split: str, rows: Iterable[Located], report: dict[str, Any]) -> list
     return pairs
 
 
-# --- splitting ---------------------------------------------------------------------------------
-
-
-def _split(
-    usable: dict[str, list[Pair]], settings: PreferenceSettings
-) -> tuple[list[Pair], list[Pair]]:
-    """Shuffled training and held-out pairs that share no prompt.
-
-    A source with both splits keeps them, and training drops the prompts that are held out. A source
-    with one split is divided by prompt.
-    """
-    import numpy as np
-
-    rng = np.random.default_rng(settings.seed)
-
-    def shuffled(pairs: list[Pair]) -> list[Pair]:
-        return [pairs[i] for i in rng.permutation(len(pairs))]
-
-    if len(usable) == 2:
-        held_out = shuffled(usable["test"])
-        taken = {prompt_id(p["prompt"]) for p in held_out[: settings.evaluation]}
-        train = [p for p in shuffled(usable["train"]) if prompt_id(p["prompt"]) not in taken]
-        _check(held_out, "evaluation", settings, "usable ones in its test split")
-        left_out = len(usable["train"]) - len(train)
-        _check(
-            train,
-            "train",
-            settings,
-            "usable ones in its train split"
-            + (f" that are not among the {left_out} whose prompt is held out" if left_out else ""),
-        )
-        return train, held_out
-    (pairs,) = usable.values()
-    by_prompt: dict[str, list[Pair]] = {}
-    for pair in shuffled(pairs):
-        by_prompt.setdefault(prompt_id(pair["prompt"]), []).append(pair)
-    wanted = settings.evaluation if settings.evaluation is not None else len(pairs) // 10
-    train = []
-    held_out = []
-    for group in by_prompt.values():
-        (held_out if len(held_out) < wanted else train).extend(group)
-    _check_one_split(train, held_out, len(by_prompt), settings)
-    return train, held_out
-
-
-def _check(pairs: list[Pair], name: str, settings: PreferenceSettings, kind: str) -> None:
-    """Refuse a split that has fewer `pairs` than `preferences.<name>` asks for, or none."""
-    wanted = getattr(settings, name)
-    if pairs and len(pairs) >= (wanted or 1):
-        return
-    asks = f"asks for {wanted} pairs" if wanted else "(null) takes all pairs"
-    advice = f"set preferences.{name} to at most {len(pairs)}, or to null for all of them"
-    if not pairs:
-        advice = "set preferences.evaluation lower, or give a source whose splits share no prompts"
-    raise HialignError(
-        f"preferences.{name} {asks}, but {settings.source} has {len(pairs)} {kind}: {advice}"
-    )
-
-
-def _check_one_split(
-    train: list[Pair], held_out: list[Pair], prompts: int, settings: PreferenceSettings
-) -> None:
-    """Refuse a source with one split that is too small for what is asked of it."""
-    usable = len(train) + len(held_out)
-    wanted = (settings.train or 1) + (settings.evaluation or usable // 10)
-    if len(train) >= (settings.train or 1) and len(held_out) >= (settings.evaluation or 1):
-        return
-    asks = (
-        f"preferences.train asks for {settings.train or 'all'} pairs and preferences.evaluation for "
-        f"{settings.evaluation or 'a tenth'}"
-    )
-    if settings.train and settings.evaluation:
-        asks += f", {wanted} together"
-    if prompts < 2:
-        advice = ", all of one prompt, which cannot be in both: give a source with more prompts"
-    elif not held_out:
-        advice = ", a tenth of which is none: set preferences.evaluation to a number"
-    elif usable < wanted:
-        most = settings.train or usable
-        train_at_most = most if most < usable else usable - max(1, usable // 10)
-        advice = (
-            f": set both to at most {usable} together, such as train: {train_at_most} and "
-            f"evaluation: {usable - train_at_most}"
-        )
-    else:
-        advice = (
-            f" with {prompts} prompts, and pairs of one prompt stay together, so that {len(train)} "
-            "are left for training: ask for fewer in preferences.train or preferences.evaluation"
-        )
-    raise HialignError(
-        f"{asks}, but {settings.source} has {usable} usable pairs in its only split{advice}"
-    )
+# --- the built-in set ----------------------------------------------------------------------------
 
 
 def _builtin(settings: PreferenceSettings, report: dict[str, Any]) -> tuple[list[Pair], list[Pair]]:
@@ -264,7 +181,7 @@ def _builtin(settings: PreferenceSettings, report: dict[str, Any]) -> tuple[list
     held = [f"{row['id']}-{o}" for row in rows if row["split"] == "evaluation" for o in OBJECTIVES]
     pairs = [by_id[k] for k in train if k in by_id], [by_id[k] for k in held if k in by_id]
     for name, split in zip(("train", "evaluation"), pairs, strict=True):
-        _check(split, name, settings, "usable ones for it")
+        check_size(split, name, settings, "usable ones for it")
     return pairs
 
 

@@ -25,6 +25,7 @@ from hialign.report.sentences import (
 from hialign.report.where import concordance
 from hialign.study import paths
 from hialign.study.blocks import OBJECTIVES, STRATEGIES, strategy_of
+from hialign.study.pair_files import HH_RLHF, is_hh_rlhf
 from hialign.study.study import Study
 
 NONE = "not measured"
@@ -173,11 +174,16 @@ def _shared(study: Study) -> str:
     judge = study.judge.model.casefold() if study.judge else ""
     same = {
         f"{n} of its {len(models)} models": n > 0,
-        "its data set": study.preferences.source == design["data_set"]["value"],
+        "its data set": _same_data_set(study, design["data_set"]["value"]),
         "its judge": judge.startswith(design["judge"]["value"].casefold()),
     }
     shared = [text for text, holds in same.items() if holds]
     return joined(shared) if shared else "neither a model, nor the data set, nor the judge"
+
+
+def _same_data_set(study: Study, name: str) -> bool:
+    """Whether a study reads the data set `name`, from the hub or from a folder of its layout."""
+    return study.preferences.source == name or (name == HH_RLHF and is_hh_rlhf(study.preferences))
 
 
 def _null_studies() -> str:

@@ -14,6 +14,8 @@ from hialign.study.settings import PreferenceSettings
 HH_RLHF = "Anthropic/hh-rlhf"
 HH_TRANCHES = ("harmless-base", "helpful-base", "helpful-online", "helpful-rejection-sampled")
 
+OURS = ("builtin",)  # sources that the package makes
+
 TEXT = (".jsonl", ".json", ".csv", ".tsv")
 # In the order of preference, if a split has files of several formats
 SUFFIXES = tuple(suffix + packed for suffix in TEXT for packed in ("", ".gz")) + (".parquet",)
@@ -40,6 +42,21 @@ def place_of(source: str, revision: str | None = None) -> Path:
         return paths.root() / Path(source).expanduser()
     except RuntimeError as error:  # `~somebody` who has no home on this machine
         raise HialignError(f"preferences.source {source}: {error}") from None
+
+
+def is_hh_rlhf(settings: PreferenceSettings) -> bool:
+    """Whether the pairs are those of Anthropic/hh-rlhf: from the hub, or from a folder of its layout.
+
+    Its layout is `<tranche>/<split>.jsonl.gz`, with the tranches of `HH_TRANCHES`.
+    """
+    if settings.source == HH_RLHF:
+        return True
+    if settings.source in OURS:
+        return False
+    place = place_of(settings.source, settings.revision)
+    tranches = settings.subsets or HH_TRANCHES
+    files = [place / t / f"{s}.jsonl.gz" for t in tranches for s in ("train", "test")]
+    return set(tranches) <= set(HH_TRANCHES) and any(os.path.isfile(file) for file in files)
 
 
 def split_files(settings: PreferenceSettings) -> dict[str, list[Path]]:

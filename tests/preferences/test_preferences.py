@@ -13,7 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hialign import load_pairs
-from hialign.preferences.formats import UnusablePair, parse_transcript, prompt_id, to_pair
+from hialign.preferences.formats import (
+    UnusablePair,
+    conversation_id,
+    parse_transcript,
+    prompt_id,
+    to_pair,
+)
 from hialign.preferences.pairs import Pairs
 from hialign.study import paths
 from hialign.study.settings import PreferenceSettings
@@ -465,6 +471,46 @@ def test_splits_share_no_prompt_even_if_prompts_repeat(tmp_path: Path) -> None:
         assert not ids(pairs.train) & ids(pairs.evaluation)
 
 
+def first_turns(pairs: Any) -> set[str]:
+    return {" ".join(p[0]["content"].split()).lower() for p in pairs["prompt"]}
+
+
+def cut_dialogues(numbers: range) -> list[dict[str, str]]:
+    """Two pairs of each dialogue, cut at its first and at its second answer."""
+    rows = []
+    for n in numbers:
+        for turns in ((f"Topic {n}?",), (f"topic  {n}? ", "Yes.", f"And {n}?")):
+            ends = {side: transcript(*turns, f"{side} {n}") for side in ("chosen", "rejected")}
+            rows.append(ends)
+    return rows
+
+
+def test_pairs_of_one_conversation_stay_together(tmp_path: Path) -> None:
+    path = str(write_lines(tmp_path / "p.jsonl", cut_dialogues(range(30))))
+    for seed in range(5):
+        pairs = load_pairs(path, train=None, evaluation=11, seed=seed)
+        assert len(pairs.evaluation) == 11
+        assert len(ids(pairs.train)) == 48  # each dialogue has two prompts
+        assert not first_turns(pairs.train) & first_turns(pairs.evaluation)
+
+
+def test_training_drops_the_conversations_that_are_held_out(tmp_path: Path) -> None:
+    write_lines(tmp_path / "train.jsonl", cut_dialogues(range(12)))
+    write_lines(tmp_path / "test.jsonl", cut_dialogues(range(8, 20))[1::2])
+    pairs = load_pairs(str(tmp_path), train=None, evaluation=None)
+    assert (len(pairs.train), len(pairs.evaluation)) == (16, 12)
+    assert not first_turns(pairs.train) & first_turns(pairs.evaluation)
+    with refused("outside the 8 whose conversation is held out"):
+        load_pairs(str(tmp_path), train=17, evaluation=12)
+
+
+def test_a_conversation_is_named_by_its_first_user_turn() -> None:
+    system = [{"role": "system", "content": "Be kind."}]
+    one = conversation_id(says("Hello  There\n", "Hi.", "What now?"))
+    assert one == conversation_id(system + says("hello there")) != conversation_id(says("Hello"))
+    assert conversation_id(system)  # without a user turn, the first message
+
+
 def test_the_seed_decides_alone(forty: Path) -> None:
     first, again, other = (
         load_pairs(str(forty), train=20, evaluation=5, seed=s) for s in (1, 1, 2)
@@ -519,10 +565,12 @@ def test_asking_one_split_for_too_many_is_refused(
 def test_pairs_of_few_prompts_are_not_enough(tmp_path: Path) -> None:
     rows = [row | {"prompt": f"Prompt {i % 2}"} for i, row in enumerate(made_pairs(40))]
     path = write_lines(tmp_path / "p.jsonl", rows)
-    with refused("40 usable pairs in its only split with 2 prompts, .* 20 are left for training"):
+    with refused(
+        "40 usable pairs in its only split of 2 conversations, .* 20 are left for training"
+    ):
         load_pairs(str(path), train=30, evaluation=5)
     write_lines(path, [row | {"prompt": "One"} for row in rows])
-    with refused("40 usable pairs in its only split, all of one prompt"):
+    with refused("40 usable pairs in its only split, all of one conversation"):
         load_pairs(str(path), train=30, evaluation=5)
 
 
@@ -542,8 +590,8 @@ def test_asking_two_splits_for_too_many_is_refused_by_split(tmp_path: Path) -> N
     ):
         load_pairs(str(tmp_path), train=1, evaluation=11)
     with refused(
-        "preferences.train asks for 21 pairs, but .* has 20 usable ones in its train split that are "
-        "not among the 5 whose prompt is held out: set preferences.train to at most 20"
+        "preferences.train asks for 21 pairs, but .* has 20 usable ones in its train split "
+        "outside the 5 whose conversation is held out: set preferences.train to at most 20"
     ):
         load_pairs(str(tmp_path), train=21, evaluation=10)
     write_lines(tmp_path / "train.jsonl", shared)
@@ -659,7 +707,7 @@ def test_the_real_file(shared_data: Path) -> None:
     assert pairs.report["refused"] == {"test": {"an empty response": 4, "no common prompt": 5}}
     assert len(pairs.report["refused_at"]["test"]) == 9
     assert pairs.report["refused_at"]["test"][0] == "line 87 of test.jsonl.gz: an empty response"
-    assert not ids(pairs.train) & ids(pairs.evaluation)
+    assert not first_turns(pairs.train) & first_turns(pairs.evaluation)
     assert pairs.fingerprint == load_pairs(source, train=2000, evaluation=300).fingerprint
     lengths = Counter(len(p) for p in pairs.train["prompt"])
     assert all(n % 2 == 1 for n in lengths)  # human and assistant in turn, human last

@@ -195,7 +195,7 @@ def test_tables_are_reachable_where_the_papers_are() -> None:
     assert score_tables.table3 is score_tables.table3
 
 
-def test_what_the_paper_and_a_study_share() -> None:
+def test_what_the_paper_and_a_study_share(tmp_path: Path) -> None:
     study = make_study(
         [{"source": "x/y", "label": "Qwen3-8B"}],
         judge={"backend": "openai", "model": "qwen3-max-2025-09-23"},
@@ -205,6 +205,10 @@ def test_what_the_paper_and_a_study_share() -> None:
     )
     other = make_study(preferences={"source": "builtin"})
     assert facts.facts(other)["shared_with_paper"].startswith("neither")
+    (tmp_path / "harmless-base").mkdir()
+    (tmp_path / "harmless-base" / "test.jsonl.gz").touch()
+    folder = make_study(preferences={"source": str(tmp_path)})
+    assert facts.facts(folder)["shared_with_paper"] == "its data set"
 
 
 def test_the_simulated_studies_are_told_as_they_were_recorded() -> None:

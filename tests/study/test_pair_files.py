@@ -14,7 +14,7 @@ from hialign.records.stages import stage_manifest
 from hialign.records.status import probe_state, state
 from hialign.study import paths
 from hialign.study.blocks import OBJECTIVES
-from hialign.study.pair_files import HH_RLHF, data_files
+from hialign.study.pair_files import HH_RLHF, data_files, is_hh_rlhf
 from hialign.study.probe_settings import IlaSettings
 from hialign.study.settings import PreferenceSettings
 from hialign.study.study import probes_of, stages_of, study_names
@@ -47,6 +47,25 @@ def test_a_local_copy_of_hh_rlhf_stands_in_for_the_hub(
         HialignError, match=f"no train.jsonl .* in helpful-base .*{local_copy.parts[-3]}"
     ):
         check_source(PreferenceSettings(source=HH_RLHF, subsets=["helpful-base"]))
+
+
+def test_a_folder_of_its_layout_is_hh_rlhf(local_copy: Path, tmp_path: Path) -> None:
+    folder = str(local_copy.parents[1])
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "test.jsonl.gz").write_bytes(local_copy.read_bytes())
+
+    def asked(source: str, **more: list[str]) -> bool:
+        return is_hh_rlhf(PreferenceSettings(source=source, **more))
+
+    assert asked(HH_RLHF)
+    assert asked(folder)
+    assert asked(folder, subsets=["harmless-base"])
+    assert not asked(folder, subsets=["helpful-base"])  # which it does not have
+    assert not asked(folder, subsets=["harmless-base", "mine"])
+    assert not asked(str(local_copy))  # a file of any origin
+    assert not asked(str(tmp_path / "mine"))
+    assert not asked(str(tmp_path / "nowhere"))
+    assert not asked("builtin")
 
 
 def test_a_record_names_the_files_of_a_local_copy_by_hash(local_copy: Path) -> None:
