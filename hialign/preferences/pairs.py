@@ -26,7 +26,7 @@ from hialign.preferences.formats import (
 )
 from hialign.preferences.reading import Located
 from hialign.preferences.sources import read_splits
-from hialign.preferences.splits import check_size, split_pairs
+from hialign.preferences.splits import check_size, exchanged, split_pairs, training_seed
 from hialign.study.blocks import OBJECTIVES
 from hialign.study.digest import json_sha256
 from hialign.study.errors import HialignError
@@ -48,7 +48,7 @@ class Pairs:
     evaluation: "Dataset"
     report: dict[str, Any] = field(
         default_factory=dict
-    )  # sizes, and which rows were refused and why
+    )  # sizes, which rows were refused and why, `draw`, and how many pairs were `exchanged`
     fingerprint: str = ""  # sha256 of all pairs in order
 
     def prompts(self, limit: int | None = None) -> list[dict[str, Any]]:
@@ -84,6 +84,10 @@ def load_pairs(source: "str | Path | PreferenceSettings" = HH_RLHF, **settings: 
     train, held_out = train[: chosen.train], held_out[: chosen.evaluation]
     sides = [{conversation_id(p["prompt"]) for p in side} for side in (train, held_out)]
     assert not sides[0] & sides[1], "training and evaluation share a conversation"
+    if chosen.draw is not None:
+        report["draw"] = chosen.draw
+    if chosen.shuffled:
+        train, report["exchanged"] = exchanged(train, chosen)
     report |= {"train": len(train), "evaluation": len(held_out)}
     digest = json_sha256([train, held_out])
     from datasets import Dataset
@@ -175,7 +179,9 @@ def _builtin(settings: PreferenceSettings, report: dict[str, Any]) -> tuple[list
     report["refused"] = dict(Counter(f"{r['objective']}: {r['reason']}" for r in refused))
     by_id = {p["id"]: _as_messages(p) for p in made}
     names = [row["id"] for row in rows if row["split"] == "train"]
-    order = [names[i] for i in np.random.default_rng(settings.seed).permutation(len(names))]
+    order = [
+        names[i] for i in np.random.default_rng(training_seed(settings)).permutation(len(names))
+    ]
     rounds = range(len(OBJECTIVES))
     train = [f"{name}-{OBJECTIVES[(i + r) % 3]}" for r in rounds for i, name in enumerate(order)]
     held = [f"{row['id']}-{o}" for row in rows if row["split"] == "evaluation" for o in OBJECTIVES]

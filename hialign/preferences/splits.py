@@ -14,7 +14,7 @@ def split_pairs(
 
     Two pairs are of one conversation if their dialogues begin with the same user turn. A source with
     both splits keeps them, and training drops the conversations that are held out. A source with one
-    split is divided by conversation.
+    split is divided by conversation. `settings.draw` reorders the whole pool of training pairs.
     """
     rng = np.random.default_rng(settings.seed)
 
@@ -34,7 +34,7 @@ def split_pairs(
             "usable ones in its train split"
             + (f" outside the {left_out} whose conversation is held out" if left_out else ""),
         )
-        return train, held_out
+        return drawn(train, settings), held_out
     (pairs,) = usable.values()
     conversations: dict[str, list[Pair]] = {}
     for pair in shuffled(pairs):
@@ -45,7 +45,33 @@ def split_pairs(
     for group in conversations.values():
         (held_out if len(held_out) < wanted else train).extend(group)
     _check_one_split(train, held_out, len(conversations), settings)
-    return train, held_out
+    return drawn(train, settings), held_out
+
+
+def training_seed(settings: PreferenceSettings) -> int:
+    """What decides the order of the training pairs: `draw`, or else `seed`."""
+    return settings.seed if settings.draw is None else settings.draw
+
+
+def drawn(train: list[Pair], settings: PreferenceSettings) -> list[Pair]:
+    """All training pairs in the order of `settings.draw`, or as they are if there is none."""
+    if settings.draw is None:
+        return train
+    return [train[i] for i in np.random.default_rng(settings.draw).permutation(len(train))]
+
+
+def exchanged(train: list[Pair], settings: PreferenceSettings) -> tuple[list[Pair], int]:
+    """The training pairs with chosen and rejected exchanged in a random half, and in how many.
+
+    A pair's place decides, so that more training pairs leave the first ones as they were.
+    """
+    # The 1 keeps this stream apart from the one that orders the pairs
+    coins = np.random.default_rng([training_seed(settings), 1]).random(len(train)) < 0.5
+    pairs = [
+        pair | {"chosen": pair["rejected"], "rejected": pair["chosen"]} if coin else pair
+        for pair, coin in zip(train, coins, strict=True)
+    ]
+    return pairs, int(coins.sum())
 
 
 def check_size(pairs: list[Pair], name: str, settings: PreferenceSettings, kind: str) -> None:

@@ -95,7 +95,14 @@ class PreferenceSettings(Settings):
     subsets: list[str] | None = None
     train: Pairs | None = Field(10_000, ge=1)  # section 4.1: 10k. null: all
     evaluation: Pairs | None = Field(1_000, ge=1)  # section 4.1: 1k held out
-    seed: Seed = 42  # Table 5 (seed for data)
+    seed: Seed = 42  # Table 5 (seed for data). It decides which pairs are held out.
+    # Not in the paper. null: the training pairs come in the order that `seed` gives. A number draws
+    # them anew from all pairs that `seed` does not hold out, so that a study can be repeated with
+    # other training pairs and the same held-out ones.
+    draw: Seed | None = None
+    # Not in the paper, a control: chosen and rejected of each training pair are exchanged with
+    # probability one half, by `draw` or else `seed`. Held-out pairs never are.
+    shuffled: bool = False
 
 
 class TrainingSettings(Settings):

@@ -527,6 +527,64 @@ def test_more_training_pairs_hold_the_same_prompts_out(forty: Path) -> None:
     assert plain(few.train) == plain(many.train)[:10]
 
 
+def sides(pairs: Any) -> dict[str, tuple[str, str]]:
+    """Chosen and rejected of each pair by its id."""
+    texts = ([p["id"], p["chosen"][0]["content"], p["rejected"][0]["content"]] for p in pairs)
+    return {name: (chosen, rejected) for name, chosen, rejected in texts}
+
+
+@pytest.mark.parametrize("source", ["forty", "builtin"])
+def test_a_draw_takes_other_training_pairs_and_holds_the_same_out(forty: Path, source: str) -> None:
+    name, size = (str(forty), 15) if source == "forty" else (source, 50)
+    plainly, one, again, two = (
+        load_pairs(name, train=size, evaluation=10, draw=d) for d in (None, 1, 1, 2)
+    )
+    assert plain(plainly.evaluation) == plain(one.evaluation) == plain(two.evaluation)
+    drawn = [sides(pairs.train) for pairs in (plainly, one, two)]
+    assert len({frozenset(d) for d in drawn}) == 3  # other pairs, not another order
+    assert [len(d) for d in drawn] == [size] * 3  # without replacement
+    assert one.fingerprint == again.fingerprint != two.fingerprint
+    assert (one.report["draw"], "draw" in plainly.report) == (1, False)
+    more = load_pairs(name, train=size + 10, evaluation=10, draw=1)
+    assert plain(more.train)[:size] == plain(one.train)
+    pool = [load_pairs(name, train=None, evaluation=10, draw=d) for d in (None, 1)]
+    assert sides(pool[0].train) == sides(pool[1].train)  # the whole pool, whatever its order
+
+
+def test_every_pair_of_the_pool_is_drawn_equally_often(forty: Path) -> None:
+    counts = Counter(
+        name
+        for draw in range(200)
+        for name in load_pairs(str(forty), train=15, evaluation=10, draw=draw).train["id"]
+    )
+    assert len(counts) == 30
+    assert max(abs(n - 100) for n in counts.values()) < 29  # 4 standard deviations
+
+
+@pytest.mark.parametrize("source", ["forty", "builtin"])
+def test_shuffled_labels_exchange_a_random_half_of_the_training_pairs(
+    forty: Path, source: str
+) -> None:
+    name, size = (str(forty), 30) if source == "forty" else (source, 200)
+    plainly, control, other = (
+        load_pairs(name, train=size, evaluation=10, **settings)
+        for settings in ({}, {"shuffled": True}, {"shuffled": True, "draw": 5})
+    )
+    assert plain(plainly.evaluation) == plain(control.evaluation) == plain(other.evaluation)
+    assert plainly.train["id"] == control.train["id"]
+    before, after = sides(plainly.train), sides(control.train)
+    turned = [key for key in before if after[key] == before[key][::-1]]
+    assert {key for key in before if after[key] == before[key]} == before.keys() - set(turned)
+    assert control.report["exchanged"] == len(turned)
+    assert abs(len(turned) - size / 2) < 2 * size**0.5  # 4 standard deviations
+    assert "exchanged" not in plainly.report
+    fewer = load_pairs(name, train=size // 2, evaluation=10, shuffled=True)
+    assert plain(fewer.train) == plain(control.train)[: size // 2]
+    again = load_pairs(name, train=size, evaluation=10, draw=5)
+    drawn = zip(sides(again.train).values(), sides(other.train).values(), strict=True)
+    assert 0 < sum(a != b for a, b in drawn) == other.report["exchanged"]
+
+
 def test_pairs_have_names_of_their_own(forty: Path) -> None:
     pairs = load_pairs(str(forty), train=None, evaluation=None)
     names = [*pairs.train["id"], *pairs.evaluation["id"]]

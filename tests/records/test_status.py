@@ -30,7 +30,8 @@ from hialign.records.differences import differences
 from hialign.records.stages import judgments_file, stage_manifest
 from hialign.records.status import DONE, cell_status, required, state
 from hialign.study import paths
-from hialign.study.study import Cell, Study, load_study
+from hialign.study.digest import json_sha256
+from hialign.study.study import Cell, Study, load_study, without_costs
 
 # What two runs of the same settings need not share
 TIMES = (
@@ -512,6 +513,25 @@ def test_a_setting_that_an_earlier_version_did_not_have_counts_as_its_default() 
     assert list(differences(old, new)) == ["training.weight_decay was not there and is 0.5"]
     new["training"] |= {"weight_decay": 0.01, "beta": 0.2, "save_steps": 3}
     assert list(differences(old, new)) == ["training.beta was 0.1 and is 0.2"]
+
+
+def test_records_from_before_pairs_could_be_drawn_anew_are_done(copy: Path) -> None:
+    study = load_study(copy / "tiny.yml")
+    for cell in study.cells():
+        for place in {stage_manifest(cell, stage) for stage in ("train", *STAGES)}:
+            record = files.read_record(place)
+            for name in ("draw", "shuffled"):
+                del record["settings"]["preferences"][name]
+            now = record["fingerprint"]
+            record["fingerprint"] = json_sha256(without_costs(record["settings"]), 16)
+            assert record["fingerprint"] != now
+            del record["sha256"]
+            files.write_json(place, record)
+    assert not_done(study) == set()
+    preferences = study.preferences.model_copy(update={"draw": 3})
+    drawn = study.model_copy(update={"preferences": preferences})
+    told = state(drawn.cell(None, "mid"), "train")
+    assert (told.status, told.why) == ("stale", "preferences.draw was not there and is 3")
 
 
 # --- asking a cell -------------------------------------------------------------------------------
