@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from hialign.engine.models import load_model as load_model
     from hialign.evaluation.compare import compare as compare
     from hialign.evaluation.evaluate import evaluate as evaluate
+    from hialign.evaluation.evaluate import evaluate_together as evaluate_together
     from hialign.evaluation.respond import chat as chat
     from hialign.evaluation.respond import respond as respond
     from hialign.judging.cells import judge as judge
@@ -29,6 +30,7 @@ _PLACES = {  # public name -> the module that has it
     "chat": "evaluation.respond",
     "compare": "evaluation.compare",
     "evaluate": "evaluation.evaluate",
+    "evaluate_together": "evaluation.evaluate",
     "judge": "judging.cells",
     "layers_of": "study.blocks",
     "load_cell": "engine.adapters",

@@ -43,7 +43,12 @@ def _made_of(study: Study) -> set[tuple[str, Path]]:
     """The files that a book is made of, each with its path below its folder."""
     records = paths.study_dir(study.name)
     folders = {
-        records: ["*/probes/*.json", "notebooks/*.ipynb", "judge-validation-*.json"],
+        records: [
+            "*/probes/*.json",
+            "*/probes/*/*.json",
+            "notebooks/*.ipynb",
+            "judge-validation-*.json",
+        ],
         paths.root(): ["_config.yml"],
         paths.book_source(): ["**/*"],
         paths.notebooks(): ["*.ipynb"],
@@ -68,6 +73,7 @@ def build(study: Study) -> Path:
     from hialign.report import exhibits
 
     key = _key(study)  # of what is read from here on
+    study = study.at()  # pages of single runs show the first seed's
     work = paths.study_dir(study.name) / ".book"
     shutil.rmtree(work, ignore_errors=True)
     try:

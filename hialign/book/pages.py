@@ -64,7 +64,7 @@ def _notebooks(
 
     names = []
     for stage in stages:
-        source = paths.notebook_output(study.name, stage, model, block)
+        source = paths.notebook_output(study.name, stage, model, block, study.seed)
         if source.is_file():
             book = nbformat.read(source, as_version=4)
             words = stage.replace("-", " ").capitalize()
@@ -144,7 +144,7 @@ def write_records(study: Study, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for model in study.models:
         for probe in PROBES:
-            file = paths.probe_record(study.name, model.name, probe)
+            file = paths.probe_record(study.name, model.name, probe, study.seed)
             if probe_state(study, model, probe).trusted:
                 shutil.copy(file, folder / probe_file(model, f"probe-{probe}"))
     for cell in study.cells():

@@ -21,7 +21,7 @@ from hialign.records.files import replace_folder
 from hialign.records.status import probe_status, state, status
 from hialign.study import paths
 from hialign.study.errors import HialignError
-from hialign.study.study import Study, probes_of
+from hialign.study.study import Study, probe_runs
 
 # Files by their pattern in a study's folder; `{cell}` is a cell's folder. All else stays behind:
 # adapters, checkpoints, built pages, locks, judgments under earlier settings.
@@ -33,6 +33,7 @@ COPIED = (
     "judge-validation-*.json",
     "notebooks/*.ipynb",
     "*/probes/*.json",
+    "*/probes/*/*.json",
 )
 LEFT = re.compile(r"^\.|\.earlier\.|\.partial|\.failed\.|^explore-")
 WRITTEN_BY_MODELS = re.compile(r"^(responses|judgments-.*)\.jsonl$|/explorations/")
@@ -158,13 +159,12 @@ def _places() -> list[str]:
 
 def _unfinished(study: Study) -> list[str]:
     return [
-        f"{stage} of {cell.model.label}, {cell.block} is {state}"
+        f"{stage} of {cell.model.label}, {cell.block}{f', {cell.seed}' * bool(cell.seed)} is {state}"
         for cell in study.cells()
         for stage, state in status(cell).items()
         if state != "done"
     ] + [
         f"the {probe} probe of {model.label} is {state}"
-        for model in study.models
-        for probe in probes_of(study)
-        if (state := probe_status(study, model, probe)) != "done"
+        for one, model, probe in probe_runs(study)
+        if (state := probe_status(one, model, probe)) != "done"
     ]

@@ -1,12 +1,15 @@
-"""What training left behind, loaded: a cell's base model with its adapter."""
+"""What training left behind, loaded: base models with the adapters of cells."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
 from hialign.engine.models import load_model
+from hialign.engine.trainer import Strategy
 from hialign.records import status
+from hialign.study import paths
 from hialign.study.study import Cell
 
 
@@ -16,8 +19,29 @@ def load_cell(cell: Cell) -> tuple[Any, PreTrainedTokenizerBase]:
     Raises HialignError if the cell was not trained, if it was trained with other settings than the
     study has now, or if its adapter is not the one that training left.
     """
-    status.required(cell, "train")
-    model, tokenizer = load_model(cell.model)
-    if cell.block == "base":
-        return model, tokenizer
-    return PeftModel.from_pretrained(model, cell.folder / "adapter").eval(), tokenizer
+    model, tokenizer, _ = load_cells([cell])
+    return model, tokenizer
+
+
+def load_cells(
+    cells: Sequence[Cell],
+) -> tuple[Any, PreTrainedTokenizerBase, dict[str, Strategy]]:
+    """One base model with the adapter of each cell, its tokenizer, and by block what is tuned.
+
+    The cells are of one model and one seed. Base has no adapter, and is not among the strategies.
+    Raises HialignError as `load_cell`.
+    """
+    manifests = {cell.block: status.required(cell, "train") for cell in cells}
+    model, tokenizer = load_model(cells[0].model)
+    strategies: dict[str, Strategy] = {}
+    for cell in cells:
+        if cell.block == "base":
+            continue
+        name, folder = paths.slug(cell.block), str(cell.folder / "adapter")
+        if strategies:
+            model.load_adapter(folder, adapter_name=name)
+        else:
+            model = PeftModel.from_pretrained(model, folder, adapter_name=name)
+        layers = [int(layer) for layer in manifests[cell.block]["layers"]]
+        strategies[cell.block] = Strategy(cell.block, layers, name)
+    return model.eval(), tokenizer, strategies

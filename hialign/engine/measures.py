@@ -40,4 +40,5 @@ def scores_of(cell: Cell, measure: str) -> list[float]:
 
 def choice(cell: Cell, depth: int) -> blocks.Choice:
     """What the cell's block tunes, in a model of `depth` layers."""
-    return blocks.choice_of(cell.block, depth, lambda measure: scores_of(cell, measure))
+    seed = cell.study.training.seed
+    return blocks.choice_of(cell.block, depth, lambda measure: scores_of(cell, measure), seed)

@@ -9,23 +9,24 @@ The paper has no such evaluation. Each cell, Base included, is asked three quest
 """
 
 import time
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
 from hialign.engine import environment
-from hialign.engine.adapters import load_cell
+from hialign.engine.adapters import load_cells
 from hialign.engine.chat_template import chat_ids
-from hialign.engine.decoder import pair_log_probs
 from hialign.engine.logprobs import response_logits
 from hialign.engine.models import identity
 from hialign.engine.progress import Progress
 from hialign.engine.reference import Reference
-from hialign.engine.tokens import Tokens, tokenize_pair
-from hialign.preferences.formats import Pair
+from hialign.engine.together import LogProbs, active, strategy_log_probs
+from hialign.engine.tokens import TokenPair, Tokens, tokenize_pair
+from hialign.engine.trainer import Strategy
+from hialign.preferences.formats import Pair, conversation_id
 from hialign.preferences.pairs import contrasts_of, load_pairs
+from hialign.preferences.test_sets import load_test_set
 from hialign.records import dependencies, files, stages, status
 from hialign.statistics.intervals import mean_interval, pooled_interval
 from hialign.statistics.margins import accuracy_interval, hit, with_interval
@@ -37,68 +38,110 @@ def evaluate(cell: Cell) -> dict[str, Any]:
     """Measure the cell on held-out and contrast pairs and leave `evaluation.json` in its folder.
 
     It needs the cell's adapter and responses. Returns the record. Its `objectives` are `all`, the
-    study's held-out pairs, and `grammar`, `coherence` and `factuality`, the built-in contrasts of
-    held-out prompts. Its `divergence` has KL from base and the length of responses. Every figure has
-    a 95% interval.
+    study's held-out pairs, `grammar`, `coherence` and `factuality`, the built-in contrasts of
+    held-out prompts, and the test sets of `evaluation.sets`. Its `divergence` has KL from base and
+    the length of responses. Every figure has a 95% interval.
     """
-    settings = cell.study.evaluation
-    depends = dependencies.depends(cell, "evaluate")
-    status.required(cell, "respond")
-    responses = files.read_jsonl(cell.folder / "responses.jsonl")
-    groups = _groups(cell)
-    model, tokenizer = load_cell(cell)
+    return evaluate_together([cell])[0]
+
+
+def evaluate_together(cells: Sequence[Cell]) -> list[dict[str, Any]]:
+    """Evaluate several cells of one study, model and seed with one loaded model.
+
+    The layers below the first adapted one run once for all of them. The numbers are those of
+    `evaluate`, cell by cell. Returns the records, in the order of the cells.
+    """
+    first = cells[0]
+    depends = {cell.block: dependencies.depends(cell, "evaluate") for cell in cells}
+    responses = {cell.block: _responses(cell) for cell in cells}
+    groups = _groups(first)
+    model, tokenizer, strategies = load_cells(cells)
     started = time.perf_counter()
-    pad = tokenizer.pad_token_id or 0
-    unique = {p["id"]: p for pairs in groups.values() for p in pairs}
-    limits = (cell.study.training.max_length, cell.study.training.truncation)
-    tokens = {key: tokenize_pair(tokenizer, p, *limits) for key, p in unique.items()}
-    # As in training, a prompt that fills `max_length` leaves no response to score
-    tokens = {k: pair for k, pair in tokens.items() if all(len(t.ids) > t.start for t in pair)}
+    unique = {pair["id"]: pair for pairs in groups.values() for pair in pairs}
+    tokens = _tokenized(first, tokenizer, unique)
     groups = {name: [p for p in pairs if p["id"] in tokens] for name, pairs in groups.items()}
     if not groups["all"]:
         raise HialignError(
-            f"training.max_length {limits[0]}: the prompts of all held-out pairs of "
-            f"{cell.study.name} are longer, so there is nothing to evaluate; raise it"
+            f"training.max_length {first.study.training.max_length}: the prompts of all held-out "
+            f"pairs of {first.study.name} are longer, so there is nothing to evaluate; raise it"
         )
-    reference = Reference(model, identity(cell.model), list(tokens.values()))
-    with _adapters_off(model):
-        base = reference.fill(lambda pairs: pair_log_probs(model, pairs, pad, "reference"))
-    own = base
-    if cell.block != "base":
-        own = pair_log_probs(model, list(tokens.values()), pad, "evaluate")
-    scored = [
+    pairs = list(tokens.values())
+    pad = tokenizer.pad_token_id or 0
+    reference = Reference(model, identity(first.model), pairs)
+    base = [both for both in reference.values if both] if reference.complete else None
+    log_probs = strategy_log_probs(model, strategies, pairs, pad, base, "evaluate")
+    reference.fill(lambda _: log_probs["base"])
+    shared = (time.perf_counter() - started) / len(cells)
+    records = []
+    for cell in cells:
+        started = time.perf_counter()
+        rows = _rows(unique, groups, list(tokens), log_probs[cell.block], log_probs["base"])
+        content = {
+            "stage": "evaluate",
+            **depends[cell.block],
+            "beta": cell.study.training.beta,
+            "pairs_too_long": len(unique) - len(tokens),
+            "objectives": _summaries(cell, groups, rows),
+            "divergence": _divergence(cell, model, strategies, tokenizer, responses[cell.block]),
+            "pairs": rows,
+            "evaluated_with": [other.block for other in cells if other is not cell],
+        }
+        content |= {
+            "seconds": shared + time.perf_counter() - started,
+            "peak_memory_bytes": environment.peak_memory_bytes(),
+            **environment.environment(),
+        }
+        records.append(files.write_record(stages.stage_manifest(cell, "evaluate"), content))
+    return records
+
+
+def _responses(cell: Cell) -> list[dict[str, Any]]:
+    status.required(cell, "respond")
+    return files.read_jsonl(cell.folder / "responses.jsonl")
+
+
+def _tokenized(cell: Cell, tokenizer: Any, pairs: Mapping[str, Pair]) -> dict[str, TokenPair]:
+    """The pairs' tokens by id, cut as in training. A prompt that fills `max_length` leaves no
+    response to score, and its pair is left out."""
+    limits = (cell.study.training.max_length, cell.study.training.truncation)
+    tokens = {key: tokenize_pair(tokenizer, pair, *limits) for key, pair in pairs.items()}
+    return {key: pair for key, pair in tokens.items() if all(len(t.ids) > t.start for t in pair)}
+
+
+def _rows(
+    pairs: Mapping[str, Pair],
+    groups: Mapping[str, Sequence[Pair]],
+    ids: Sequence[str],
+    own: LogProbs,
+    base: LogProbs,
+) -> list[dict[str, Any]]:
+    """One row per scored pair: its groups, and the log-probabilities under the cell and Base."""
+    members = {name: {pair["id"] for pair in of_group} for name, of_group in groups.items()}
+    return [
         {
             "id": key,
-            "objective": unique[key]["objective"],
-            "groups": [
-                name for name, pairs in groups.items() if any(p["id"] == key for p in pairs)
-            ],
-            "prompt": str(unique[key]["prompt"]),
+            "objective": pairs[key]["objective"],
+            "groups": [name for name, inside in members.items() if key in inside],
+            "conversation": conversation_id(pairs[key]["prompt"]),
             **dict(zip(("chosen", "rejected"), mine, strict=True)),
             **dict(zip(("chosen_base", "rejected_base"), theirs, strict=True)),
         }
-        for key, mine, theirs in zip(tokens, own, base, strict=True)
+        for key, mine, theirs in zip(ids, own, base, strict=True)
     ]
-    by_id = {row["id"]: row for row in scored}
-    beta = cell.study.training.beta
-    content = {
-        "stage": "evaluate",
-        **depends,
-        "beta": beta,
-        "pairs_too_long": len(unique) - len(tokens),
-        "objectives": {
-            name: _summary([by_id[p["id"]] for p in pairs], beta, cell, settings.resamples)
-            for name, pairs in groups.items()
-        },
-        "divergence": _divergence(cell, model, tokenizer, responses),
-        "pairs": [{k: v for k, v in row.items() if k != "prompt"} for row in scored],
+
+
+def _summaries(
+    cell: Cell, groups: Mapping[str, Sequence[Pair]], rows: Sequence[dict[str, Any]]
+) -> dict[str, Any]:
+    by_id = {row["id"]: row for row in rows}
+    return {
+        name: _summary(
+            [by_id[pair["id"]] for pair in pairs],
+            [str(pair["prompt"]) for pair in pairs],
+            cell,
+        )
+        for name, pairs in groups.items()
     }
-    content |= {
-        "seconds": time.perf_counter() - started,
-        "peak_memory_bytes": environment.peak_memory_bytes(),
-        **environment.environment(),
-    }
-    return files.write_record(stages.stage_manifest(cell, "evaluate"), content)
 
 
 def _groups(cell: Cell) -> dict[str, list[Pair]]:
@@ -108,14 +151,14 @@ def _groups(cell: Cell) -> dict[str, list[Pair]]:
     groups = {"all": own[: settings.pairs]}
     if settings.contrast_prompts:
         groups |= contrasts_of(settings.contrast_prompts)
+    for name in settings.sets:
+        groups[name] = load_test_set(name, settings.set_pairs)
     return groups
 
 
-def _summary(
-    rows: Sequence[dict[str, Any]], beta: float, cell: Cell, resamples: int
-) -> dict[str, Any]:
+def _summary(rows: Sequence[dict[str, Any]], prompts: Sequence[str], cell: Cell) -> dict[str, Any]:
     """Accuracies and margin over the scored pairs `rows`, with intervals. Ties count one half."""
-    prompts = [r["prompt"] for r in rows]
+    beta, resamples = cell.study.training.beta, cell.study.evaluation.resamples
     preferred = [hit(r["chosen"] - r["rejected"]) for r in rows]
     margins = [
         beta * (r["chosen"] - r["chosen_base"] - r["rejected"] + r["rejected_base"]) for r in rows
@@ -139,7 +182,11 @@ def _summary(
 
 
 def _divergence(
-    cell: Cell, model: torch.nn.Module, tokenizer: Any, responses: Sequence[dict[str, Any]]
+    cell: Cell,
+    model: Any,
+    strategies: Mapping[str, Strategy],
+    tokenizer: Any,
+    responses: Sequence[dict[str, Any]],
 ) -> dict[str, Any]:
     """KL(cell || base) in nats per token, and the length of responses.
 
@@ -181,8 +228,9 @@ def _divergence(
     with torch.inference_mode(), Progress(total=len(sequences), desc="divergence") as bar:
         for start in range(0, len(sequences), settings.batch_size):
             batch = sequences[start : start + settings.batch_size]
-            tuned = response_logits(model, batch, pad)
-            with _adapters_off(model):
+            with active(model, strategies, cell.block):
+                tuned = response_logits(model, batch, pad)
+            with active(model, strategies, "base"):
                 base = response_logits(model, batch, pad)
             for (p_logits, _), (q_logits, _) in zip(tuned, base, strict=True):
                 log_p, log_q = p_logits.log_softmax(-1), q_logits.log_softmax(-1)
@@ -192,8 +240,3 @@ def _divergence(
         return length | {"kl": None, "kl_low": None, "kl_high": None, "kl_n": 0}
     kl = with_interval("kl", values, mean_interval(values, resamples))
     return length | kl | {"kl_n": len(values)}
-
-
-def _adapters_off(model: Any) -> AbstractContextManager[Any]:
-    """The base model inside a tuned one. Base itself stays as it is."""
-    return model.disable_adapter() if hasattr(model, "disable_adapter") else nullcontext()

@@ -4,7 +4,7 @@ Hypothesis 2 says that grammar lives in the lower third, coherence in the middle
 the upper one. If so, training on an objective's pairs should gain most where the objective lives. The
 design is a full factorial: training sets x blocks x tested objectives x seeds, on pairs that differ in
 one objective only. There is one training set for each objective and one for `all`, of the same size
-and on the same prompts.
+and on the same prompts. In a study of several seeds, each seed has a record of its own.
 """
 
 import random
@@ -17,17 +17,22 @@ from datasets import Dataset
 
 from hialign.engine import dpo, measures
 from hialign.engine.models import depth_of, identity, load_model
+from hialign.engine.reference import Reference
+from hialign.engine.together import strategy_log_probs
 from hialign.preferences.formats import prompt_id
-from hialign.preferences.pairs import load_pairs
-from hialign.probes.pairs import ProbePair, contrast_pairs_of
+from hialign.preferences.pairs import Pairs, load_pairs
+from hialign.preferences.test_sets import load_test_set
+from hialign.probes.pairs import ProbePair, fitting
 from hialign.probes.record import Parts, measured, probe_settings
 from hialign.probes.tuned import check_trainable, probe_training, tuned_blocks
 from hialign.statistics.margins import judge_family, of_margins, paired, short
 from hialign.study.blocks import EXPECTED, OBJECTIVES
 from hialign.study.errors import HialignError
 from hialign.study.probe_settings import MatrixSettings
+from hialign.study.settings import PreferenceSettings
 from hialign.study.study import Cell
 
+MADE_OF_CONTRASTS = ("builtin", "contrasts")  # sources whose pairs differ in one objective
 SETS = (*OBJECTIVES, "all")
 Margins = dict[str, dict[str, list[list[float]]]]  # training set -> block -> seeds x pairs
 
@@ -39,10 +44,13 @@ def matrix(cell: Cell) -> dict[str, Any]:
 
     - `blocks`: by block, its layers.
     - `seeds`, `beta`, and `train`, the number of pairs of each training set.
-    - `pairs`: `id`, `objective` and `prompt` (the prompt's id) of each tested pair.
+    - `pairs`: of each tested pair its `id`, `objective`, `prompt` (the prompt's id), and the `set` that
+      it is from: `rules` for contrasts that rules made, or a test set that people made.
+    - `shuffled`: whether chosen and rejected were exchanged in a random half of the training pairs.
+    - `losses`: by training set and block, the loss of each optimizer step (seeds x steps, nats).
     - `margins`: by training set and block, the implicit reward margins (seeds x pairs, nats; Eq. 1).
     - `cells`: one row per training set, block and tested objective (`trained_on`, `block`,
-      `tested_on`), with what `margins.of_margins` says of their margins. Seeds are averaged first.
+      `tested_on`), on the pairs that rules made, with what `margins.of_margins` says of their margins. Seeds are averaged first.
     - `sizes`: by training set and block, the root mean square of the margins over the pairs of all
       objectives (nats). Seeds are averaged first.
     - `hypothesis`: one row per objective, per other third, and per scale. It compares the block in
@@ -62,50 +70,105 @@ def matrix(cell: Cell) -> dict[str, Any]:
     choices = {b: measures.choice(Cell(cell.study, cell.model, b), depth) for b in settings.blocks}
     if untuned := [block for block, choice in choices.items() if not choice.layers]:
         raise HialignError(f"probes.matrix.blocks: {untuned[0]} tunes nothing; leave it out")
-    builtin = load_pairs("builtin", train=None, evaluation=None)
-    sets = {seed: training_sets(builtin.train, settings.train, seed) for seed in settings.seeds}
+    source = contrasts_source(cell)
+    contrasts = load_pairs(source)
+    sets = {seed: training_sets(contrasts.train, settings.train, seed) for seed in settings.seeds}
     layers = {block: list(choice.layers) for block, choice in choices.items()}
     weights = identity(cell.model)
     came_from = {
         "model": weights,
-        "preferences": builtin.fingerprint,
+        "preferences": contrasts.fingerprint,
         "layers": layers,
     }
     beta = cell.study.training.beta
 
     def compute(parts: Parts) -> dict[str, Any]:
         model, tokenizer = load_model(cell.model)
-        pairs = contrast_pairs_of(tokenizer, settings.contrast_prompts)
-        check_trainable(model, pairs, cell.study.training)
+        tested = _tested(contrasts, settings)
+        pairs = {name: fitting(rows, tokenizer, None, None) for name, rows in tested.items()}
+        every = [pair for of_set in pairs.values() for pair in of_set]
+        check_trainable(model, every, cell.study.training)
+        base = Reference(model, weights, [pair.tokens for pair in every]).fill(
+            lambda tokens: strategy_log_probs(model, {}, tokens, 0, what="base", packed=True)[
+                "base"
+            ]
+        )
 
-        def trained(name: str, seed: int) -> dict[str, list[float]]:
+        def trained(name: str, seed: int) -> dict[str, Any]:
             training = probe_training(cell.study.training).model_copy(update={"seed": seed})
             prepared = dpo.prepare(model, tokenizer, sets[seed][name], training, why="")
             with tuned_blocks(model, tokenizer, prepared, choices, training, weights) as tuned:
-                by_block = tuned.margins(pairs, beta, f"{name}, seed {seed}")
-            return {block: short(values) for block, values in by_block.items()}
+                by_block = tuned.margins(every, beta, f"{name}, seed {seed}", base)
+                losses = {block: short(values) for block, values in tuned.losses.items()}
+            margins = {block: short(values) for block, values in by_block.items()}
+            return {"margins": margins, "losses": losses}
 
         margins: Margins = {name: {block: [] for block in choices} for name in SETS}
+        losses: Margins = {name: {block: [] for block in choices} for name in SETS}
         for seed in settings.seeds:
             for name in SETS:
                 part = parts.part(f"{name}-{seed}", partial(trained, name, seed))
                 for block in choices:
-                    margins[name][block].append(part[block])
+                    margins[name][block].append(part["margins"][block])
+                    losses[name][block].append(part["losses"][block])
+        of_rules = len(pairs["rules"])
+        ruled = {
+            name: {block: [one[:of_rules] for one in seeds] for block, seeds in blocks.items()}
+            for name, blocks in margins.items()
+        }
         return {
             "blocks": layers,
             "seeds": settings.seeds,
+            "shuffled": source.shuffled,
             "beta": beta,
             "train": settings.train,
-            "pairs": [{"id": p.id, "objective": p.objective, "prompt": p.prompt} for p in pairs],
+            "pairs": [
+                {"id": p.id, "objective": p.objective, "prompt": p.prompt, "set": name}
+                for name, of_set in pairs.items()
+                for p in of_set
+            ],
             "margins": margins,
-            **summary(margins, pairs, resamples),
+            "losses": losses,
+            **summary(ruled, pairs["rules"], resamples),
         }
 
     return measured(cell, "matrix", came_from, compute)
 
 
+def contrasts_source(cell: Cell) -> PreferenceSettings:
+    """Where the contrasts come from: all training pairs of the study's source, or of the built-in."""
+    own = cell.study.preferences
+    if own.source in MADE_OF_CONTRASTS:
+        return own.model_copy(update={"train": None})
+    update = {
+        "source": "builtin",
+        "train": None,
+        "evaluation": None,
+        "revision": None,
+        "subsets": None,
+    }
+    return own.model_copy(update=update)
+
+
+def _tested(contrasts: Pairs, settings: MatrixSettings) -> dict[str, list[dict[str, Any]]]:
+    """The tested pairs by set: `rules`, on the first held-out prompts, and those that people made."""
+    held_out = [dict(pair) for pair in contrasts.evaluation]
+    prompts = list(dict.fromkeys(prompt_id(pair["prompt"]) for pair in held_out))
+    chosen = set(prompts[: settings.contrast_prompts])
+    rules = [
+        pair
+        for objective in OBJECTIVES
+        for pair in held_out
+        if pair["objective"] == objective and prompt_id(pair["prompt"]) in chosen
+    ]
+    tested: dict[str, list[dict[str, Any]]] = {"rules": rules}
+    for name in settings.sets:
+        tested[name] = load_test_set(name, settings.set_pairs)
+    return tested
+
+
 def training_sets(pairs: Dataset, size: int, seed: int) -> dict[str, Dataset]:
-    """`size` built-in training pairs of each objective, and as many of `all`, spread evenly over them.
+    """`size` training pairs of each objective, and as many of `all`, spread evenly over them.
 
     Every set has the same prompts, which `seed` draws, so that only the objectives differ.
     """
@@ -115,8 +178,8 @@ def training_sets(pairs: Dataset, size: int, seed: int) -> dict[str, Dataset]:
     whole = sorted(prompt for prompt, own in places.items() if set(OBJECTIVES) <= set(own))
     if size > len(whole):
         raise HialignError(
-            f"probes.matrix.train asks for {size} pairs of each objective, but the built-in set has "
-            f"{len(whole)}: lower it"
+            f"probes.matrix.train asks for {size} pairs of each objective, but its source has "
+            f"{len(whole)} prompts with all of them: lower it"
         )
     drawn = random.Random(seed).sample(whole, size)
     chosen = {name: [places[prompt][name] for prompt in drawn] for name in OBJECTIVES}

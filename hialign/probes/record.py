@@ -31,7 +31,7 @@ class Parts:
     """
 
     def __init__(self, cell: Cell, probe: str, key: str) -> None:
-        self.folder = paths.probe_parts(cell.study.name, cell.model.name, probe, key)
+        self.folder = paths.probe_parts(cell.study.name, cell.model.name, probe, key, cell.seed)
         forget(cell, probe, self.folder)  # those of other settings
 
     def part(self, name: str, compute: Callable[[], Any]) -> Any:
@@ -58,7 +58,7 @@ def measured(
         compute: returns the record's own fields. The results of its parts are kept by the `Parts`
             that it is given.
     """
-    path = paths.probe_record(cell.study.name, cell.model.name, probe)
+    path = paths.probe_record(cell.study.name, cell.model.name, probe, cell.seed)
     depends = dependencies.probe_depends(cell, probe)
     key = json_sha256([depends["fingerprint"], came_from], 16)
     if (record := _on_disk(path)).get("key") == key:
@@ -103,7 +103,7 @@ def adapter_of(cell: Cell, block: str) -> tuple[Path, dict[str, str]]:
     Raises HialignError if it is not there, or if it was trained with other settings or on other
     weights than the model has now.
     """
-    tuned_cell = cell.study.cell(cell.model.name, block)
+    tuned_cell = Cell(cell.study, cell.model, block)
     manifest, folder = status.required(tuned_cell, "train"), tuned_cell.folder / "adapter"
     if not (folder / "adapter_model.safetensors").is_file():  # published without weights
         name = f"{cell.model.name} {block} of study {cell.study.name}"

@@ -7,15 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 from hialign.engine import dpo
-from hialign.engine.decoder import Decoder, layouts
-from hialign.engine.progress import Progress
+from hialign.engine.together import LogProbs, strategy_log_probs
 from hialign.engine.trainer import Strategy
-from hialign.probes.pairs import ROW, ProbePair
+from hialign.probes.pairs import ProbePair
 from hialign.study.blocks import Choice
 from hialign.study.errors import HialignError
 from hialign.study.settings import TrainingSettings
@@ -38,35 +36,30 @@ class Tuned:
     losses: Mapping[str, list[float]] = field(default_factory=dict)
 
     def margins(
-        self, pairs: Sequence[ProbePair], beta: float, what: str = ""
+        self,
+        pairs: Sequence[ProbePair],
+        beta: float,
+        what: str = "",
+        base: LogProbs | None = None,
     ) -> dict[str, list[float]]:
         """The implicit reward margin (nats; Eq. 1) of each pair, by block.
 
-        The layers below a block's first one are run once for all blocks.
+        The layers below a block's first one are run once for all blocks. `base` has the base
+        model's own log-probabilities, where they are there already.
         """
-        starts = {strategy.start for strategy in self.strategies.values()}
-        margins = {block: [0.0] * len(pairs) for block in self.strategies}
         tokens = [pair.tokens for pair in pairs]
-        with (
-            torch.inference_mode(),
-            Decoder(self.decoder_of) as decoder,
-            Progress(total=len(pairs), desc=what, disable=not what) as bar,
-        ):
-            depth = decoder.depth
-            for row, layout in layouts(tokens, decoder.device, ROW):
-                with self.model.disable_adapter():
-                    hidden = decoder.run(layout, (starts | {depth}) - {0})
-                chosen0, rejected0 = decoder.log_probs(hidden[depth], layout).view(-1, 2).T
-                for block, strategy in self.strategies.items():
-                    self.model.set_adapter(strategy.adapter)
-                    entering = hidden.get(strategy.start)
-                    top = decoder.run(layout, [depth], strategy.start, entering)[depth]
-                    chosen, rejected = decoder.log_probs(top, layout).view(-1, 2).T
-                    values = beta * (chosen - chosen0 - rejected + rejected0)
-                    for i, margin in zip(row, values.tolist(), strict=True):
-                        margins[block][i] = margin
-                bar.update(len(row))
-        return margins
+        log_probs = strategy_log_probs(
+            self.model, self.strategies, tokens, pad=0, base=base, what=what, packed=True
+        )
+        return {
+            block: [
+                beta * (chosen - chosen0 - rejected + rejected0)
+                for (chosen, rejected), (chosen0, rejected0) in zip(
+                    log_probs[block], log_probs["base"], strict=True
+                )
+            ]
+            for block in self.strategies
+        }
 
 
 def probe_training(settings: TrainingSettings) -> TrainingSettings:

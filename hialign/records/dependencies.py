@@ -110,7 +110,7 @@ def chosen_by(cell: Cell) -> str | None:
     """The key of the probe's record that chooses the cell's layers. None if no record does (yet)."""
     if not (probe := probe_of(cell.block)):
         return None
-    file = paths.probe_record(cell.study.name, cell.model.name, probe)
+    file = paths.probe_record(cell.study.name, cell.model.name, probe, cell.seed)
     return str(files.read_json(file)["key"]) if file.is_file() else None
 
 

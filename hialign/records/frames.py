@@ -2,7 +2,8 @@
 
 Readers take a Study and return every column even if no cell has run, so that tables and figures can
 show what is missing as missing. A record that was damaged or was made with other settings than the
-study has now counts as missing (`hialign.records.status`).
+study has now counts as missing (`hialign.records.status`). In a study of several seeds each row names
+its seed (`seed_name`).
 """
 
 import functools
@@ -81,11 +82,12 @@ MANIFEST_COLUMNS = [
 
 
 def probes(study: Study, probe: str) -> dict[str, dict[str, Any]]:
-    """The records of a probe, by the labels of the models."""
+    """The records of a probe, by the labels of the models. Of several seeds, those of the first."""
     return {
-        model.label: read_record(paths.probe_record(study.name, model.name, probe))
+        model.label: read_record(paths.probe_record(one.name, model.name, probe, one.seed))
+        for one in [study.at()]
         for model in study.models
-        if probe_state(study, model, probe).trusted
+        if probe_state(one, model, probe).trusted
     }
 
 
@@ -107,7 +109,11 @@ def remembered(read: Callable[[Study], T]) -> Callable[[Study], T]:
 
 def _stamps(study: Study) -> list[tuple[str, int, int]]:
     folders = [cell.folder for cell in study.cells()]
-    folders += [paths.probes_dir(study.name, model.name) for model in study.models]
+    folders += [
+        paths.probes_dir(one.name, model.name, one.seed)
+        for one in study.single_runs()
+        for model in study.models
+    ]
     folders = [folder for folder in folders if folder.is_dir()]
     files = [file for folder in folders for file in os.scandir(folder) if file.is_file()]
     return sorted((f.path, f.stat().st_mtime_ns, f.stat().st_size) for f in files)
@@ -235,7 +241,8 @@ def judgments(study: Study) -> pd.DataFrame:
 
 
 def _labels(cell: Cell) -> dict[str, Any]:
-    return {"model": cell.model.label, "block": cell.block, "strategy": cell.strategy}
+    names = {"model": cell.model.label, "block": cell.block, "strategy": cell.strategy}
+    return names | ({"seed_name": cell.seed} if cell.seed else {})
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:

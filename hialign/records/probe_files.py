@@ -17,11 +17,11 @@ def record_of(cell: Cell, probe: str) -> dict[str, Any]:
     if not current.trusted:
         name = f"the record of the {probe} probe of {cell.model.name} in study {cell.study.name}"
         raise run_first(f"{name} is {current}", cell, f"probe-{probe}")
-    return read_record(paths.probe_record(cell.study.name, cell.model.name, probe))
+    return read_record(paths.probe_record(cell.study.name, cell.model.name, probe, cell.seed))
 
 
 def forget(cell: Cell, probe: str, but: Path | None = None) -> None:
     """Delete the parts of a probe of the cell's model, except for those in the folder `but`."""
-    for folder in paths.probes_dir(cell.study.name, cell.model.name).glob(f".{probe}-*"):
+    for folder in paths.probes_dir(cell.study.name, cell.model.name, cell.seed).glob(f".{probe}-*"):
         if folder != but:
             shutil.rmtree(folder, ignore_errors=True)

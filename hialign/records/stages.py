@@ -43,7 +43,8 @@ def judgments_file(cell: Cell) -> Path:
 
 def failed_notebook(cell: Cell, stage: str, block: str = "") -> Path:
     """Where a stage that failed leaves its notebook, with the error in it."""
-    output = paths.notebook_output(cell.study.name, stage, cell.model.name, block or cell.block)
+    name, model = cell.study.name, cell.model.name
+    output = paths.notebook_output(name, stage, model, block or cell.block, cell.seed)
     return output.with_name(output.stem + ".failed.ipynb")
 
 
@@ -58,6 +59,8 @@ def command_of(cell: Cell, stage: str) -> str:
     command = f"hialign run {stage} -p study {study.argument}"
     if cell.model != study.models[0]:
         command += f" -p model {cell.model.name}"
+    if cell.seed:
+        command += f" -p seed {cell.seed.removeprefix('seed-')}"
     return command if stage.startswith("probe-") else f"{command} -p block {cell.block}"
 
 

@@ -84,9 +84,9 @@ def state(cell: Cell, stage: str = "train", thorough: bool = False) -> State:
 
 
 def probe_state(study: Study, model: ModelSettings, probe: str, thorough: bool = False) -> State:
-    """The state of a probe of a model."""
+    """The state of a probe of a model, in a study that is a single run."""
     cell = Cell(study, model, "base")
-    file = paths.probe_record(study.name, model.name, probe)
+    file = paths.probe_record(study.name, model.name, probe, study.seed)
     settings, fingerprint = cell.probe_settings(probe), cell.probe_fingerprint(probe)
     current = _state_alone(file, settings, fingerprint, f"probe-{probe}", thorough)
     if current.trusted:
@@ -161,7 +161,7 @@ def _damage(folder: Path, name: str, stamp: files.Stamp, thorough: bool) -> str:
     """What is wrong with a file that a record vouches for. Empty if the file is as it was."""
     path = folder / name
     if not path.is_file():
-        published = (folder.parent.parent / "study.yml").is_file()
+        published = any((place / "study.yml").is_file() for place in list(folder.parents)[:3])
         return "" if published and name.startswith(UNPUBLISHED) else f"{name} is missing"
     if files.same(path, stamp, thorough):
         return ""

@@ -8,7 +8,7 @@ from hialign.records import files
 from hialign.records.stages import is_published, stage_manifest
 from hialign.records.status import State, probe_state, state
 from hialign.study import paths
-from hialign.study.study import Study, probes_of, stages_of
+from hialign.study.study import Study, probe_runs, stages_of
 
 
 @dataclass(frozen=True)
@@ -28,14 +28,17 @@ def verify(study: Study) -> Iterator[Line]:
     files.forget_hashes()
     for cell in study.cells():
         for stage in stages_of(cell):
-            what = f"{stage} of {cell.model.name}, {cell.block}"
+            what = f"{stage} of {cell.model.name}, {cell.block}{_at(cell.seed)}"
             place = stage_manifest(cell, stage)
             yield from _line(study, what, place, state(cell, stage, thorough=True))
-    for model in study.models:
-        for probe in probes_of(study):
-            place = paths.probe_record(study.name, model.name, probe)
-            current = probe_state(study, model, probe, thorough=True)
-            yield from _line(study, f"{probe} probe of {model.name}", place, current)
+    for one, model, probe in probe_runs(study):
+        place = paths.probe_record(one.name, model.name, probe, one.seed)
+        current = probe_state(one, model, probe, thorough=True)
+        yield from _line(one, f"{probe} probe of {model.name}{_at(one.seed)}", place, current)
+
+
+def _at(seed: str) -> str:
+    return f", {seed}" if seed else ""
 
 
 def _line(study: Study, what: str, place: Path, current: State) -> Iterator[Line]:

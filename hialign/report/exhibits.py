@@ -302,7 +302,7 @@ def runs_behind(study: Study, name: str) -> Iterator[dict[str, str]]:
         if record in PROBES:
             stage = f"probe-{record}"
             runs = [
-                (model.name, "", paths.probe_record(study.name, model.name, record))
+                (model.name, "", paths.probe_record(study.name, model.name, record, study.seed))
                 for model in study.models
             ]
         else:

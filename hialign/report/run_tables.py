@@ -51,7 +51,7 @@ def stages(study: Study, cells: Sequence[Cell] = ()) -> Table:
 def _ended(cell: Cell, stage: str) -> str | None:
     """When the stage's notebook ended, from what papermill wrote into it."""
     for block in (cell.block, "all"):
-        file = paths.notebook_output(cell.study.name, stage, cell.model.name, block)
+        file = paths.notebook_output(cell.study.name, stage, cell.model.name, block, cell.seed)
         if file.is_file():
             end = read_json(file).get("metadata", {}).get("papermill", {}).get("end_time")
             return str(end)[:16].replace("T", " ") if end else None
@@ -83,7 +83,7 @@ def probes(study: Study) -> Table:
     for model in study.models:
         for probe in probes_of(study):
             run = probe_state(study, model, probe)
-            file = paths.probe_record(study.name, model.name, probe)
+            file = paths.probe_record(study.name, model.name, probe, study.seed)
             record = read_record(file) if run.trusted else {}
             row: dict[str, Any] = {"model": model.label, "probe": probe, "status": run.status}
             row |= {"seconds": record.get("seconds"), "memory": record.get("peak_memory_bytes")}

@@ -43,11 +43,14 @@ def reproduce(
     ] = "",
     dry_run: Annotated[bool, typer.Option(help="Only say what would run.")] = False,
     book: Annotated[bool, typer.Option(help="Build the book, too.")] = True,
+    seed: Annotated[
+        str, typer.Option(help="Only this seed of the study: 1, or shuffled-1. Builds no book.")
+    ] = "",
 ) -> None:
     """Run what is missing or out of date in STUDY, and build its book."""
     from hialign.run import workflow
 
-    workflow.reproduce(study, cores, profile, dry_run, book)
+    workflow.reproduce(study, cores, profile, dry_run, book and not seed, seed)
 
 
 @app.command()
@@ -69,7 +72,8 @@ def run(
     processes.end_with_watched()
     pairs = zip((parameter or [])[::2], (parameter or [])[1::2], strict=True)
     values = {name: parse_value(value) for name, value in pairs}
-    what = what_of(notebook, str(values.get("model")), str(values.get("block", "")))
+    seed = str(values["seed"]) if values.get("seed") is not None else ""
+    what = what_of(notebook, str(values.get("model")), str(values.get("block", "")), seed)
     with running.reported(what):
         typer.echo(run_notebook(notebook, values))
 
@@ -80,19 +84,24 @@ def status(study: StudyName = "demo") -> None:
     loaded = load_study(study)
     console, reasons = Console(), []
     stages = stages_of(loaded.cells()[0])
-    table = Table("model", "block", *stages, title=escape(loaded.title))
+    seeds = ["seed"] if loaded.seeds else []
+    table = Table("model", "block", *seeds, *stages, title=escape(loaded.title))
     for cell in loaded.cells():
         states = {stage: state(cell, stage) for stage in stages}
-        table.add_row(escape(cell.model.label), escape(cell.block), *map(_mark, states.values()))
-        where = f"{cell.model.label}, {cell.block}"
+        names = [cell.model.label, cell.block, *([cell.seed] if seeds else [])]
+        table.add_row(*map(escape, names), *map(_mark, states.values()))
+        where = ", ".join(filter(None, names))
         reasons += [f"{stage} of {where}: {one}" for stage, one in states.items() if one.why]
     console.print(table)
     if probes := probes_of(loaded):
-        table = Table("model", *probes, title="Probes")
-        for model in loaded.models:
-            states = {probe: probe_state(loaded, model, probe) for probe in probes}
-            table.add_row(escape(model.label), *map(_mark, states.values()))
-            reasons += [f"{p} of {model.label}: {one}" for p, one in states.items() if one.why]
+        table = Table("model", *seeds, *probes, title="Probes")
+        runs = [(one, model) for one in loaded.single_runs() for model in loaded.models]
+        for run, model in runs:
+            states = {probe: probe_state(run, model, probe) for probe in probes}
+            names = [model.label, *([run.seed] if seeds else [])]
+            table.add_row(*map(escape, names), *map(_mark, states.values()))
+            where = ", ".join(filter(None, names))
+            reasons += [f"{p} of {where}: {one}" for p, one in states.items() if one.why]
         console.print(table)
     working = processes.held(paths.working(loaded.name))
     for line in [f"At work: {one}" for one in working] + reasons:

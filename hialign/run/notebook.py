@@ -43,15 +43,15 @@ def run(notebook: str, parameters: Mapping[str, Any], too_many_failed: bool = Tr
         return paths.outputs() / "notebooks" / template.name
     values = known | dict(parameters)
     check_types({k: v for k, v in values.items() if k in ours}, stage)
-    together = values.get("block") in PASSES and stage == "train"
+    together = values.get("block") in PASSES and stage in ("train", "evaluate")
     whole = "block" not in ours  # about a model
     cell = cell_named(values | {"block": "base"} if together or whole else values)
     block = values["block"] if together else "all" if whole else cell.block
-    cells = cells_of(cell, block) if together else [cell]
+    cells = cells_of(cell, block, stage) if together else [cell]
     for one in cells:
         check(one, stage)
-    output = paths.notebook_output(cell.study.name, stage, cell.model.name, block)
-    doing = what_of(stage, cell.model.name, "" if whole else block)
+    output = paths.notebook_output(cell.study.name, stage, cell.model.name, block, cell.seed)
+    doing = what_of(stage, cell.model.name, "" if whole else block, cell.seed)
     place = paths.working(cell.study.name)
     with (
         processes.interruptible(),
@@ -66,10 +66,10 @@ def run(notebook: str, parameters: Mapping[str, Any], too_many_failed: bool = Tr
     return output
 
 
-def what_of(stage: str, model: str, block: str = "") -> str:
+def what_of(stage: str, model: str, block: str = "", seed: str = "") -> str:
     """A stage of a cell (or about a model) as people read it: `train: random-llama, all blocks`."""
     blocks = {"all": ", all blocks", "measured": ", blocks that probes chose", "": ""}
-    return f"{stage}: {model}{blocks.get(block, f', {block}')}"
+    return f"{stage}: {model}{blocks.get(block, f', {block}')}{f', {seed}' if seed else ''}"
 
 
 def check_judged(cell: Cell) -> None:

@@ -18,6 +18,7 @@ PARAMETERS: Mapping[str, tuple[type, ...]] = {
     "study": (str,),
     "model": (str, type(None)),
     "block": (str,),
+    "seed": (int, str, type(None)),
 }
 MORE: Mapping[str, Mapping[str, tuple[type, ...]]] = {
     "judge": {"retry_failed": (bool,)},
@@ -28,10 +29,13 @@ BEGUN = "_hialign_begun"  # in a notebook's namespace, once its parameters were 
 
 
 def parameters_of(stage: str) -> dict[str, tuple[type, ...]]:
-    """The parameters of a notebook and their types. `explore` and the probes have no block."""
+    """The parameters of a notebook and their types. `explore` and the probes have no block, and
+    `explore` asks the first seed."""
     parameters = {**PARAMETERS, **MORE.get(stage, {})}
     if stage == "explore" or stage.startswith("probe-"):
         del parameters["block"]
+    if stage == "explore":
+        del parameters["seed"]
     return parameters
 
 
@@ -62,7 +66,7 @@ def _is_plain(name: str, value: Any) -> bool:
 
 
 def begin_pass(namespace: Mapping[str, Any], stage: str) -> list[Cell]:
-    """As `begin`, for a notebook that may train several blocks of a model in one pass.
+    """As `begin`, for a notebook that may train or evaluate several blocks of a model in one pass.
 
     Block `all` is every block of the study, but for those that a probe chooses: these are `measured`,
     because their probes have to run first. Cells that are done with the study's present settings are
@@ -72,11 +76,11 @@ def begin_pass(namespace: Mapping[str, Any], stage: str) -> list[Cell]:
         return [begin(namespace, stage)]
     first = begin({**namespace, "block": "base"}, stage)
     _mark(namespace)
-    return cells_of(first, str(chosen))
+    return cells_of(first, str(chosen), stage)
 
 
-def cells_of(cell: Cell, chosen: str) -> list[Cell]:
-    """The cells of a pass over the model of `cell` that are not trained, or all of them if all are."""
+def cells_of(cell: Cell, chosen: str, stage: str = "train") -> list[Cell]:
+    """The cells of a pass over the model of `cell` whose stage is not done, or all if all are."""
     cells = [
         Cell(cell.study, cell.model, block)
         for block in cell.study.blocks
@@ -84,7 +88,7 @@ def cells_of(cell: Cell, chosen: str) -> list[Cell]:
     ]
     if not cells:
         raise HialignError(f"study {cell.study.name} has no block that a probe chooses")
-    return [c for c in cells if state(c) != DONE] or cells
+    return [c for c in cells if state(c, stage) != DONE] or cells
 
 
 def _mark(namespace: Mapping[str, Any]) -> None:
@@ -105,9 +109,9 @@ def check_types(values: Mapping[str, Any], stage: str) -> None:
 
 
 def cell_named(values: Mapping[str, Any]) -> Cell:
-    """The cell that the parameters `study`, `model` and `block` name."""
+    """The cell that the parameters `study`, `model`, `block` and `seed` name."""
     study = load_study(values["study"])
-    return study.cell(values["model"], values["block"])
+    return study.cell(values["model"], values["block"], values.get("seed"))
 
 
 def unknown(name: str, parameters: list[str], where: str) -> str:

@@ -28,6 +28,7 @@ from hialign.run.texts import answers as answers
 from hialign.run.texts import html, text
 from hialign.run.texts import pair as pair
 from hialign.run.texts import prompts as prompts
+from hialign.study.blocks import strategy_of
 from hialign.study.rubric import Rubric, load_rubric, messages
 from hialign.study.settings import ModelSettings
 from hialign.study.study import Cell, Study, stages_of
@@ -83,6 +84,7 @@ def heading(stage: str, *cells: Cell) -> HTML:
         else:
             status, what = cell_status(cell, stage), f"The stage {stage}"
             about += f", block <b>{escape(cell.block)}</b> ({escape(cell.strategy)})"
+        about += f", <b>{cell.seed}</b>" if cell.seed else ""
         about += f", study <b>{escape(cell.study.name)}</b>."
         lines.append(f"{about} {what} {STATUS[status]}.")
     return html("<br>".join(lines))
@@ -214,10 +216,14 @@ def costs(*records: Mapping[str, Any]) -> Table:
 # --- measures --------------------------------------------------------------------------------------
 
 
-def evaluation(content: Mapping[str, Any]) -> Table:
-    """The accuracies and margins of an `evaluation.json`, one row per objective, with intervals."""
-    rows = [{"objective": name} | values for name, values in content["objectives"].items()]
-    columns: display.Columns = {"Pairs of": "objective", "Pairs": "n"}
+def evaluation(*contents: Mapping[str, Any]) -> Table:
+    """The accuracies and margins of some `evaluation.json`, one row per objective, with intervals."""
+    rows = [
+        {"strategy": _strategy(content), "objective": name} | values
+        for content in contents
+        for name, values in content["objectives"].items()
+    ]
+    columns: display.Columns = {"Strategy": "strategy", "Pairs of": "objective", "Pairs": "n"}
     for name in ("likelihood_accuracy", "reward_accuracy", "reward_margin"):
         title = name.replace("_", " ")
         columns[title.capitalize()] = name
@@ -225,15 +231,22 @@ def evaluation(content: Mapping[str, Any]) -> Table:
     return display.view(rows, columns)
 
 
-def divergence(content: Mapping[str, Any]) -> Table:
-    """How far a cell has moved from Base on its own responses, and how long these are."""
+def divergence(*contents: Mapping[str, Any]) -> Table:
+    """How far cells have moved from Base on their own responses, and how long these are."""
+    rows = [{"strategy": _strategy(content)} | content["divergence"] for content in contents]
     columns: display.Columns = {
+        "Strategy": "strategy",
         "KL from Base (nats/token)": "kl",
         "95% interval of KL": ("kl_low", "kl_high"),
         "Response length (tokens)": "response_tokens",
         "95% interval of length": ("response_tokens_low", "response_tokens_high"),
     }
-    return display.view([content["divergence"]], columns)
+    return display.view(rows, columns)
+
+
+def _strategy(content: Mapping[str, Any]) -> str:
+    """The strategy of the cell that a record is of."""
+    return strategy_of(content["settings"]["block"])
 
 
 def rubric(content: Rubric) -> Table:

@@ -29,7 +29,8 @@ Run the notebook step by step, or all at once with `papermill notebooks/probe-{p
 `hialign run probe-{probe} -p study demo`."""
 PARAMETERS = """\
 study: str = "demo"  # a study in studies/, or the path of a .yml file
-model: str = None  # one of the study's models (name, label or source), or a source of your own; None: its first"""
+model: str = None  # one of the study's models (name, label or source), or a source of your own; None: its first
+seed: str = None  # one of the study's seeds, such as 1, or shuffled-1 for a control; None: its first"""
 BEGIN = """\
 `begin(globals(), …)` checks the parameters above before anything is loaded, refuses names that it does not know, and
 returns a *cell*: one model and one block of a study. A probe measures the model, so you choose no block here."""

@@ -23,7 +23,9 @@ from hialign.study import paths
 from hialign.study.blocks import probe_of
 from hialign.study.errors import HialignError
 from hialign.study.settings import ModelSettings
-from hialign.study.study import Cell, Study, load_study, probes_of, stages_of
+from hialign.study.study import Cell, Study, load_study, probe_runs, stages_of
+
+SINGLE = "single"  # the folder of the markers of a study that is one run
 
 
 @dataclass(frozen=True)
@@ -41,13 +43,12 @@ def jobs_of(study: Study, thorough: bool = True, with_book: bool = True) -> Iter
     every = []
     for cell in study.cells():
         for stage in stages_of(cell):
-            what = what_of(stage, cell.model.name, cell.block)
+            what = what_of(stage, cell.model.name, cell.block, cell.seed)
             every.append(Job(stage_marker(cell, stage), what, state(cell, stage, thorough), stage))
-    for model in study.models:
-        for probe in probes_of(study):
-            what = what_of(f"probe-{probe}", model.name)
-            measured = probe_state(study, model, probe, thorough)
-            every.append(Job(probe_marker(study, model, probe), what, measured, "probe"))
+    for one, model, probe in probe_runs(study):
+        what = what_of(f"probe-{probe}", model.name, seed=one.seed)
+        measured = probe_state(one, model, probe, thorough)
+        every.append(Job(probe_marker(one, model, probe), what, measured, "probe"))
     yield from every
     if not with_book:
         return
@@ -61,10 +62,10 @@ def jobs_of(study: Study, thorough: bool = True, with_book: bool = True) -> Iter
 
 def stage_marker(cell: Cell, stage: str) -> str:
     """The marker of a stage of a cell, or of the whole pass if blocks are trained together."""
-    model = paths.slug(cell.model.name)
-    if stage == "train" and cell.study.training.one_pass:
-        return f".workflow/train/{model}/{pass_of(cell)}.pass"
-    return f".workflow/{stage}/{model}/{paths.slug(cell.block)}.cell"
+    place = f"{stage}/{cell.seed or SINGLE}/{paths.slug(cell.model.name)}"
+    if stage in ("train", "evaluate") and cell.study.training.one_pass:
+        return f".workflow/{place}/{pass_of(cell)}.pass"
+    return f".workflow/{place}/{paths.slug(cell.block)}.cell"
 
 
 def pass_of(cell: Cell) -> str:
@@ -73,7 +74,7 @@ def pass_of(cell: Cell) -> str:
 
 
 def probe_marker(study: Study, model: ModelSettings, probe: str) -> str:
-    return f".workflow/probe/{paths.slug(model.name)}/{probe}.cell"
+    return f".workflow/probe/{study.seed or SINGLE}/{paths.slug(model.name)}/{probe}.cell"
 
 
 def book_marker() -> str:
@@ -96,15 +97,21 @@ def _mark(where: Path, jobs: list[Job]) -> None:
 
 
 def reproduce(
-    name: str, cores: int, profile: str = "", dry_run: bool = False, with_book: bool = True
+    name: str,
+    cores: int,
+    profile: str = "",
+    dry_run: bool = False,
+    with_book: bool = True,
+    seed: str = "",
 ) -> None:
-    """Run what is not done of the study called `name`, and build its book.
+    """Run what is not done of the study called `name`, or of one of its seeds, and build its book.
 
     What would fail late is checked first: the study, its data, its models, a judge's key. Raises
     HialignError with what to do if a job fails. The others still run to their end. Ctrl-C ends the
     jobs and is raised again. The same command then goes on.
     """
     study = load_study(name)
+    study = study.at(seed) if seed else study
     if dry_run:
         _check(study, jobs := list(jobs_of(study, with_book=with_book)), key=False)
         todo = [job for job in jobs if job.state != DONE]
@@ -142,7 +149,8 @@ def _check(study: Study, jobs: list[Job], key: bool = True) -> None:
                 f"{judge.api_key_env}: set it, or put `judge: null` into a copy of the study"
             )
     if todo - {"judge", "book"}:
-        load_pairs(study.preferences)
+        for one in study.single_runs():
+            load_pairs(one.preferences)
         for cell in study.cells():
             check_sizes(cell)
 
@@ -158,7 +166,7 @@ def _run(study: Study, name: str, cores: int, profile: str, jobs: list[Job], log
         *("--snakefile", str(paths.workflow() / "Snakefile")),
         *("--directory", str(where)),
         *("--cores", str(cores)),
-        *("--config", f"study={_absolute(name)}", f"book={with_book}"),
+        *("--config", f"study={_absolute(name)}", f"book={with_book}", f"seed={study.seed}"),
         # Ours are the lock and the decision what to run: only a missing marker counts.
         *("--nolock", "--ignore-incomplete", "--drop-metadata", "--keep-going"),
         *("--rerun-triggers", "software-env"),

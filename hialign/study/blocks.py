@@ -3,7 +3,8 @@
 A block is a set of decoder layers, counted from 0. `local`, `mid` and `global` are the thirds,
 `full` is all layers, `base` none. `layers:8-12,20` and `window:8-12` name layers directly.
 `gradient:top30%`, `ila:top30%`, `patching:top30%` and `spectrum:top30%` are the layers that a
-measure ranks highest. Three kinds of block are controls. `random:30%:SEED` draws layers, `full:r5`
+measure ranks highest. Three kinds of block are controls. `random:30%:SEED` draws layers, and
+`random:third` as many as a third has, anew for each seed of a study. `full:r5`
 tunes all layers at another LoRA rank, and `lisa` (or `lisa:STEPS`) tunes a third of the layers at a
 time, drawn again every 20 (or STEPS) optimizer steps (Pan et al., 2024, LISA).
 """
@@ -71,7 +72,7 @@ LAYERS = r"\d+(-\d+)?(,\d+(-\d+)?)*"
 GRAMMAR = re.compile(
     rf"layers:(?P<layers>{LAYERS})|window:(?P<window>\d+-\d+)"
     rf"|(?P<measure>{'|'.join(MEASURES)}):top(?P<top>\d+)%"
-    r"|random:(?P<share>\d+)%:(?P<seed>\d+)|full:r(?P<rank>\d+)|lisa(:(?P<period>\d+))?",
+    r"|random:(?P<share>\d+)%:(?P<seed>\d+)|random:(?P<third>third)|full:r(?P<rank>\d+)|lisa(:(?P<period>\d+))?",
     re.ASCII,
 )
 LARGEST_SEED = 2**32 - 1
@@ -102,9 +103,15 @@ def layers_of(
 
 
 def choice_of(
-    block: str, depth: int, scores: Callable[[str], Sequence[float]] | None = None
+    block: str,
+    depth: int,
+    scores: Callable[[str], Sequence[float]] | None = None,
+    seed: int = 42,
 ) -> Choice:
-    """The layers of `block`, with its LoRA rank or LISA period if it has its own."""
+    """The layers of `block`, with its LoRA rank or LISA period if it has its own.
+
+    `seed` draws the layers of `random:third`.
+    """
     check_block(block)
     _check_depth(depth)
     depth = int(depth)
@@ -125,6 +132,9 @@ def choice_of(
             range(depth), share_of(int(named["share"]), depth)
         )
         return Choice(tuple(sorted(drawn)))
+    if named["third"]:
+        size = len(split_layers(depth)["local"])
+        return Choice(tuple(sorted(random.Random(seed).sample(range(depth), size))))
     if named["measure"]:
         if scores is None:
             raise HialignError(
@@ -186,7 +196,8 @@ def check_block(block: str) -> str:
         return block
     raise HialignError(
         f"block {block!r} is not one of {', '.join(STRATEGIES)} or layers:… (such as layers:8-12,20),"
-        f" window:START-END, {', '.join(MEASURES)} with :top30%, random:30%:SEED, full:r5, lisa"
+        f" window:START-END, {', '.join(MEASURES)} with :top30%, random:30%:SEED, random:third, full:r5, "
+        "lisa"
     )
 
 

@@ -82,24 +82,30 @@ def study_dir(study: str) -> Path:
     return outputs() / slug(study)
 
 
-def cell_dir(study: str, model: str, block: str) -> Path:
-    """`outputs/<study>/<model>/<block>/`, where the files of one cell lie."""
-    return study_dir(study) / slug(model) / slug(block)
+def cell_dir(study: str, model: str, block: str, seed: str = "") -> Path:
+    """`outputs/<study>/<model>/<block>/`, where the files of one cell lie.
+
+    In a study of several seeds each has a folder of its own below it: `seed-1`, `shuffled-1`.
+    """
+    return study_dir(study) / slug(model) / slug(block) / seed
 
 
-def probes_dir(study: str, model: str) -> Path:
-    """`outputs/<study>/<model>/probes/`, where the records of a model's probes lie."""
-    return study_dir(study) / slug(model) / "probes"
+def probes_dir(study: str, model: str, seed: str = "") -> Path:
+    """`outputs/<study>/<model>/probes/`, where the records of a model's probes lie.
+
+    Those of a study of several seeds lie in the seed's folder below it.
+    """
+    return study_dir(study) / slug(model) / "probes" / seed
 
 
-def probe_record(study: str, model: str, probe: str) -> Path:
-    """`outputs/<study>/<model>/probes/<probe>.json`, the record of a probe of a model."""
-    return probes_dir(study, model) / f"{probe}.json"
+def probe_record(study: str, model: str, probe: str, seed: str = "") -> Path:
+    """`<probe>.json` in `probes_dir`, the record of a probe of a model."""
+    return probes_dir(study, model, seed) / f"{probe}.json"
 
 
-def probe_parts(study: str, model: str, probe: str, key: str) -> Path:
+def probe_parts(study: str, model: str, probe: str, key: str, seed: str = "") -> Path:
     """Where the parts of an unfinished probe lie. `key` is the hash of what they came from."""
-    return probes_dir(study, model) / f".{probe}-{key}"
+    return probes_dir(study, model, seed) / f".{probe}-{key}"
 
 
 def scratch(study: str) -> Path:
@@ -112,9 +118,13 @@ def working(study: str) -> Path:
     return study_dir(study) / ".running"
 
 
-def notebook_output(study: str, stage: str, model: str, block: str) -> Path:
-    """`outputs/<study>/notebooks/<stage>-<model>-<block>.ipynb`, an executed notebook."""
-    return study_dir(study) / "notebooks" / f"{stage}-{slug(model)}-{slug(block)}.ipynb"
+def notebook_output(study: str, stage: str, model: str, block: str, seed: str = "") -> Path:
+    """`outputs/<study>/notebooks/<stage>-<model>-<block>.ipynb`, an executed notebook.
+
+    In a study of several seeds its name ends with the seed.
+    """
+    name = "-".join([stage, slug(model), slug(block), *([seed] if seed else [])])
+    return study_dir(study) / "notebooks" / f"{name}.ipynb"
 
 
 def judge_lock(study: str) -> Path:

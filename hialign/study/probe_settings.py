@@ -24,12 +24,20 @@ class GradientSettings(Settings):
 
 
 class MatrixSettings(Settings):
-    """Which block helps which objective, as a full factorial design (probes/matrix.py)."""
+    """Which block helps which objective, as a full factorial design (probes/matrix.py).
+
+    The pairs are the study's own if its source is made of contrasts (`builtin`, `contrasts`), and
+    the built-in ones otherwise.
+    """
 
     blocks: list[str] = Field(["full", "local", "mid", "global"], min_length=1)
-    # Built-in pairs of each objective. Training on all objectives together uses as many in total.
+    # Pairs of each objective. Training on all objectives together uses as many in total.
     train: Pairs = Field(96, ge=2)
     contrast_prompts: Pairs = Field(24, ge=2)  # held-out prompts that the blocks are tested on
+    # Contrasts that people made, on which the blocks are tested, too: grammar by BLiMP, factuality by
+    # the corrected answers of qa-feedback
+    sets: list[Literal["blimp", "qa-feedback"]] = Field([])
+    set_pairs: Pairs | None = Field(None, ge=2)  # of each of them. null: all
     seeds: list[Seed] = Field([42, 43, 44], min_length=1, max_length=1_000)
 
     @field_validator("blocks")
@@ -122,3 +130,9 @@ class ProbeSettings(Settings):
     patching: PatchingSettings | None = PatchingSettings()
     sweep: SweepSettings | None = SweepSettings()
     weights: WeightsSettings | None = WeightsSettings()
+
+    def at(self, seed: int) -> "ProbeSettings":
+        """The settings for one seed of a study: probes that train by themselves use it alone."""
+        matrix = self.matrix and self.matrix.model_copy(update={"seeds": [seed]})
+        ila = self.ila and self.ila.model_copy(update={"seeds": [seed]})
+        return self.model_copy(update={"seed": seed, "matrix": matrix, "ila": ila})

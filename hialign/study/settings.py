@@ -171,6 +171,10 @@ class EvaluationSettings(Settings):
     # How many of the 24 built-in held-out prompts are used. Their three contrasts give the matrix of
     # strategy x objective. 0 leaves it out.
     contrast_prompts: Pairs = 24
+    # Test sets that people made, of which `hialign.preferences.test_sets` knows where they come from.
+    # On each, the model is asked which of two responses it prefers.
+    sets: list[Literal["blimp", "qa-feedback", "llmbar", "hhh"]] = Field([])
+    set_pairs: Pairs | None = Field(None, ge=1)  # of each test set. null: all
     batch_size: Batch = 8
     resamples: Resamples = Field(10_000, ge=100)  # bootstrap
 

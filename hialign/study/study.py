@@ -1,11 +1,14 @@
-"""Studies: `studies/*.yml` as checked settings, and the cells (model x block) that they span."""
+"""Studies: `studies/*.yml` as checked settings, and the cells that they span.
+
+A cell is one model x block, and, in a study of several seeds, one model x block x seed.
+"""
 
 import difflib
 import os
 import re
 import shlex
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -14,7 +17,7 @@ from pydantic import AfterValidator, Field, PrivateAttr, field_validator, model_
 
 from hialign.study import blocks as blocks_
 from hialign.study import paths
-from hialign.study.base import Settings, check_folder
+from hialign.study.base import Seed, Settings, check_folder
 from hialign.study.digest import json_sha256
 from hialign.study.errors import HialignError
 from hialign.study.load import brief, load_yaml, one_line
@@ -34,6 +37,7 @@ from hialign.study.settings import (
 )
 
 STAGES = ("train", "respond", "evaluate", "judge")
+SHUFFLED = "shuffled-"  # begins the names of seeds that are controls
 Sections = dict[str, Any]  # settings by the name of their section, as a record holds them
 # The probes of a model in the order in which they are run
 PROBES = ("gradients", "matrix", "ila", "patching", "sweep", "weights")
@@ -46,6 +50,13 @@ class Study(Settings):
     title: str
     description: str = ""
     models: list[ModelSettings] = Field(min_length=1)
+    # What a repetition draws anew: its training pairs, its initialization and its order. The held-out
+    # pairs are the same for all. null: one run, with the seeds of `training` and `preferences`, as in
+    # the paper, whose Table 5 has one seed.
+    seeds: list[Seed] | None = Field(None, min_length=1, max_length=1_000)
+    # Controls: seeds that are trained again after chosen and rejected were exchanged in a random half
+    # of their training pairs.
+    shuffled_seeds: list[Seed] = Field([], max_length=1_000)
     # Table 1
     blocks: list[str] = Field(["base", "full", "local", "mid", "global"], min_length=1)
     preferences: PreferenceSettings = PreferenceSettings()
@@ -58,6 +69,18 @@ class Study(Settings):
     probes: ProbeSettings | None = None  # null: none is run with the study
 
     _argument: str = PrivateAttr("")
+    _seed: str = PrivateAttr("")
+    _whole: "Study | None" = PrivateAttr(None)
+
+    @property
+    def seed(self) -> str:
+        """The seed of a study that `at` made, as its folders are called. Otherwise empty."""
+        return self._seed
+
+    @property
+    def whole(self) -> "Study":
+        """The study with all of its seeds, of which this may be one."""
+        return self._whole or self
 
     @property
     def argument(self) -> str:
@@ -80,6 +103,21 @@ class Study(Settings):
             raise ValueError("a block is given twice")
         _check_apart("blocks", names)
         return names
+
+    @field_validator("seeds", "shuffled_seeds")
+    @classmethod
+    def _seeds_once(cls, seeds: list[int] | None) -> list[int] | None:
+        if seeds is not None and len(set(seeds)) < len(seeds):
+            raise ValueError("a seed is given twice")
+        return seeds
+
+    @model_validator(mode="after")
+    def _controls_of_seeds(self) -> Self:
+        if self.shuffled_seeds and not self.seeds:
+            raise ValueError(
+                "shuffled_seeds needs `seeds`: give the seeds of the study itself, too"
+            )
+        return self
 
     @model_validator(mode="after")
     def _one_folder_each(self) -> Self:
@@ -125,11 +163,63 @@ class Study(Settings):
         unlisted._hint = hint
         return unlisted
 
-    def cells(self) -> list["Cell"]:
-        return [Cell(self, model, block) for model in self.models for block in self.blocks]
+    def seed_names(self) -> list[str]:
+        """The seeds, as their folders are called. One empty name if the study has a single run."""
+        names = [f"seed-{seed}" for seed in self.seeds or []]
+        names += [f"{SHUFFLED}{seed}" for seed in self.shuffled_seeds]
+        return names if len(names) > 1 and not self._seed else [self._seed]
 
-    def cell(self, model: str | None, block: str) -> "Cell":
-        return Cell(self, self.model(model), blocks_.check_block(block))
+    def at(self, seed: "str | int | None" = None) -> "Study":
+        """The study as one of its seeds sees it: a study of a single run, in the seed's folder.
+
+        Args:
+            seed: `seed-1` or 1, or `shuffled-1` for a control. None is the first.
+
+        Raises:
+            HialignError: if the study does not have that seed.
+        """
+        if self._seed or not self.seeds:
+            if seed in (None, "", self._seed, self.training.seed):
+                return self
+            raise HialignError(
+                f"study {self.name} has no seed {seed!r}: it is one run"
+                + ("" if self._seed else "; list its `seeds` in a copy of the study")
+            )
+        numbers = {f"seed-{n}": n for n in self.seeds}
+        numbers |= {f"{SHUFFLED}{n}": n for n in self.shuffled_seeds}
+        name = str(seed) if seed not in (None, "") else next(iter(numbers))
+        name = f"seed-{name}" if name.isdigit() else name
+        if name not in numbers:
+            raise HialignError(
+                f"study {self.name} has no seed {seed!r}: it has {', '.join(numbers)}"
+            )
+        number = numbers[name]
+        pairs = {"draw": number, "shuffled": name.startswith(SHUFFLED)}
+        one = self.model_copy(
+            update={
+                "training": self.training.model_copy(update={"seed": number}),
+                "preferences": self.preferences.model_copy(update=pairs),
+                "probes": self.probes and self.probes.at(number),
+            }
+        )
+        one._seed, one._whole = name if len(numbers) > 1 else "", self.whole
+        return one
+
+    def single_runs(self) -> list["Study"]:
+        """The study at each of its seeds. The study itself if it has none."""
+        return [self.at(name) for name in self.seed_names()] if self.seeds else [self]
+
+    def cells(self) -> list["Cell"]:
+        return [
+            Cell(one, model, block)
+            for one in self.single_runs()
+            for model in self.models
+            for block in self.blocks
+        ]
+
+    def cell(self, model: str | None, block: str, seed: str | int | None = None) -> "Cell":
+        """The cell of a model and block, at the first seed by default."""
+        return Cell(self.at(seed), self.model(model), blocks_.check_block(block))
 
 
 def is_source(name: str) -> bool:
@@ -155,7 +245,10 @@ def _check_apart(kind: str, names: Sequence[str]) -> None:
 
 @dataclass(frozen=True)
 class Cell:
-    """One model x block of a study."""
+    """One model x block of a study, at one of its seeds.
+
+    The `study` of a cell is a single run (`Study.at`), so that its settings are the cell's own.
+    """
 
     study: Study
     model: ModelSettings
@@ -163,7 +256,12 @@ class Cell:
 
     @property
     def folder(self) -> Path:
-        return paths.cell_dir(self.study.name, self.model.name, self.block)
+        return paths.cell_dir(self.study.name, self.model.name, self.block, self.study.seed)
+
+    @property
+    def seed(self) -> str:
+        """The seed, as its folder is called. Empty if the study is one run."""
+        return self.study.seed
 
     @property
     def strategy(self) -> str:
@@ -248,6 +346,14 @@ def load_study(study: "str | Path | Study") -> Study:
 def stages_of(cell: Cell) -> list[str]:
     """The stages that a cell of this study goes through."""
     return [stage for stage in STAGES if stage != "judge" or cell.study.judge]
+
+
+def probe_runs(study: Study) -> Iterator[tuple[Study, ModelSettings, str]]:
+    """The probes that a study runs: the study at each of its seeds, the model, and the probe."""
+    for one in study.single_runs():
+        for model in study.models:
+            for probe in probes_of(study):
+                yield one, model, probe
 
 
 def probes_of(study: Study) -> list[str]:

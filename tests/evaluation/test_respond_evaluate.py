@@ -392,7 +392,8 @@ def test_an_interval_belongs_to_its_figure() -> None:
     cell = load_study("demo").cell(None, "mid")
     rows = [{"prompt": "many", "chosen": 9.0 + i, "rejected": 0.0} for i in range(20)]
     rows += [{"prompt": str(i), "chosen": -1.0 - i, "rejected": 0.0} for i in range(20)]
-    figures = _summary([r | {"chosen_base": 0, "rejected_base": 0} for r in rows], 0.1, cell, 500)
+    prompts = [str(row["prompt"]) for row in rows]
+    figures = _summary([r | {"chosen_base": 0, "rejected_base": 0} for r in rows], prompts, cell)
     for key in ("likelihood_accuracy", "reward_accuracy", "reward_margin"):
         assert figures[f"{key}_low"] < figures[key] < figures[f"{key}_high"]
 

@@ -154,7 +154,7 @@ def test_what_cannot_be_is_refused_before_a_model_is_loaded(
 ) -> None:
     monkeypatch.setattr(matrix, "load_model", lambda *_: pytest.fail("a model was loaded"))
     for own, why in (
-        ({"train": 97}, "asks for 97 pairs of each objective, but the built-in set has 96"),
+        ({"train": 97}, "asks for 97 pairs of each objective, but its source has 96 prompts"),
         ({"blocks": ["mid", "base"]}, r"probes\.matrix\.blocks: base tunes nothing"),
         ({"blocks": ["mid", "middle"]}, "'middle' is not one of"),
         ({"blocks": ["ila:top30%"]}, "the record of the ila probe of .* is missing"),

@@ -160,7 +160,7 @@ def test_what_is_no_block_is_refused(block: str) -> None:
     expected = (
         f"block {block!r} is not one of base, full, local, mid, global or layers:… "
         "(such as layers:8-12,20), window:START-END, gradient, ila, patching, spectrum with :top30%, "
-        "random:30%:SEED, full:r5, lisa"
+        "random:30%:SEED, random:third, full:r5, lisa"
     )
     for refuse in (check_block, lambda b: layers_of(b, 30)):
         with pytest.raises(HialignError) as caught:

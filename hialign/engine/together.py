@@ -1,0 +1,112 @@
+"""All strategies of a model on the same pairs, in one pass over the layers that they share."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from hialign.engine.decoder import Decoder, layouts, pair_log_probs, unpackable
+from hialign.engine.progress import Progress
+from hialign.engine.tokens import TokenPair
+from hialign.engine.trainer import Strategy
+from hialign.study.errors import HialignError
+
+ROW = 2048  # tokens of one forward pass of packed pairs
+LogProbs = list[tuple[float, float]]  # of (chosen, rejected), in nats, for each pair
+
+
+@contextmanager
+def active(model: Any, strategies: Mapping[str, Strategy], block: str) -> Iterator[Any]:
+    """The model under the strategy of a block. Base is the model with all adapters disabled."""
+    if block != "base":
+        model.set_adapter(strategies[block].adapter, inference_mode=True)
+        yield model
+    elif hasattr(model, "disable_adapter"):
+        with model.disable_adapter():
+            yield model
+    else:
+        yield model
+
+
+def strategy_log_probs(
+    model: Any,
+    strategies: Mapping[str, Strategy],
+    pairs: Sequence[TokenPair],
+    pad: int,
+    base: LogProbs | None = None,
+    what: str = "",
+    packed: bool | None = None,
+) -> dict[str, LogProbs]:
+    """The log-probabilities of N pairs under Base and every strategy.
+
+    Below the first layer of a strategy, its model and Base are the same function. So the layers
+    below are run once for all of them, and Base to its end only if `base` is not given.
+
+    Args:
+        model: a base model, with the adapters of the strategies on it if there are any.
+        strategies: by block, its layers and the name of its adapter.
+        pairs: N pairs.
+        pad: the padding token, for a family that does not take packed pairs.
+        base: N, Base's own log-probabilities if they are there already.
+        what: the title of the progress bar. Empty shows none.
+        packed: whether the model takes packed pairs. None tries it.
+
+    Returns:
+        By block, with `base`, N log-probabilities of (chosen, rejected) in nats, summed over each
+        response.
+    """
+    plain = model.get_base_model() if strategies else model
+    if packed is None:
+        with active(model, strategies, "base"):
+            packed = not unpackable(plain, pairs, disable_dropout=True)
+    given = {} if base is None else {"base": base}
+    run = [block for block in ("base", *strategies) if block not in given]
+    if packed:
+        values = _packed(plain, model, strategies, pairs, run, what)
+    else:
+        values = {}
+        for block in run:
+            with active(model, strategies, block) as tuned:
+                values[block] = pair_log_probs(tuned, pairs, pad, f"{what}: {block}")
+    if not all(math.isfinite(value) for own in values.values() for both in own for value in both):
+        raise HialignError(f"{what}: the model gave log-probabilities that are not numbers")
+    return values | given
+
+
+def _packed(
+    plain: Any,
+    model: Any,
+    strategies: Mapping[str, Strategy],
+    pairs: Sequence[TokenPair],
+    run: Sequence[str],
+    what: str,
+) -> dict[str, LogProbs]:
+    """The log-probabilities of the blocks in `run`. `plain` is the base model inside `model`."""
+    values = {block: [(0.0, 0.0)] * len(pairs) for block in run}
+    starts = {strategies[block].start for block in run if block != "base"}
+    with (
+        torch.inference_mode(),
+        Decoder(plain) as decoder,
+        Progress(total=len(pairs), desc=what, disable=not what) as bar,
+    ):
+        depth = decoder.depth
+        taps = (starts | ({depth} if "base" in run else set())) - {0}
+        for row, layout in layouts(pairs, decoder.device, ROW):
+            hidden: dict[int, torch.Tensor] = {}
+            if taps:
+                with active(model, strategies, "base"):
+                    hidden = decoder.run(layout, taps)
+            for block in run:
+                if block == "base":
+                    top = hidden[depth]
+                else:
+                    start = strategies[block].start
+                    with active(model, strategies, block):
+                        top = decoder.run(layout, [depth], start, hidden.get(start))[depth]
+                log_probs = decoder.log_probs(top, layout).view(-1, 2).tolist()
+                for i, (chosen, rejected) in zip(row, log_probs, strict=True):
+                    values[block][i] = (chosen, rejected)
+            bar.update(len(row))
+    return values
