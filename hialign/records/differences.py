@@ -19,7 +19,9 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[s
     sections = {name: section for name, section in now.items() if name in before}
     old, new = _flat(without_costs(dict(before))), _flat(without_costs(sections))
     for key in sorted({*old, *new}):
-        if key not in old and new[key] == _defaults().get(key):
+        # `probe` holds the settings of the probe that chose a block's layers
+        default = _defaults().get(key.removeprefix("probe."))
+        if key not in old and new[key] == default:
             continue
         if old.get(key) != new.get(key):
             yield f"{key} was {_value(old, key)} and is {_value(new, key)}"
