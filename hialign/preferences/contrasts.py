@@ -16,7 +16,7 @@ import hashlib
 import random
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from hialign.preferences.contrast_rules import (
@@ -39,6 +39,8 @@ from hialign.preferences.edits import (
 )
 from hialign.study.blocks import OBJECTIVES
 from hialign.study.errors import HialignError
+
+Judgment = Callable[[str, str], bool]  # of a sentence and a kind of edit
 
 
 class ContrastRefused(HialignError):
@@ -91,7 +93,12 @@ def _coherence(text: str, rng: random.Random, foreign: Sequence[str]) -> str:
     return text[: spans[0][0]] + moved + text[spans[-1][1] :]
 
 
-def _factuality(text: str, rng: random.Random, errors: Sequence[Mapping[str, str]]) -> str:
+def _factuality(
+    text: str,
+    rng: random.Random,
+    errors: Sequence[Mapping[str, str]],
+    may_be_wrong: Judgment | None,
+) -> str:
     """Makes the hand-written errors, or else about two automatic ones per three sentences."""
     edits = []
     for error in errors:
@@ -106,9 +113,16 @@ def _factuality(text: str, rng: random.Random, errors: Sequence[Mapping[str, str
         return apply_edits(chosen, text)
     edits = find_edits(FACTS, text, rng) + wrong_names(text, rng)
     edits = [edit for edit in edits if keeps_article(text, edit)]
+    if may_be_wrong is not None:
+        edits = [e for e in edits if all(may_be_wrong(_around(text, at), e.kind) for at in e.spans)]
     # One per sentence, because two wrong opposites can make it right again
     count = max(2, round(2 / 3 * len(sentence_spans(text))))
     return apply_edits(choose_edits(edits, text, rng, count, 1, "negation"), text)
+
+
+def _around(text: str, span: tuple[int, int, str]) -> str:
+    """The sentence of `text` in which a replacement begins."""
+    return next(text[a:b] for a, b in sentence_spans(text) if a <= span[0] < b)
 
 
 # --- pairs ---
@@ -121,12 +135,15 @@ def contrast(
     seed: int,
     errors: Sequence[Mapping[str, str]] = (),
     foreign: Sequence[str] = (),
+    may_be_wrong: Judgment | None = None,
 ) -> str:
     """`response` made worse in `objective` alone.
 
     `errors` are hand-written factual errors, {"from": text in the response, "to": wrong text}. They
     replace automatic ones. All are made, or at least two if the length allows no more.
     `foreign` are sentences of other responses, one of which may replace a sentence (coherence).
+    `may_be_wrong` says of a sentence and a kind of automatic factual error (number, name, opposite,
+    negation) whether that error may be made in it.
     Raises ContrastRefused if there is nothing to damage or the length would change by over 10%.
     """
     if objective not in OBJECTIVES:
@@ -138,7 +155,7 @@ def contrast(
     elif objective == "coherence":
         rejected = _coherence(response, rng, foreign)
     else:
-        rejected = _factuality(response, rng, errors)
+        rejected = _factuality(response, rng, errors, may_be_wrong)
 
     before, after = count_words(response), count_words(rejected)
     if rejected.split() == response.split():
@@ -151,12 +168,15 @@ def contrast(
 
 
 def contrast_pairs(
-    rows: Iterable[Mapping[str, Any]], objectives: Sequence[str] = OBJECTIVES, seed: int = 42
+    rows: Iterable[Mapping[str, Any]],
+    objectives: Sequence[str] = OBJECTIVES,
+    seed: int = 42,
+    may_be_wrong: Judgment | None = None,
 ) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
     """Pairs and refusals for `rows` (id, topic, split, prompt, response, errors) x `objectives`.
 
     A pair has id, objective, topic, prompt, chosen and rejected. A refusal has id, objective and
-    reason. Foreign sentences come from the two rows before and after in the same split, so that no
+    reason. `may_be_wrong` is as in `contrast`. Foreign sentences come from the two rows before and after in the same split, so that no
     sentence leaks from training into evaluation.
     """
     by_split: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
@@ -173,7 +193,12 @@ def contrast_pairs(
                 key = {"id": f"{row['id']}-{objective}", "objective": objective}
                 try:
                     rejected = contrast(
-                        row["response"], objective, seed=seed, errors=errors, foreign=foreign
+                        row["response"],
+                        objective,
+                        seed=seed,
+                        errors=errors,
+                        foreign=foreign,
+                        may_be_wrong=may_be_wrong,
                     )
                     pairs.append({**key, **texts, "rejected": rejected})
                 except ContrastRefused as refused:

@@ -30,10 +30,15 @@ class Item(TypedDict):
 Judged = tuple[Item, Item]  # two responses to one prompt, the one that people prefer first
 
 
+def subset_file(folder: Path, subset: str) -> Path:
+    """The file of a subset, in LLMBar's own layout or as `<folder>/<subset>.json`."""
+    path = folder / SUBSETS.get(subset, "") / "dataset.json"
+    return path if path.is_file() else folder / f"{subset}.json"
+
+
 def load_llmbar(folder: Path, subset: str, limit: int | None = None) -> list[Judged]:
     """The (first `limit`) pairs of a subset, in LLMBar's own layout or as `<folder>/<subset>.json`."""
-    path = folder / SUBSETS.get(subset, "") / "dataset.json"
-    path = path if path.is_file() else folder / f"{subset}.json"
+    path = subset_file(folder, subset)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -1,43 +1,35 @@
 """The preference pairs of a study, from its source or the built-in set, split by conversation.
 
-`sources` finds and reads files and hub sets, and `formats` makes a pair of each row. Pairs that
-cannot be used are counted and reported: they have no common prompt, or empty or identical responses.
+`sources` finds and reads files and hub sets, `usable` makes pairs of their rows, and `splits` divides
+them. `contrast_sets` makes the pairs of the sources `builtin` and `contrasts`.
 """
 
 import difflib
-import json
 import os
-from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from hialign.preferences.contrasts import contrast_pairs
+from hialign.preferences.contrast_sets import builtin, contrast_set
 from hialign.preferences.formats import (
-    NO_PROMPT,
     Pair,
-    UnusablePair,
     conversation_id,
     prompt_id,
-    to_pair,
 )
-from hialign.preferences.reading import Located
 from hialign.preferences.sources import read_splits
-from hialign.preferences.splits import check_size, exchanged, split_pairs, training_seed
+from hialign.preferences.splits import exchanged, split_pairs
+from hialign.preferences.usable import usable_pairs
 from hialign.study.blocks import OBJECTIVES
 from hialign.study.digest import json_sha256
 from hialign.study.errors import HialignError
 from hialign.study.load import explain
-from hialign.study.pair_files import HH_RLHF, data_files
+from hialign.study.pair_files import HH_RLHF
 from hialign.study.settings import PreferenceSettings
 
 if TYPE_CHECKING:
     from datasets import Dataset
-
-TOLERATED = 0.1  # of a source's pairs that may be unusable before it is refused as a whole
 
 
 @dataclass
@@ -63,6 +55,7 @@ def load_pairs(source: "str | Path | PreferenceSettings" = HH_RLHF, **settings: 
     `source` is one of these:
 
     - `builtin`
+    - `contrasts`: the built-in ones and those made from answers of hh-rlhf
     - a file: JSON lines, a JSON array, CSV (all gzipped or not) or parquet
     - a folder with `train.*` or `test.*` in such a format, or with tranches as in hh-rlhf
       (`<tranche>/<split>.jsonl.gz`)
@@ -76,10 +69,12 @@ def load_pairs(source: "str | Path | PreferenceSettings" = HH_RLHF, **settings: 
     chosen = _settings(source, settings)
     report: dict[str, Any] = {"source": chosen.source}
     if chosen.source == "builtin":
-        train, held_out = _builtin(chosen, report)
+        train, held_out = builtin(chosen, report)
+    elif chosen.source == "contrasts":
+        train, held_out = contrast_set(chosen, report)
     else:
         splits = read_splits(chosen)
-        usable = {name: _usable(name, rows, report) for name, rows in splits.items()}
+        usable = {name: usable_pairs(name, rows, report) for name, rows in splits.items()}
         train, held_out = split_pairs(usable, chosen)
     train, held_out = train[: chosen.train], held_out[: chosen.evaluation]
     sides = [{conversation_id(p["prompt"]) for p in side} for side in (train, held_out)]
@@ -117,84 +112,12 @@ def _settings(
         raise HialignError(f"preferences.{explain(error, values)}") from None
 
 
-def _usable(split: str, rows: Iterable[Located], report: dict[str, Any]) -> list[Pair]:
-    """The pairs that can be used. The others are counted by kind, with their places in the source."""
-    pairs: list[Pair] = []
-    refused: list[tuple[str, str]] = []
-    advice = ""
-    for where, row in rows:
-        try:
-            prompt, chosen, rejected = to_pair(row)
-        except UnusablePair as error:
-            refused.append((str(error), where))
-            others = [key for key in row if key not in ("chosen", "rejected", "objective", "id")]
-            if not advice and row.get("prompt") is None and others:
-                advice = (
-                    f": rename the key that holds the prompt to `prompt` ({', '.join(others)}?)"
-                )
-            continue
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
-            reason = f"no {error}" if isinstance(error, KeyError) else error
-            raise HialignError(
-                f"{where}: neither strings nor messages with role and content ({reason}): write "
-                'prompt, chosen and rejected as texts, or each as [{"role": "user", "content": "…"}]'
-            ) from None
-        pairs.append(
-            {
-                "id": f"{prompt_id(prompt)}-{len(pairs)}",
-                "objective": str(row.get("objective") or "preference"),
-                "prompt": prompt,
-                "chosen": chosen,
-                "rejected": rejected,
-            }
-        )
-    total = len(pairs) + len(refused)
-    if len(refused) > TOLERATED * total or not pairs:
-        kind, where = refused[0] if refused else ("no pairs at all", report["source"])
-        raise HialignError(
-            f"{where}: {kind}; {len(refused)} of {total} pairs of {report['source']} cannot be used"
-            f"{advice if kind == NO_PROMPT else ''}"
-        )
-    report.setdefault("read", {})[split] = total
-    report.setdefault("refused", {})[split] = dict(Counter(kind for kind, _ in refused))
-    report.setdefault("refused_at", {})[split] = [f"{where}: {kind}" for kind, where in refused]
-    return pairs
+def objective_pairs(**settings: Any) -> Pairs:
+    """All pairs of the source `contrasts`, from which a probe takes whole prompts for each objective.
 
-
-# --- the built-in set ----------------------------------------------------------------------------
-
-
-def _builtin(settings: PreferenceSettings, report: dict[str, Any]) -> tuple[list[Pair], list[Pair]]:
-    """The built-in set: each good response against its contrasts in one objective.
-
-    Training pairs come in rounds, so that any number of them is spread over prompts first and over
-    the objectives evenly. Evaluation has every contrast of the 24 held-out prompts.
+    `settings` are `seed`, `draw`, `shuffled` and `revision`. Each prompt has a pair of each objective.
     """
-    import numpy as np
-
-    (path,) = data_files(settings)
-    with path.open(encoding="utf-8") as stream:
-        rows = [json.loads(line) for line in stream]
-    made, refused = contrast_pairs(rows)
-    report["refused"] = dict(Counter(f"{r['objective']}: {r['reason']}" for r in refused))
-    by_id = {p["id"]: _as_messages(p) for p in made}
-    names = [row["id"] for row in rows if row["split"] == "train"]
-    order = [
-        names[i] for i in np.random.default_rng(training_seed(settings)).permutation(len(names))
-    ]
-    rounds = range(len(OBJECTIVES))
-    train = [f"{name}-{OBJECTIVES[(i + r) % 3]}" for r in rounds for i, name in enumerate(order)]
-    held = [f"{row['id']}-{o}" for row in rows if row["split"] == "evaluation" for o in OBJECTIVES]
-    pairs = [by_id[k] for k in train if k in by_id], [by_id[k] for k in held if k in by_id]
-    for name, split in zip(("train", "evaluation"), pairs, strict=True):
-        check_size(split, name, settings, "usable ones for it")
-    return pairs
-
-
-def _as_messages(pair: dict[str, Any]) -> Pair:
-    roles = {"prompt": "user", "chosen": "assistant", "rejected": "assistant"}
-    texts = {key: [{"role": role, "content": pair[key]}] for key, role in roles.items()}
-    return {"id": pair["id"], "objective": pair["objective"], **texts}
+    return load_pairs("contrasts", train=None, evaluation=None, **settings)
 
 
 def contrasts_of(prompts: int) -> dict[str, list[Pair]]:

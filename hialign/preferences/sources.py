@@ -15,7 +15,9 @@ from hialign.study.errors import HialignError
 from hialign.study.pair_files import (
     HH_RLHF,
     HH_TRANCHES,
+    OURS,
     SUFFIXES,
+    contrast_answers,
     data_files,
     files_of_splits,
     place_of,
@@ -45,7 +47,7 @@ def check_source(settings: PreferenceSettings) -> None:
     source = settings.source
     if not source.strip():
         raise HialignError(
-            "preferences.source is empty: give `builtin`, a file, a folder or a set on the hub"
+            "preferences.source is empty: give `builtin`, `contrasts`, a file, a folder or a set on the hub"
         )
     for file in data_files(settings):
         packed = file.name.endswith((".parquet.gz", ".tar.gz"))
@@ -53,8 +55,12 @@ def check_source(settings: PreferenceSettings) -> None:
             raise HialignError(
                 f"{file}: the format {file.suffix} is not read: {advice.format(str(file))}"
             )
+    if source in OURS and settings.subsets:
+        raise HialignError(f"preferences.subsets: the source {source} has none, so leave it out")
+    if source == "contrasts":
+        check_source(contrast_answers(settings))
     place = place_of(source, settings.revision)
-    if source == "builtin" or os.path.isfile(place):
+    if source in OURS or os.path.isfile(place):
         return
     if os.path.isdir(place):
         empty = [s for s in settings.subsets or [] if not files_of_splits(place / s)]

@@ -19,7 +19,8 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[s
     sections = {name: section for name, section in now.items() if name in before}
     old, new = _flat(without_costs(dict(before))), _flat(without_costs(sections))
     for key in sorted({*old, *new}):
-        default = _defaults().get(key.removeprefix("probe."))  # of the probe that chose the layers
+        # `probe` holds the settings of the probe that chose a block's layers
+        default = _defaults().get(key.removeprefix("probe."))
         if key not in old and new[key] == default:
             continue
         if old.get(key) != new.get(key):

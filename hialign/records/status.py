@@ -186,7 +186,9 @@ def _with_inputs(
         if path is not None and path.is_file() and not files.same(path, stamp, thorough):
             return State("stale", f"{name} has changed since", altered=True)
     if "inputs" in record and not is_published(study):
-        from_hub = study.preferences.source == HH_RLHF and not _names_pairs(record["inputs"])
+        from_hub = study.preferences.source in (HH_RLHF, "contrasts") and not _names_pairs(
+            record["inputs"]
+        )
         for name, path in inputs.items():
             if from_hub and name.startswith("data/"):  # a local copy has come since
                 continue

@@ -60,6 +60,12 @@ def facts(study: Study) -> dict[str, str]:
     }
 
 
+SOURCES = {
+    "builtin": "the built-in set",
+    "contrasts": "the built-in set and contrasts made from answers of hh-rlhf",
+}
+
+
 def _design(study: Study) -> dict[str, str]:
     training, source = study.training, study.preferences.source
     return {
@@ -68,7 +74,7 @@ def _design(study: Study) -> dict[str, str]:
         "models": ", ".join(m.label for m in study.models),
         "n_models": str(len(study.models)),
         "n_cells": str(len(study.cells())),
-        "preference_source": "the built-in set" if source == "builtin" else source,
+        "preference_source": SOURCES.get(source, source),
         "learning_rate": f"{training.learning_rate:g}",
         "epochs": f"{training.epochs:g}",
         "batch": str(training.effective_batch),

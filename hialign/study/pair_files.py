@@ -1,6 +1,6 @@
 """Which local files hold the preference pairs that a study names.
 
-A source is the built-in set, one file, or a folder. A folder holds `train.*` and `test.*`, or
+A source is the built-in set, the contrasts made from it and from hh-rlhf, one file, or a folder. A folder holds `train.*` and `test.*`, or
 sub-folders with such files, as hh-rlhf has its tranches. Any other source is a set on the hub.
 """
 
@@ -14,7 +14,7 @@ from hialign.study.settings import PreferenceSettings
 HH_RLHF = "Anthropic/hh-rlhf"
 HH_TRANCHES = ("harmless-base", "helpful-base", "helpful-online", "helpful-rejection-sampled")
 
-OURS = ("builtin",)  # sources that the package makes
+OURS = ("builtin", "contrasts")  # sources that the package makes
 
 TEXT = (".jsonl", ".json", ".csv", ".tsv")
 # In the order of preference, if a split has files of several formats
@@ -44,6 +44,16 @@ def place_of(source: str, revision: str | None = None) -> Path:
         raise HialignError(f"preferences.source {source}: {error}") from None
 
 
+def builtin_file() -> Path:
+    """The built-in prompts with a good response each."""
+    return paths.package() / "preferences" / "builtin.jsonl"
+
+
+def contrast_answers(settings: PreferenceSettings) -> PreferenceSettings:
+    """Where the source `contrasts` takes answers from: one tranche of hh-rlhf, its test split."""
+    return PreferenceSettings(source=HH_RLHF, revision=settings.revision, subsets=["harmless-base"])
+
+
 def is_hh_rlhf(settings: PreferenceSettings) -> bool:
     """Whether the pairs are those of Anthropic/hh-rlhf: from the hub, or from a folder of its layout.
 
@@ -62,7 +72,10 @@ def is_hh_rlhf(settings: PreferenceSettings) -> bool:
 def split_files(settings: PreferenceSettings) -> dict[str, list[Path]]:
     """The files of each split. A source has `train`, `test` or both."""
     if settings.source == "builtin":
-        return {"train": [paths.package() / "preferences" / "builtin.jsonl"]}
+        return {"train": [builtin_file()]}
+    if settings.source == "contrasts":
+        files = split_files(contrast_answers(settings)).get("test", [])
+        return {"train": [builtin_file()], "test": files}
     place = place_of(settings.source, settings.revision)
     if os.path.isfile(place):
         return {"train": [place]}

@@ -88,7 +88,9 @@ def model_from(source: str) -> ModelSettings:
 class PreferenceSettings(Settings):
     """Preference pairs, and how they are split (section 4.1)."""
 
-    source: str = "Anthropic/hh-rlhf"  # section 4.1. Or a file, folder, hub set, `builtin`
+    source: str = (
+        "Anthropic/hh-rlhf"  # section 4.1. Or a file, folder, hub set, `builtin`, `contrasts`
+    )
     revision: str | None = None
     # Tranches of hh-rlhf. The paper names none. null: the four that the hub loads by default, which
     # leave out the red-team attempts, as these are not preference pairs.

@@ -515,6 +515,14 @@ def test_a_setting_that_an_earlier_version_did_not_have_counts_as_its_default() 
     assert list(differences(old, new)) == ["training.beta was 0.1 and is 0.2"]
 
 
+def test_a_setting_of_a_probe_that_an_earlier_version_did_not_have() -> None:
+    old = {"probe": {"preferences": {"seed": 42}}}
+    new = {"probe": {"preferences": {"seed": 42, "draw": None, "shuffled": False}}}
+    assert list(differences(old, new)) == []
+    new["probe"]["preferences"]["draw"] = 1
+    assert list(differences(old, new)) == ["probe.preferences.draw was not there and is 1"]
+
+
 def test_records_from_before_pairs_could_be_drawn_anew_are_done(copy: Path) -> None:
     study = load_study(copy / "tiny.yml")
     for cell in study.cells():

@@ -13,16 +13,16 @@ from hialign.preferences.pairs import load_pairs
 from hialign.records.agreement import OTHERS
 from hialign.statistics.intervals import wilson
 from hialign.study.errors import HialignError
-from hialign.study.pair_files import data_files, place_of
+from hialign.study.pair_files import OURS, data_files, place_of
 from hialign.study.settings import PreferenceSettings
 from hialign.study.study import Study
 
 
 def held_out(study: Study, source: str, wanted: int | None) -> tuple[list[Pair], str]:
     """The study's held-out pairs, or `wanted` pairs of another `source`, and the name of the source."""
-    if not source and study.preferences.source == "builtin":
+    if not source and study.preferences.source in OURS:
         raise HialignError(
-            f"the pairs of study {study.name} are the built-in ones, which no person has judged: "
+            f"the pairs of study {study.name} are made by rules, and no person has judged them: "
             "give others with --pairs (Anthropic/hh-rlhf, or a folder of its layout), or leave this "
             "part out with --pairs none"
         )
