@@ -75,6 +75,8 @@ def load_pairs(source: "str | Path | PreferenceSettings" = HH_RLHF, **settings: 
     else:
         splits = read_splits(chosen)
         usable = {name: usable_pairs(name, rows, report) for name, rows in splits.items()}
+        if chosen.longest is not None:
+            usable = {name: _short(name, pairs, chosen, report) for name, pairs in usable.items()}
         train, held_out = split_pairs(usable, chosen)
     train, held_out = train[: chosen.train], held_out[: chosen.evaluation]
     sides = [{conversation_id(p["prompt"]) for p in side} for side in (train, held_out)]
@@ -88,6 +90,29 @@ def load_pairs(source: "str | Path | PreferenceSettings" = HH_RLHF, **settings: 
     from datasets import Dataset
 
     return Pairs(Dataset.from_list(train), Dataset.from_list(held_out), report, digest)
+
+
+def _short(
+    split: str, pairs: list[Pair], settings: PreferenceSettings, report: dict[str, Any]
+) -> list[Pair]:
+    """The pairs of at most `settings.longest` words. The others are counted."""
+    short = [pair for pair in pairs if _words(pair) <= (settings.longest or 0)]
+    report.setdefault("too_long", {})[split] = len(pairs) - len(short)
+    if not short:
+        raise HialignError(
+            f"preferences.longest {settings.longest}: all {len(pairs)} pairs of {settings.source} "
+            "have more words; raise it"
+        )
+    return short
+
+
+def _words(pair: Pair) -> int:
+    """The words of a pair's prompt with the longer of its responses."""
+    words = {
+        side: sum(len(str(message["content"]).split()) for message in pair[side])
+        for side in ("prompt", "chosen", "rejected")
+    }
+    return words["prompt"] + max(words["chosen"], words["rejected"])
 
 
 def _settings(

@@ -117,6 +117,10 @@ def read_splits(settings: PreferenceSettings) -> dict[str, Iterator[Located]]:
     """
     check_source(settings)
     splits = split_files(settings)
+    if settings.split and not splits and split_files(settings.model_copy(update={"split": None})):
+        raise HialignError(
+            f"preferences.split {settings.split}: {settings.source} has no such split; leave it out"
+        )
     if not splits:
         return _read_hub(settings)
     return {s: (row for file in files for row in read_file(file)) for s, files in splits.items()}
@@ -146,7 +150,7 @@ def _read_hub(settings: PreferenceSettings) -> dict[str, Iterator[Located]]:
             loaded = datasets.load_dataset(source, revision=settings.revision, **where)
             others += [split for split in loaded if split not in others]
             for split in ("train", "test"):
-                if split in loaded:
+                if split in loaded and settings.split in (None, split):
                     splits.setdefault(split, []).append(loaded[split])
     except Exception as error:  # of the many kinds that the hub's client raises
         reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"

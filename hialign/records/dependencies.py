@@ -4,6 +4,7 @@ The package's version is recorded elsewhere and is not among these. A new versio
 again.
 """
 
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TypedDict
@@ -15,7 +16,7 @@ from hialign.study import paths
 from hialign.study.blocks import probe_of
 from hialign.study.digest import json_sha256
 from hialign.study.model_files import model_files
-from hialign.study.pair_files import data_files
+from hialign.study.pair_files import data_files, files_of_set
 from hialign.study.rubric import rubric_file
 from hialign.study.settings import JudgeSettings, ModelSettings, PreferenceSettings
 from hialign.study.study import Cell, Sections
@@ -58,6 +59,8 @@ def inputs_of(cell: Cell, stage: str) -> dict[str, Path]:
         inputs = _model_inputs(cell.model) | _pair_inputs(cell.study.preferences)
     if stage == "evaluate" and cell.study.evaluation.contrast_prompts:
         inputs |= _pair_inputs(PreferenceSettings(source="builtin"))
+    if stage == "evaluate":
+        inputs |= _set_inputs(cell.study.evaluation.sets)
     if stage in ("respond", "evaluate") and cell.block != "base":
         inputs |= {name: cell.folder / name for name in ADAPTER}
     if stage in ("evaluate", "judge"):
@@ -70,6 +73,7 @@ def probe_inputs_of(cell: Cell, probe: str) -> dict[str, Path]:
     settings = cell.probe_settings(probe)[probe]
     inputs = _model_inputs(cell.model) | _pair_inputs(cell.study.preferences)
     inputs |= _pair_inputs(PreferenceSettings(source="builtin"))
+    inputs |= _set_inputs(settings.get("sets", ()))
     if tuned := tuned_cell(cell, probe):
         inputs |= {f"{tuned.block}/{name}": tuned.folder / name for name in ADAPTER}
     elif source := settings.get("tuned"):
@@ -97,6 +101,11 @@ def _pair_inputs(settings: PreferenceSettings) -> dict[str, Path]:
     if len({path.parent for path in data}) == 1:
         return {f"data/{path.name}": path for path in data}
     return {f"data/{path.parent.name}/{path.name}": path for path in data}
+
+
+def _set_inputs(names: Sequence[str]) -> dict[str, Path]:
+    """The files of test sets that people made."""
+    return {f"{name}/{path.name}": path for name in names for path in files_of_set(name)}
 
 
 def _judge_inputs(judge: JudgeSettings) -> dict[str, Path]:

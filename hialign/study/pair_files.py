@@ -1,7 +1,8 @@
 """Which local files hold the preference pairs that a study names.
 
-A source is the built-in set, the contrasts made from it and from hh-rlhf, one file, or a folder. A folder holds `train.*` and `test.*`, or
-sub-folders with such files, as hh-rlhf has its tranches. Any other source is a set on the hub.
+A source is the built-in set, the contrasts made from it and from hh-rlhf, one file, or a folder. A
+folder holds `train.*` and `test.*`, or sub-folders with such files, as hh-rlhf has its tranches. Any
+other source is a set on the hub.
 """
 
 import os
@@ -84,7 +85,11 @@ def split_files(settings: PreferenceSettings) -> dict[str, list[Path]]:
         for tranche in settings.subsets or _tranches(place):
             for split, files in files_of_splits(place / tranche).items():
                 splits.setdefault(split, []).extend(files)
-    return {split: sorted(files) for split, files in splits.items()}
+    return {
+        split: sorted(files)
+        for split, files in splits.items()
+        if settings.split in (None, split)
+    }
 
 
 def _tranches(folder: Path) -> list[str]:
@@ -110,3 +115,9 @@ def files_of_splits(folder: Path) -> dict[str, list[Path]]:
                 splits[split] = files
                 break
     return splits
+
+
+def files_of_set(name: str) -> list[Path]:
+    """The files of a test set, of which `$HIALIGN_SHARED_DATA` has a copy. Empty without one."""
+    shared = paths.shared_data()
+    return sorted((shared / name).glob("*.json*")) if shared else []

@@ -95,6 +95,11 @@ class PreferenceSettings(Settings):
     # Tranches of hh-rlhf. The paper names none. null: the four that the hub loads by default, which
     # leave out the red-team attempts, as these are not preference pairs.
     subsets: list[str] | None = None
+    # Of a source with a training and a test split: this one alone, of which a part is held out.
+    split: Literal["train", "test"] | None = None
+    # Words of a prompt with the longer of its responses. Longer pairs are left out and counted, so that
+    # none has to be cut. Not in the paper. null: no limit
+    longest: int | None = Field(None, ge=1, le=10_000_000)
     train: Pairs | None = Field(10_000, ge=1)  # section 4.1: 10k. null: all
     evaluation: Pairs | None = Field(1_000, ge=1)  # section 4.1: 1k held out
     seed: Seed = 42  # Table 5 (seed for data). It decides which pairs are held out.

@@ -12,7 +12,7 @@ from helpers import hh_rows, made_pairs, refused, transcript, write_lines
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hialign import load_pairs
+from hialign import HialignError, load_pairs
 from hialign.preferences.formats import (
     UnusablePair,
     conversation_id,
@@ -785,3 +785,30 @@ def test_real_transcripts_lose_no_text(shared_data: Path) -> None:
         words = row["chosen"].replace("\n\nHuman:", " ").replace("\n\nAssistant:", " ").split()
         messages = parse_transcript(row["chosen"])
         assert " ".join(m["content"] for m in messages).split() == words
+
+
+def test_long_pairs_are_left_out_and_counted(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": f"Question {i}?", "chosen": "word " * (i + 1), "rejected": "no"}
+        for i in range(40)
+    ]
+    place = write_lines(tmp_path / "pairs.jsonl", rows)
+    pairs = load_pairs(place, train=10, evaluation=5, longest=22)  # 2 of the prompt, 20 of the answer
+    texts = [pair["chosen"][0]["content"] for split in (pairs.train, pairs.evaluation) for pair in split]
+    assert max(len(text.split()) for text in texts) <= 20
+    assert pairs.report["too_long"] == {"train": 20}
+    assert len(load_pairs(place, train=35, evaluation=5).train) == 35
+    with pytest.raises(HialignError, match="longest 1: all 40 pairs of .* have more words; raise it"):
+        load_pairs(place, train=10, evaluation=5, longest=1)
+
+
+def test_one_split_of_a_source_is_used_alone(tmp_path: Path) -> None:
+    for split, n in (("train", 30), ("test", 20)):
+        write_lines(tmp_path / f"{split}.jsonl", made_pairs(n, seed=n))
+    both = load_pairs(tmp_path, train=20, evaluation=10)
+    test = load_pairs(tmp_path, train=10, evaluation=10, split="test")
+    assert both.report["read"] == {"train": 30, "test": 20}
+    assert test.report["read"] == {"test": 20}
+    (tmp_path / "train.jsonl").unlink()
+    with pytest.raises(HialignError, match="split train: .* has no such split; leave it out"):
+        load_pairs(tmp_path, train=10, evaluation=10, split="train")
