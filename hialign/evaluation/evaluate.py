@@ -122,12 +122,17 @@ def _rows(
             "id": key,
             "objective": pairs[key]["objective"],
             "groups": [name for name, inside in members.items() if key in inside],
-            "conversation": conversation_id(pairs[key]["prompt"]),
+            "conversation": _unit(pairs[key]),
             **dict(zip(("chosen", "rejected"), mine, strict=True)),
             **dict(zip(("chosen_base", "rejected_base"), theirs, strict=True)),
         }
         for key, mine, theirs in zip(ids, own, base, strict=True)
     ]
+
+
+def _unit(pair: Pair) -> str:
+    """The unit of intervals: a conversation, or, of BLiMP, whose pairs share a prompt, a phenomenon."""
+    return str(pair.get("phenomenon") or conversation_id(pair["prompt"]))
 
 
 def _summaries(
@@ -137,7 +142,7 @@ def _summaries(
     return {
         name: _summary(
             [by_id[pair["id"]] for pair in pairs],
-            [str(pair["prompt"]) for pair in pairs],
+            [str(pair.get("phenomenon") or pair["prompt"]) for pair in pairs],
             cell,
         )
         for name, pairs in groups.items()

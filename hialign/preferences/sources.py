@@ -62,6 +62,11 @@ def check_source(settings: PreferenceSettings) -> None:
     place = place_of(source, settings.revision)
     if source in OURS or os.path.isfile(place):
         return
+    if settings.split and not split_files(settings):
+        if split_files(settings.model_copy(update={"split": None})):
+            raise HialignError(
+                f"preferences.split {settings.split}: {source} has no such split; leave it out"
+            )
     if os.path.isdir(place):
         empty = [s for s in settings.subsets or [] if not files_of_splits(place / s)]
         if empty or not split_files(settings):
@@ -117,10 +122,6 @@ def read_splits(settings: PreferenceSettings) -> dict[str, Iterator[Located]]:
     """
     check_source(settings)
     splits = split_files(settings)
-    if settings.split and not splits and split_files(settings.model_copy(update={"split": None})):
-        raise HialignError(
-            f"preferences.split {settings.split}: {settings.source} has no such split; leave it out"
-        )
     if not splits:
         return _read_hub(settings)
     return {s: (row for file in files for row in read_file(file)) for s, files in splits.items()}

@@ -23,7 +23,9 @@ class ProbePair:
 
     id: str
     objective: str  # `preference` for pairs that were not made to differ in one
-    prompt: str  # the prompt's id, by which intervals are clustered
+    # The prompt's id, by which intervals are clustered. Of BLiMP, whose pairs share one prompt, the
+    # phenomenon
+    prompt: str
     tokens: TokenPair
 
 
@@ -76,7 +78,7 @@ def fitting(
             break
         tokens = tokenize_pair(tokenizer, row)
         if longest is None or max(len(t.ids) for t in tokens) <= longest:
-            prompt = prompt_id(row["prompt"])
+            prompt = str(row.get("phenomenon") or prompt_id(row["prompt"]))
             pairs.append(ProbePair(str(row["id"]), str(row["objective"]), prompt, tokens))
     return pairs
 
