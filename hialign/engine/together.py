@@ -9,7 +9,7 @@ import torch
 
 from hialign.engine.decoder import Decoder, layouts, pair_log_probs, unpackable
 from hialign.engine.progress import Progress
-from hialign.engine.tokens import TokenPair
+from hialign.engine.tokens import TokenPair, Tokens
 from hialign.engine.trainer import Strategy
 from hialign.study.errors import HialignError
 
@@ -42,7 +42,8 @@ def strategy_log_probs(
     """The log-probabilities of N pairs under Base and every strategy.
 
     Below the first layer of a strategy, its model and Base are the same function. So the layers
-    below are run once for all of them, and Base to its end only if `base` is not given.
+    below are run once for all of them, and Base to its end only if `base` is not given. A response
+    that several pairs share, as contrasts of one answer do, is run once.
 
     Args:
         model: a base model, with the adapters of the strategies on it if there are any.
@@ -64,7 +65,9 @@ def strategy_log_probs(
     given = {} if base is None else {"base": base}
     run = [block for block in ("base", *strategies) if block not in given]
     if packed:
-        values = _packed(plain, model, strategies, pairs, run, what)
+        once, places = _once(pairs)
+        of_once = _packed(plain, model, strategies, once, run, what)
+        values = {block: [_picked(own, place) for place in places] for block, own in of_once.items()}
     else:
         values = {}
         for block in run:
@@ -73,6 +76,34 @@ def strategy_log_probs(
     if not all(math.isfinite(value) for own in values.values() for both in own for value in both):
         raise HialignError(f"{what}: the model gave log-probabilities that are not numbers")
     return values | given
+
+
+Place = tuple[tuple[int, int], tuple[int, int]]  # of chosen and of rejected: a pair, and its side
+
+
+def _once(pairs: Sequence[TokenPair]) -> tuple[list[TokenPair], list[Place]]:
+    """Pairs in which every response of `pairs` stands once, and where each of them stands now.
+
+    Responses to the same prompt are put together two by two. The last one of an odd number stands
+    twice.
+    """
+    by_prompt: dict[tuple[int, ...], dict[Tokens, None]] = {}
+    for pair in pairs:
+        responses = by_prompt.setdefault(pair[0].ids[: pair[0].start], {})
+        responses |= dict.fromkeys(pair)
+    once: list[TokenPair] = []
+    stands: dict[Tokens, tuple[int, int]] = {}
+    for responses in by_prompt.values():
+        members = list(responses)
+        for first, second in zip(members[::2], [*members[1::2], members[-1]], strict=False):
+            stands |= {second: (len(once), 1), first: (len(once), 0)}
+            once.append((first, second))
+    return once, [(stands[chosen], stands[rejected]) for chosen, rejected in pairs]
+
+
+def _picked(values: LogProbs, place: Place) -> tuple[float, float]:
+    (of_chosen, side), (of_rejected, other) = place
+    return values[of_chosen][side], values[of_rejected][other]
 
 
 def _packed(

@@ -62,11 +62,11 @@ def check_source(settings: PreferenceSettings) -> None:
     place = place_of(source, settings.revision)
     if source in OURS or os.path.isfile(place):
         return
-    if settings.split and not split_files(settings):
-        if split_files(settings.model_copy(update={"split": None})):
-            raise HialignError(
-                f"preferences.split {settings.split}: {source} has no such split; leave it out"
-            )
+    every_split = settings.model_copy(update={"split": None})
+    if settings.split and not split_files(settings) and split_files(every_split):
+        raise HialignError(
+            f"preferences.split {settings.split}: {source} has no such split; leave it out"
+        )
     if os.path.isdir(place):
         empty = [s for s in settings.subsets or [] if not files_of_splits(place / s)]
         if empty or not split_files(settings):

@@ -16,7 +16,7 @@ from hialign.preferences.edits import split_sentences
 from hialign.preferences.formats import Message, Pair, conversation_id, prompt_id
 from hialign.study.blocks import OBJECTIVES
 
-MOST_WORDS = 120  # of a prompt with its answer, so that pairs are cheap
+MOST_WORDS = 90  # of a prompt with its answer, so that pairs are cheap
 FEWEST_SENTENCES = 2
 
 HELD_OUT = 0.36  # of the dialogues

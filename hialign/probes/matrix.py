@@ -103,10 +103,11 @@ def matrix(cell: Cell) -> dict[str, Any]:
             margins = {block: short(values) for block, values in by_block.items()}
             return {"margins": margins, "losses": losses}
 
-        margins: Margins = {name: {block: [] for block in choices} for name in SETS}
-        losses: Margins = {name: {block: [] for block in choices} for name in SETS}
+        names = SETS if settings.together else OBJECTIVES
+        margins: Margins = {name: {block: [] for block in choices} for name in names}
+        losses: Margins = {name: {block: [] for block in choices} for name in names}
         for seed in settings.seeds:
-            for name in SETS:
+            for name in names:
                 part = parts.part(f"{name}-{seed}", partial(trained, name, seed))
                 for block in choices:
                     margins[name][block].append(part["margins"][block])

@@ -33,6 +33,9 @@ class MatrixSettings(Settings):
     blocks: list[str] = Field(["full", "local", "mid", "global"], min_length=1)
     # Pairs of each objective. Training on all objectives together uses as many in total.
     train: Pairs = Field(96, ge=2)
+    # Whether the blocks are trained on all objectives together, too. The cells of a study whose pairs
+    # are contrasts do that already.
+    together: bool = True
     contrast_prompts: Pairs = Field(24, ge=2)  # held-out prompts that the blocks are tested on
     # Contrasts that people made, on which the blocks are tested, too: grammar by BLiMP, factuality by
     # the corrected answers of qa-feedback

@@ -10,7 +10,7 @@ from helpers import made_pairs, messages
 from peft import LoraConfig, PeftModel, get_peft_model
 
 from hialign import load_model
-from hialign.engine.together import strategy_log_probs
+from hialign.engine.together import _once, active, strategy_log_probs
 from hialign.engine.tokens import token_pairs
 from hialign.engine.trainer import Strategy
 from hialign.study.errors import HialignError
@@ -83,3 +83,18 @@ def test_numbers_that_are_not_finite_are_refused(tmp_path: Path) -> None:
             parameter.data.fill_(float("nan"))
     with pytest.raises(HialignError, match="not numbers"):
         strategy_log_probs(model, strategies, pairs, 0)
+
+
+def test_a_response_that_pairs_share_is_run_once(tmp_path: Path) -> None:
+    model, tokenizer, strategies = adapted("random:llama", tmp_path)
+    rows = made_pairs(3)
+    contrasts = [row | {"rejected": f"{row['rejected']} {i}"} for row in rows for i in range(3)]
+    pairs = token_pairs(tokenizer, messages(contrasts), 512, "keep_start").tokens
+    once, places = _once(pairs)
+    assert len(once) == 6  # four responses to each of three prompts
+    assert [(once[c[0]][c[1]], once[r[0]][r[1]]) for c, r in places] == list(pairs)
+    found = strategy_log_probs(model, strategies, pairs, 0)
+    for block in ("base", *BLOCKS):
+        with active(model, strategies, block):
+            wanted = [(by_stock(model, c), by_stock(model, r)) for c, r in pairs]
+        np.testing.assert_allclose(found[block], wanted, atol=2e-3, rtol=1e-5)

@@ -798,7 +798,7 @@ def test_long_pairs_are_left_out_and_counted(tmp_path: Path) -> None:
     assert max(len(text.split()) for text in texts) <= 20
     assert pairs.report["too_long"] == {"train": 20}
     assert len(load_pairs(place, train=35, evaluation=5).train) == 35
-    with pytest.raises(HialignError, match="longest 1: all 40 pairs of .* have more words; raise it"):
+    with pytest.raises(HialignError, match=r"longest 1: all 40 pairs of .* have more words; raise it"):
         load_pairs(place, train=10, evaluation=5, longest=1)
 
 
@@ -810,5 +810,5 @@ def test_one_split_of_a_source_is_used_alone(tmp_path: Path) -> None:
     assert both.report["read"] == {"train": 30, "test": 20}
     assert test.report["read"] == {"test": 20}
     (tmp_path / "train.jsonl").unlink()
-    with pytest.raises(HialignError, match="split train: .* has no such split; leave it out"):
+    with pytest.raises(HialignError, match=r"split train: .* has no such split; leave it out"):
         load_pairs(tmp_path, train=10, evaluation=10, split="train")

@@ -30,7 +30,7 @@ def matrix(study: Study) -> Figure:
     records = frames.probes(study, "matrix")
     if not records:
         return nothing("strategy by objective")
-    sets = (*OBJECTIVES, "all")
+    sets = list(dict.fromkeys(name for record in records.values() for name in record["margins"]))
     blocks = {label: list(record["blocks"]) for label, record in records.items()}
     height = sum(0.42 * len(names) + 1.0 for names in blocks.values())
     shape = (len(records), len(sets))
