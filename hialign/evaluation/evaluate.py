@@ -22,7 +22,7 @@ from hialign.engine.models import identity
 from hialign.engine.progress import Progress
 from hialign.engine.reference import Reference
 from hialign.engine.together import LogProbs, active, strategy_log_probs
-from hialign.engine.tokens import TokenPair, Tokens, tokenize_pair
+from hialign.engine.tokens import TokenPair, Tokens, tokenize_pair, usable
 from hialign.engine.trainer import Strategy
 from hialign.evaluation.outcomes import outcomes
 from hialign.preferences.formats import Pair, conversation_id
@@ -102,11 +102,11 @@ def _responses(cell: Cell) -> list[dict[str, Any]]:
 
 
 def _tokenized(cell: Cell, tokenizer: Any, pairs: Mapping[str, Pair]) -> dict[str, TokenPair]:
-    """The pairs' tokens by id, cut as in training. A prompt that fills `max_length` leaves no
-    response to score, and its pair is left out."""
+    """The pairs' tokens by id, cut as in training. A pair of which no response is left to score is
+    left out."""
     limits = (cell.study.training.max_length, cell.study.training.truncation)
     tokens = {key: tokenize_pair(tokenizer, pair, *limits) for key, pair in pairs.items()}
-    return {key: pair for key, pair in tokens.items() if all(len(t.ids) > t.start for t in pair)}
+    return {key: pair for key, pair in tokens.items() if usable(pair, *limits)}
 
 
 def _rows(
