@@ -135,12 +135,12 @@ class Decoder:
             2 P log-probabilities, chosen and rejected in turn, in float64.
         """
         rows = hidden[0].index_select(0, layout.scored)
-        values = _TokenLogProbs.apply(rows, layout.targets, self._logits)
+        values = _TokenLogProbs.apply(rows, layout.targets, self.logits)
         # in double precision: rewards are small differences of sums of hundreds of nats
         sums = torch.zeros(2 * layout.pack.pairs, dtype=torch.float64, device=hidden.device)
         return sums.index_add(0, layout.sequence, values.double()[layout.prediction])
 
-    def _logits(self, rows: torch.Tensor) -> torch.Tensor:
+    def logits(self, rows: torch.Tensor) -> torch.Tensor:
         """Final norm, LM head and what the family does to logits: n x width -> n x vocabulary."""
         with self._range(self.depth, self.depth, rows[None], ()):
             ids = torch.zeros(1, len(rows), dtype=torch.long, device=rows.device)

@@ -137,12 +137,16 @@ def train_blocks(
         pairs = prepare(model, tokenizer, pairs, settings)
     if pairs.why_stock and len(layers) > 1:
         raise HialignError(f"these blocks cannot be trained in one pass: {pairs.why_stock}")
+    if pairs.why_stock:  # one block alone
+        rate = settings.rate_of(next(iter(layers)))
+        settings = settings.model_copy(update={"learning_rate": rate, "learning_rates": {}})
     work.mkdir(parents=True, exist_ok=True)
     reference = Reference(model, weights, pairs.pairs.tokens)
     trainer = _trainer(model, tokenizer, pairs, adapters, reference, settings, work, callbacks)
     for block, adapter in zip(choices, trainer.model.peft_config, strict=True):
-        choice = choices[block]
-        trainer.strategies.append(Strategy(block, list(choice.layers), adapter, choice.period))
+        choice, rate = choices[block], settings.rate_of(block) / settings.learning_rate
+        strategy = Strategy(block, list(choice.layers), adapter, choice.period, rate)
+        trainer.strategies.append(strategy)
     before = _bits(trainer.model, adapters=False)
     initial = _bits(trainer.model, adapters=True)
     try:
@@ -263,7 +267,8 @@ def _config(
         beta=settings.beta,
         gradient_checkpointing=settings.gradient_checkpointing and not packed,
         max_length=settings.max_length,
-        truncation_mode=settings.truncation,
+        # With `leave_out` there is nothing to cut
+        truncation_mode=settings.truncation.replace("leave_out", "keep_start"),
         seed=settings.seed,
         lr_scheduler_type=settings.scheduler,
         warmup_steps=settings.warmup_steps,
@@ -297,7 +302,7 @@ def steps_of(trainer: StockTrainer, strategy: Strategy) -> list[dict[str, Any]]:
             row = {"step": entry["step"], "epoch": epoch}
             for theirs, ours in LOGGED.items():
                 key = theirs if alone or theirs in COMMON else f"{strategy.block}/{theirs}"
-                row[ours] = entry[key]
+                row[ours] = entry[key] * (strategy.rate if ours == "learning_rate" else 1)
                 if not math.isfinite(row[ours]):  # stock TRL goes on
                     raise HialignError(
                         f"the {ours.replace('_', ' ')} is not finite from step {entry['step']} on: "

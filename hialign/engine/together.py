@@ -67,7 +67,9 @@ def strategy_log_probs(
     if packed:
         once, places = _once(pairs)
         of_once = _packed(plain, model, strategies, once, run, what)
-        values = {block: [_picked(own, place) for place in places] for block, own in of_once.items()}
+        values = {
+            block: [_picked(own, place) for place in places] for block, own in of_once.items()
+        }
     else:
         values = {}
         for block in run:

@@ -94,12 +94,19 @@ def _cut(pair: TokenPair, max_length: int | None, truncation: str) -> TokenPair:
 
 
 def _cut_one(tokens: Tokens, max_length: int | None, truncation: str) -> Tokens:
-    if max_length is None or len(tokens.ids) <= max_length:
+    if max_length is None or len(tokens.ids) <= max_length or truncation == "leave_out":
         return tokens
     if truncation == "keep_start":
         return Tokens(tokens.ids[:max_length], min(tokens.start, max_length))
     dropped = len(tokens.ids) - max_length
     return Tokens(tokens.ids[dropped:], max(tokens.start - dropped, 0))
+
+
+def usable(pair: TokenPair, max_length: int, truncation: str) -> bool:
+    """Whether a pair that was cut has a response, or, with `leave_out`, fits as a whole."""
+    if truncation == "leave_out":
+        return max(len(tokens.ids) for tokens in pair) <= max_length
+    return all(len(tokens.ids) > tokens.start for tokens in pair)
 
 
 def token_pairs(
@@ -116,7 +123,8 @@ def token_pairs(
         tokenizer: as `hialign.engine.models.load_tokenizer` gives it.
         pairs: as `tokenize_pair` takes them.
         max_length: the tokens that a conversation may have.
-        truncation: what stays of a longer one, its beginning (`keep_start`) or end (`keep_end`).
+        truncation: what stays of a longer one, its beginning (`keep_start`), its end (`keep_end`) or
+            nothing (`leave_out`).
 
     Raises:
         HialignError: if no pair is left, if a response has no token, or if chosen and rejected are
@@ -129,7 +137,7 @@ def token_pairs(
         whole = tokenize_pair(tokenizer, {"id": place, **pair})
         total, differ, first = total + 1, differ or whole[0] != whole[1], first or name
         cut = _cut(whole, max_length, truncation)
-        if truncation == "keep_end" or cut[0].start < max_length:
+        if truncation == "keep_end" or usable(cut, max_length, truncation):
             ids.append(name)
             tokens.append(cut)
             uncut.append(whole)

@@ -9,7 +9,7 @@ import math
 import random
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -53,12 +53,14 @@ class Strategy:
 
     `sums` has the keys of `LOGGED`. `period` is LISA's: the number of optimizer steps between two
     draws of the layers that are tuned. It is None for a block that always tunes all its layers.
+    `rate` is its learning rate as a multiple of the training's.
     """
 
     block: str
     layers: list[int]
     adapter: str
     period: int | None = None
+    rate: float = 1.0
     sums: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -177,7 +179,20 @@ class BlockTrainer(StockTrainer):
         for strategy in self.strategies:
             for parameter in parameters_in(self.model, strategy.adapter):
                 parameter.requires_grad_(True)
-        return super().create_optimizer(*args, **kwargs)
+        optimizer = super().create_optimizer(*args, **kwargs)
+        if any(strategy.rate != 1 for strategy in self.strategies):
+            optimizer.param_groups = [
+                own for group in optimizer.param_groups for own in self._by_rate(group)
+            ]
+        return optimizer
+
+    def _by_rate(self, group: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """A group of parameters, divided by strategy, each with the strategy's learning rate."""
+        for strategy in self.strategies:
+            own = {id(parameter) for parameter in parameters_in(self.model, strategy.adapter)}
+            parameters = [parameter for parameter in group["params"] if id(parameter) in own]
+            if parameters:
+                yield {**group, "params": parameters, "lr": group["lr"] * strategy.rate}
 
     def epoch_at(self, step: int) -> float:
         """Epochs done after a step, counted in micro-batches as TRL counts them."""

@@ -22,8 +22,9 @@ from hialign.engine.models import identity
 from hialign.engine.progress import Progress
 from hialign.engine.reference import Reference
 from hialign.engine.together import LogProbs, active, strategy_log_probs
-from hialign.engine.tokens import TokenPair, Tokens, tokenize_pair
+from hialign.engine.tokens import TokenPair, Tokens, tokenize_pair, usable
 from hialign.engine.trainer import Strategy
+from hialign.evaluation.outcomes import outcomes
 from hialign.preferences.formats import Pair, conversation_id
 from hialign.preferences.pairs import contrasts_of, load_pairs
 from hialign.preferences.test_sets import load_test_set
@@ -39,8 +40,8 @@ def evaluate(cell: Cell) -> dict[str, Any]:
 
     It needs the cell's adapter and responses. Returns the record. Its `objectives` are `all`, the
     study's held-out pairs, `grammar`, `coherence` and `factuality`, the built-in contrasts of
-    held-out prompts, and the test sets of `evaluation.sets`. Its `divergence` has KL from base and
-    the length of responses. Every figure has a 95% interval.
+    held-out prompts, and the test sets of `evaluation.sets`. Its `divergence` has KL from base, and
+    the length, refusals and repetition of responses. Every figure has a 95% interval.
     """
     return evaluate_together([cell])[0]
 
@@ -101,11 +102,11 @@ def _responses(cell: Cell) -> list[dict[str, Any]]:
 
 
 def _tokenized(cell: Cell, tokenizer: Any, pairs: Mapping[str, Pair]) -> dict[str, TokenPair]:
-    """The pairs' tokens by id, cut as in training. A prompt that fills `max_length` leaves no
-    response to score, and its pair is left out."""
+    """The pairs' tokens by id, cut as in training. A pair of which no response is left to score is
+    left out."""
     limits = (cell.study.training.max_length, cell.study.training.truncation)
     tokens = {key: tokenize_pair(tokenizer, pair, *limits) for key, pair in pairs.items()}
-    return {key: pair for key, pair in tokens.items() if all(len(t.ids) > t.start for t in pair)}
+    return {key: pair for key, pair in tokens.items() if usable(pair, *limits)}
 
 
 def _rows(
@@ -193,21 +194,17 @@ def _divergence(
     tokenizer: Any,
     responses: Sequence[dict[str, Any]],
 ) -> dict[str, Any]:
-    """KL(cell || base) in nats per token, and the length of responses.
+    """KL(cell || base) in nats per token, and what the responses show without a judge (`outcomes`).
 
     At each position of the cell's own response, the divergence of the two next-token distributions
     is summed over the whole vocabulary. It is averaged over each response, and then over responses.
     Empty responses have no position and are left out.
     """
     settings = cell.study.evaluation
-    lengths = [float(r["tokens"]) for r in responses]
     resamples = settings.resamples
-    length = {
-        "n": len(responses),
-        **with_interval("response_tokens", lengths, mean_interval(lengths, resamples)),
-    }
+    own = outcomes(responses, resamples)
     if cell.block == "base":
-        return length | {"kl": 0.0, "kl_low": 0.0, "kl_high": 0.0, "kl_n": len(responses)}
+        return own | {"kl": 0.0, "kl_low": 0.0, "kl_high": 0.0, "kl_n": len(responses)}
     prompts = load_pairs(cell.study.preferences).prompts(cell.study.responses.prompts)
     messages = {p["prompt_id"]: p["prompt"] for p in prompts}
     sequences = []
@@ -242,6 +239,6 @@ def _divergence(
                 values.append(float((log_p.exp() * (log_p - log_q)).sum(-1).mean()))
             bar.update(len(batch))
     if not values:
-        return length | {"kl": None, "kl_low": None, "kl_high": None, "kl_n": 0}
+        return own | {"kl": None, "kl_low": None, "kl_high": None, "kl_n": 0}
     kl = with_interval("kl", values, mean_interval(values, resamples))
-    return length | kl | {"kl_n": len(values)}
+    return own | kl | {"kl_n": len(values)}

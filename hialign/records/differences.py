@@ -5,9 +5,8 @@ from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
-from hialign.study.probe_settings import ProbeSettings
 from hialign.study.settings import ModelSettings
-from hialign.study.study import PROBES, Study, without_costs
+from hialign.study.study import EVERY_PROBE, PROBES, Study, without_costs
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
@@ -30,7 +29,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[s
 @lru_cache
 def _defaults() -> dict[str, Any]:
     """Every setting of a study that has a default, by its dotted name as in a record."""
-    probes = ProbeSettings().model_dump()
+    probes = EVERY_PROBE.model_dump()
     settings = Study(name="default", title="", models=[ModelSettings(source="x")]).model_dump()
     settings["model"] = settings.pop("models")[0]
     settings |= {"probes": probes} | {name: probes[name] for name in PROBES}

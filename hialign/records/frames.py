@@ -73,7 +73,8 @@ CELL_COLUMNS = ["model", "block", "strategy"]
 ENDS = ("", "_low", "_high")  # an estimate and its 95% interval
 ACCURACIES = ("likelihood_accuracy", "reward_accuracy", "reward_margin")
 EVALUATION_COLUMNS = ["objective", "n", *(f"{name}{end}" for name in ACCURACIES for end in ENDS)]
-DIVERGENCE_COLUMNS = ["n", *(f"{name}{end}" for name in ("kl", "response_tokens") for end in ENDS)]
+MOVED = ("kl", "response_tokens", "refusal_rate", "repetition")
+DIVERGENCE_COLUMNS = ["n", *(f"{name}{end}" for name in MOVED for end in ENDS)]
 MANIFEST_COLUMNS = [
     "status", "layers", "pairs", "steps", "seconds", "shared_seconds", "tokens",
     "peak_memory_bytes", "trained_with", "trainable_parameters", "parameters", "device", "seed",
@@ -199,7 +200,8 @@ def pairs(study: Study) -> pd.DataFrame:
 
 
 def divergences(study: Study) -> pd.DataFrame:
-    """One row per cell: KL divergence from base (nats per token) and response length (tokens)."""
+    """One row per cell: KL divergence from base (nats per token), and of the responses their length
+    (tokens), the share that refuses and the share of repeated 4-grams."""
     rows = []
     for cell in cells(study, "evaluate"):
         rows.append(_labels(cell) | read_record(stage_manifest(cell, "evaluate"))["divergence"])

@@ -22,7 +22,7 @@ from hialign.report import figures, heatmap, judge_tables, run_tables, score_tab
 from hialign.report.audit import statements
 from hialign.report.audit import tables as audit_tables
 from hialign.report.claims import ledger
-from hialign.report.where import gradients, ila, overview, patching, sweep
+from hialign.report.where import frontier, gradients, ila, overview, patching, sweep
 from hialign.study import paths
 from hialign.study.errors import HialignError
 from hialign.study.study import PROBES, STAGES, Study
@@ -157,6 +157,13 @@ _ALL = [
         "gradients",
         gradients.along,
         gradients.shares,
+    ),
+    Exhibit(
+        "figure-frontier",
+        "Accuracy against KL",
+        "frontier",
+        frontier.frontier,
+        frontier.points,
     ),
     Exhibit("figure-matrix", "Strategy by objective", "matrix", sweep.matrix, sweep.cells),
     Exhibit("table-effects", "Own third against others", "matrix", sweep.effects),

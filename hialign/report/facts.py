@@ -48,6 +48,7 @@ def facts(study: Study) -> dict[str, str]:
         **_claims(study),
         **statements.facts(),
         "where_answer": " ".join(concordance.answer(study, m.label) for m in study.models),
+        "frontier_measured": "yes" if frames.probes(study, "frontier") else "",
         "paper_best": _paper_best(),
         "margin": f"{study.analysis.margin:g}",
         "shared_with_paper": _shared(study),

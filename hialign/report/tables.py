@@ -118,8 +118,9 @@ def objectives(study: Study) -> Table:
 
 
 def divergence(study: Study) -> Table:
-    """KL divergence from Base along the cell's own responses, and how long these are."""
+    """KL divergence from Base along the cell's own responses, and what these show without a judge."""
     columns = {"KL from Base (nats/token)": "kl", "Response length (tokens)": "response_tokens"}
+    columns |= {"Refusals": "refusal_rate", "Repetition": "repetition"}
     return _by_cell(study, frames.divergences(study), columns, "Responses")
 
 

@@ -23,7 +23,7 @@ from hialign.records.status import cell_status, probe_status
 from hialign.report import display, plots, run_tables
 from hialign.report.display import Table, span, table_of
 from hialign.report.judge_tables import judge_line
-from hialign.report.where import gradients, ila, overview, patching, sweep
+from hialign.report.where import frontier, gradients, ila, overview, patching, sweep
 from hialign.run.texts import answers as answers
 from hialign.run.texts import html, text
 from hialign.run.texts import pair as pair
@@ -47,6 +47,7 @@ VIEWS: Mapping[str, Sequence[Callable[[Study], Any]]] = {
     ),
     "sweep": (sweep.windows, sweep.controls),
     "weights": (overview.layers, overview.overview),
+    "frontier": (frontier.frontier, frontier.points),
 }
 STATUS = {
     "missing": "has not run yet",

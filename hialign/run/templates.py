@@ -1,6 +1,6 @@
 """The notebooks as templates: what is written into them.
 
-`make templates` writes the six notebooks of the probes, which are one notebook with six texts
+`make templates` writes the notebooks of the probes, which are one notebook with several texts
 (`probes.yml`), and puts the set-up cell, with the repository's address, into all the others.
 """
 
@@ -20,6 +20,7 @@ PROBE_MODULES = {  # where the function is that measures a probe and is called l
     "patching": "hialign.probes.patching.probe",
     "sweep": "hialign.probes.sweep",
     "weights": "hialign.probes.weights",
+    "frontier": "hialign.probes.frontier",
 }
 TITLE = """# {title}
 

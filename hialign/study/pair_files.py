@@ -86,9 +86,7 @@ def split_files(settings: PreferenceSettings) -> dict[str, list[Path]]:
             for split, files in files_of_splits(place / tranche).items():
                 splits.setdefault(split, []).extend(files)
     return {
-        split: sorted(files)
-        for split, files in splits.items()
-        if settings.split in (None, split)
+        split: sorted(files) for split, files in splits.items() if settings.split in (None, split)
     }
 
 

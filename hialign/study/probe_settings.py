@@ -118,6 +118,17 @@ class WeightsSettings(Settings):
     tuned: str = "full"  # a block of the study
 
 
+class FrontierSettings(Settings):
+    """Accuracy against KL divergence from base along training (probes/frontier.py).
+
+    Of a study of several seeds, it is measured for the first.
+    """
+
+    # Optimizer steps after which all blocks of the study are measured, beside the last one
+    at_steps: list[Annotated[Steps, Field(ge=1)]] = Field([1, 2, 4, 8, 16, 32, 64, 128, 256])
+    pairs: Pairs = Field(100, ge=2)  # held-out pairs
+
+
 class ProbeSettings(Settings):
     """The probes of a study's models, and on how many pairs they measure."""
 
@@ -133,6 +144,7 @@ class ProbeSettings(Settings):
     patching: PatchingSettings | None = PatchingSettings()
     sweep: SweepSettings | None = SweepSettings()
     weights: WeightsSettings | None = WeightsSettings()
+    frontier: FrontierSettings | None = None  # only where a study asks for it
 
     def at(self, seed: int) -> "ProbeSettings":
         """The settings for one seed of a study: probes that train by themselves use it alone."""

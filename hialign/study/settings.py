@@ -7,7 +7,7 @@ open is a named setting with our choice and the reason (collected in `book/choic
 import json
 import os
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, PrivateAttr, ValidationError, field_validator, model_validator
 
@@ -24,6 +24,7 @@ from hialign.study.base import (
     check_folder,
     check_name,
 )
+from hialign.study.blocks import check_block
 from hialign.study.errors import HialignError
 from hialign.study.load import brief, explain
 
@@ -116,6 +117,8 @@ class TrainingSettings(Settings):
     """DPO on LoRA adapters inside one block (sections 3.2.2, 3.2.3; Table 5)."""
 
     learning_rate: float = Field(1e-5, gt=0)  # Table 5
+    # Not in the paper, which has one rate for all. By block, where one needs another.
+    learning_rates: dict[str, Annotated[float, Field(gt=0)]] = Field({})
     optimizer: str = "adamw_torch"  # Table 5: AdamW
     weight_decay: float = Field(0.01, ge=0)  # Table 5
     adam_beta1: float = Field(0.9, ge=0, lt=1)  # Table 5
@@ -141,8 +144,9 @@ class TrainingSettings(Settings):
     # Not in the paper. TRL's own default switches every dropout off, including LoRA's, so that Table
     # 5's 0.05 would have no effect. We leave dropout on.
     disable_dropout: bool = False
-    # Not in the paper. TRL's default cuts what is over `max_length` from the end.
-    truncation: Literal["keep_start", "keep_end"] = "keep_start"
+    # Not in the paper. TRL's default cuts what is over `max_length` from the end. `leave_out` leaves
+    # longer pairs out, in training and in evaluation.
+    truncation: Literal["keep_start", "keep_end", "leave_out"] = "keep_start"
     save_steps: Steps = Field(50, ge=1)  # a killed run resumes from here
     # How training is computed, which changes time and memory, but no result beyond rounding.
     engine: Literal["packed", "stock"] = "packed"  # `stock` is TRL's own trainer
@@ -150,6 +154,15 @@ class TrainingSettings(Settings):
     tokens_per_pass: Tokens | None = None
     one_pass: bool = True  # whether `hialign reproduce` trains all blocks of a model in one pass
     report_to: list[str] = Field([])  # trackers of transformers' Trainer: tensorboard, wandb, …
+
+    @field_validator("learning_rates")
+    @classmethod
+    def _of_blocks(cls, rates: dict[str, float]) -> dict[str, float]:
+        return {check_block(block): rate for block, rate in rates.items()}
+
+    def rate_of(self, block: str) -> float:
+        """The learning rate of a block."""
+        return self.learning_rates.get(block, self.learning_rate)
 
     @property
     def effective_batch(self) -> int:

@@ -21,7 +21,7 @@ from hialign.study.base import Seed, Settings, check_folder
 from hialign.study.digest import json_sha256
 from hialign.study.errors import HialignError
 from hialign.study.load import brief, load_yaml, one_line
-from hialign.study.probe_settings import ProbeSettings
+from hialign.study.probe_settings import FrontierSettings, ProbeSettings
 from hialign.study.settings import (
     COSTS_ONLY,
     AnalysisSettings,
@@ -37,10 +37,11 @@ from hialign.study.settings import (
 )
 
 STAGES = ("train", "respond", "evaluate", "judge")
+EVERY_PROBE = ProbeSettings(frontier=FrontierSettings())  # of a probe that is run by hand
 SHUFFLED = "shuffled-"  # begins the names of seeds that are controls
 Sections = dict[str, Any]  # settings by the name of their section, as a record holds them
 # The probes of a model in the order in which they are run
-PROBES = ("gradients", "matrix", "ila", "patching", "sweep", "weights")
+PROBES = ("gradients", "matrix", "ila", "patching", "sweep", "weights", "frontier")
 
 
 class Study(Settings):
@@ -299,7 +300,7 @@ class Cell:
         parts: dict[str, Any] = {"model": self.model, "preferences": study.preferences}
         parts["training"] = study.training
         parts["probes"] = probes.model_dump(exclude=set(PROBES))
-        parts[probe] = getattr(probes, probe) or getattr(ProbeSettings(), probe)
+        parts[probe] = getattr(probes, probe) or getattr(EVERY_PROBE, probe)
         return {k: v.model_dump() if isinstance(v, Settings) else v for k, v in parts.items()}
 
     def probe_fingerprint(self, probe: str) -> str:
@@ -358,10 +359,15 @@ def probe_runs(study: Study) -> Iterator[tuple[Study, ModelSettings, str]]:
     """The probes that a study runs: the study at each of its seeds, the model, and the probe."""
     for one in study.single_runs():
         for model in study.models:
-            for probe in probes_of(study):
+            for probe in probes_of(one):
                 yield one, model, probe
 
 
 def probes_of(study: Study) -> list[str]:
-    """The probes that a study runs of each of its models."""
-    return [name for name in PROBES if study.probes and getattr(study.probes, name)]
+    """The probes that a study runs of each of its models. The frontier is the first seed's alone."""
+    later = study.seed not in ("", study.whole.seed_names()[0])
+    return [
+        name
+        for name in PROBES
+        if study.probes and getattr(study.probes, name) and not (later and name == "frontier")
+    ]

@@ -20,6 +20,7 @@ from hialign import layers_of, load_model
 from hialign.engine import dpo
 from hialign.engine.models import identity
 from hialign.engine.modules import target_modules
+from hialign.engine.tokens import token_pairs
 from hialign.engine.trainer import LOGGED
 from hialign.study.settings import ModelSettings, TrainingSettings
 
@@ -112,3 +113,40 @@ def test_one_pass_is_separate_runs(
     stay_together(found, expected)
     assert relative(adapter_in(together, strategy.adapter), adapter_in(alone, "default")) < 1e-6
     assert together.confinement[block] == alone.confinement[block]
+
+
+def test_a_block_may_have_a_learning_rate_of_its_own(tmp_path: Path) -> None:
+    """In a pass, by itself, and by stock TRL, which knows one rate for all."""
+    settings = joint_settings("keep_start")
+    own = settings.model_copy(update={"learning_rates": {"mid": settings.learning_rate / 4}})
+    blocks = {block: layers_of(block, 6) for block in ("full", "mid")}
+    model, tokenizer = load_model("random:llama")
+    together = dpo.train_blocks(
+        *(model, tokenizer, unequal(24, 170), blocks, own, {"weights_sha256": "rates"}),
+        work=tmp_path / "together",
+    )
+    for block, rate in (("full", settings.learning_rate), ("mid", settings.learning_rate / 4)):
+        model, tokenizer = load_model("random:llama")
+        modules = target_modules(model, blocks[block], settings.target_modules)
+        slower = settings.model_copy(update={"learning_rate": rate})
+        stock = stock_trainer(
+            model, tokenizer, unequal(24, 170), modules, slower, tmp_path / f"stock-{block}"
+        )
+        stock.train()
+        strategy = next(s for s in together.strategies if s.block == block)
+        rates = [row["learning_rate"] for row in dpo.steps_of(together, strategy)]
+        assert rates == pytest.approx(
+            [entry["learning_rate"] for entry in stock.state.log_history if "loss" in entry]
+        )
+        assert relative(adapter_in(together, strategy.adapter), adapter_in(stock, "default")) < 1e-5
+
+
+def test_pairs_that_do_not_fit_are_left_out_whole() -> None:
+    _, tokenizer = load_model("random:llama")
+    pairs = unequal(24, 170)
+    every = token_pairs(tokenizer, pairs, 10_000, "keep_start")
+    fitting = token_pairs(tokenizer, pairs, 170, "leave_out")
+    short = [pair for pair in every.tokens if max(len(tokens.ids) for tokens in pair) <= 170]
+    assert 0 < len(short) < len(every.tokens)
+    assert list(fitting.tokens) == short
+    assert (fitting.total, fitting.truncated) == (24, 0)

@@ -793,12 +793,18 @@ def test_long_pairs_are_left_out_and_counted(tmp_path: Path) -> None:
         for i in range(40)
     ]
     place = write_lines(tmp_path / "pairs.jsonl", rows)
-    pairs = load_pairs(place, train=10, evaluation=5, longest=22)  # 2 of the prompt, 20 of the answer
-    texts = [pair["chosen"][0]["content"] for split in (pairs.train, pairs.evaluation) for pair in split]
+    pairs = load_pairs(
+        place, train=10, evaluation=5, longest=22
+    )  # 2 of the prompt, 20 of the answer
+    texts = [
+        pair["chosen"][0]["content"] for split in (pairs.train, pairs.evaluation) for pair in split
+    ]
     assert max(len(text.split()) for text in texts) <= 20
     assert pairs.report["too_long"] == {"train": 20}
     assert len(load_pairs(place, train=35, evaluation=5).train) == 35
-    with pytest.raises(HialignError, match=r"longest 1: all 40 pairs of .* have more words; raise it"):
+    with pytest.raises(
+        HialignError, match=r"longest 1: all 40 pairs of .* have more words; raise it"
+    ):
         load_pairs(place, train=10, evaluation=5, longest=1)
 
 

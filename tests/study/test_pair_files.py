@@ -115,7 +115,7 @@ def test_a_copy_that_comes_later_makes_no_record_of_the_hubs_pairs_stale(
 @pytest.mark.parametrize("name", study_names())
 def test_a_shipped_study_reads_nothing_that_a_stranger_lacks(name: str) -> None:
     study = load_study(name)
-    assert study.preferences.source in ("builtin", HH_RLHF)
+    assert study.preferences.source in ("builtin", "contrasts", HH_RLHF)
     ila = study.probes.ila if study.probes else None
     assert set((ila or IlaSettings()).datasets) <= {"study", "builtin", *OBJECTIVES}
 

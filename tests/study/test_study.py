@@ -54,8 +54,8 @@ def test_shipped_studies_load(name: str) -> None:
     }  # studies/where.yml: the thirds first
     everything = ["base", "full", "local", "mid", "global"]
     assert study.blocks[:5] == own.get(name, everything)
-    assert len(study.blocks) == 5 or name in ("smoke", "where")
-    assert len(study.cells()) == len(study.models) * len(study.blocks)
+    assert len(study.blocks) == 5 or name in ("smoke", "where", "objectives", "hh")
+    assert len(study.cells()) == len(study.models) * len(study.blocks) * len(study.seed_names())
     folders = {cell.folder for cell in study.cells()}
     assert len(folders) == len(study.cells())
 
