@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
 from hialign.records.files import write_json, write_jsonl, write_record
 from hialign.records.stages import judgments_file, stage_manifest
 from hialign.study import paths
 from hialign.study.blocks import EXPECTED, OBJECTIVES, layers_of
 from hialign.study.rubric import DIMENSIONS
-from hialign.study.study import STAGES, Cell, Study
+from hialign.study.study import STAGES, Cell, Study, load_study
 
 WORDS = [
     "layer",
@@ -156,6 +157,20 @@ def _text(words: random.Random, n: int) -> str:
 
 
 # --- studies of several seeds --------------------------------------------------------------------
+
+REPEATED = ["full", "local", "mid", "global", "random:third"]
+SEVERAL = {"seeds": [1, 2, 3, 4], "shuffled_seeds": [1, 2]}
+
+
+def made(outputs: Path, registration: bool = True, **settings: Any) -> Study:
+    """A study in a folder of its own, registered beside its file."""
+    content: dict[str, Any] = {"title": "Made", "models": ["random:llama"], "judge": None}
+    content |= {"blocks": ["base", *REPEATED], "evaluation": {"sets": []}} | SEVERAL | settings
+    file = outputs.parent / "made.yml"
+    file.write_text(yaml.safe_dump(content))
+    if registration:
+        file.with_name("made.registered.md").write_text("# Registered\n")
+    return load_study(file)
 
 
 def simulate_objectives(

@@ -14,6 +14,7 @@ from hialign.records.files import read_json
 from hialign.report import judge_tables, paper, run_tables
 from hialign.report.audit import statements
 from hialign.report.claims import ledger
+from hialign.report.replication import sentences as registered
 from hialign.report.scores import overall
 from hialign.report.sentences import (
     joined,
@@ -47,6 +48,7 @@ def facts(study: Study) -> dict[str, str]:
         **_judge(study),
         **_claims(study),
         **statements.facts(),
+        **registered.facts(study),
         "where_answer": " ".join(concordance.answer(study, m.label) for m in study.models),
         "frontier_measured": "yes" if frames.probes(study, "frontier") else "",
         "paper_best": _paper_best(),

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from scipy import stats
-from simulated import simulate, simulate_objectives, simulate_preferences
+from simulated import REPEATED, made, simulate
 
 from hialign.records.files import read_json, write_json
 from hialign.report.replication import gates, hypothesis, reading, registered, strategies
@@ -17,44 +17,6 @@ from hialign.statistics.comparisons import UNSURE
 from hialign.statistics.contrasts import NOTHING_LEARNED
 from hialign.study import paths
 from hialign.study.study import Study, load_study
-
-BLOCKS = ["full", "local", "mid", "global", "random:third"]
-SEVERAL = {"seeds": [1, 2, 3, 4], "shuffled_seeds": [1, 2]}
-
-
-def made(outputs: Path, registration: bool = True, **settings: Any) -> Study:
-    """A study in a folder of its own, registered beside its file."""
-    import yaml
-
-    content: dict[str, Any] = {"title": "Made", "models": ["random:llama"], "judge": None}
-    content |= {"blocks": ["base", *BLOCKS], "evaluation": {"sets": []}} | SEVERAL | settings
-    file = outputs.parent / "made.yml"
-    file.write_text(yaml.safe_dump(content))
-    if registration:
-        file.with_name("made.registered.md").write_text("# Registered\n")
-    return load_study(file)
-
-
-@pytest.fixture
-def objectives(outputs: Path) -> Callable[..., Study]:
-    def make(settings: dict[str, Any] | None = None, **truth: Any) -> Study:
-        probes = {"matrix": {"blocks": BLOCKS, "together": False}, "ila": None, "patching": None}
-        probes |= {"gradients": None, "sweep": None, "weights": None}
-        study = made(outputs, probes=probes, **(settings or {}))
-        simulate_objectives(study, **truth)
-        return study
-
-    return make
-
-
-@pytest.fixture
-def preferences(outputs: Path) -> Callable[..., Study]:
-    def make(settings: dict[str, Any] | None = None, **truth: Any) -> Study:
-        study = made(outputs, **(settings or {}))
-        simulate_preferences(study, **truth)
-        return study
-
-    return make
 
 
 def the(findings: dict[str, Any]) -> Any:
@@ -182,13 +144,13 @@ def test_an_objective_that_nothing_was_learned_of_is_left_out(
         place = paths.probe_record("made", study.models[0].name, "matrix", one.seed)
         record = {k: v for k, v in read_json(place).items() if k != "sha256"}
         rng = np.random.default_rng(len(one.seed))
-        for block in BLOCKS:
+        for block in REPEATED:
             (row,) = record["margins"]["coherence"][block]
             record["margins"]["coherence"][block] = [rng.normal(0, 1, len(row)).tolist()]
         write_json(place, record)
     found = the(hypothesis.findings(study))
     assert [one["passed"] for one in found.gates.values()] == [True, False, True]
-    assert found.primary["name"] == "grammar and factuality"
+    assert found.primary["name"] == "grammar, factuality"
     (coherence,) = [t for t in found.secondary if t["name"] == "coherence"]
     assert coherence["verdict"] == NOTHING_LEARNED
     assert {row["verdict"] for row in found.contrasts["coherence"]} == {NOTHING_LEARNED}
@@ -301,7 +263,7 @@ def test_contrasts_find_what_was_planted(preferences: Callable[..., Study]) -> N
     for other in ("local", "global", "random:third"):
         assert verdicts[("mid", other)] == "better"
     assert found.rule["third"] == "mid"
-    assert set(found.outcomes) == set(BLOCKS)
+    assert set(found.outcomes) == set(REPEATED)
     assert found.outcomes["mid"].kl["seeds"] == 4
     assert found.outcomes["mid"].kl["low"] is None  # fewer than five seeds
     beside = found.beside[("mid", "local")]
@@ -324,14 +286,17 @@ def test_where_nothing_was_learned_no_strategies_are_compared(
     assert {row["verdict"] for row in found.contrasts} == {NOTHING_LEARNED}
     assert all(row["detectable"] > 0 for row in found.contrasts)
     assert gates.nothing_learned(study)
-    assert gates.gated(study, {"verdict": UNSURE}) == NOTHING_LEARNED
-    assert gates.gated(study, {"verdict": "better"}) == "better"
+    assert gates.gated(UNSURE, learned=False) == NOTHING_LEARNED
+    assert gates.gated(UNSURE, learned=True) == UNSURE
+    assert gates.gated("better", learned=False) == NOTHING_LEARNED
+    assert gates.unsure_gated("better", learned=False) == "better"
+    assert gates.unsure_gated(UNSURE, learned=False) == NOTHING_LEARNED
 
 
 def test_what_labels_play_no_part_in_was_not_learned(preferences: Callable[..., Study]) -> None:
     """Shuffled trainings rank as many pairs right: the gate fails, although Full beats chance."""
     study = preferences()
-    for block in BLOCKS:
+    for block in REPEATED:
         for seed in ("shuffled-1", "shuffled-2"):
             cell = study.cell(None, block, seed)
             real = study.cell(None, block, seed.replace("shuffled", "seed"))

@@ -5,14 +5,19 @@ better than chance, and better than with shuffled labels. A study of one run has
 so that its gate is the first half, over pairs alone.
 """
 
-from collections.abc import Mapping
-from typing import Any
-
 from hialign.records.frames import remembered
-from hialign.report.replication.reading import OWN, TOGETHER, Margins, evaluated
+from hialign.report.replication.reading import (
+    OWN,
+    RULES,
+    TOGETHER,
+    Margins,
+    evaluated,
+    trained_alone,
+)
 from hialign.statistics.comparisons import UNSURE
 from hialign.statistics.contrasts import NOTHING_LEARNED
 from hialign.statistics.gate import Gate, gate
+from hialign.study.blocks import OBJECTIVES
 from hialign.study.study import Study
 
 CONTROL = "full"
@@ -57,7 +62,22 @@ def nothing_learned(study: Study, label: str | None = None) -> bool:
     return bool(found) and not any(one["passed"] for one in found.values())
 
 
-def gated(study: Study, row: Mapping[Any, Any], label: str | None = None) -> Any:
-    """The verdict of a comparison of strategies, which cannot be made where nothing was learned."""
-    unsure = row.get("verdict") == UNSURE
-    return NOTHING_LEARNED if unsure and nothing_learned(study, label) else row.get("verdict")
+def gated(verdict: str | None, learned: bool) -> str | None:
+    """The verdict on strategies by held-out pairs, of which nothing is said if nothing was learned."""
+    return NOTHING_LEARNED if verdict and not learned else verdict
+
+
+def unsure_gated(verdict: str | None, learned: bool) -> str | None:
+    """The verdict on strategies by another outcome, such as a judge's scores.
+
+    A difference that they show stands, even if no preference was learned.
+    """
+    return gated(verdict, learned) if verdict == UNSURE else verdict
+
+
+def objectives_learned(study: Study, label: str) -> dict[str, bool]:
+    """Which objectives passed their gate in the matrix probe of a model, trained on each alone."""
+    (model,) = [one for one in study.models if one.label == label]
+    margins = trained_alone(study.whole, model)
+    found = {name: gate_of(margins, RULES, name, name) for name in OBJECTIVES}
+    return {name: gate["passed"] for name, gate in found.items() if gate}

@@ -23,9 +23,15 @@ from hialign.records.frames import remembered
 from hialign.report.replication import reading, training_gradients
 from hialign.report.replication.gates import gate_of
 from hialign.report.replication.reading import OWN, RULES, TOGETHER, Margins, Seeds
-from hialign.report.replication.verdicts import RANDOM_THIRD, Test, judged, tested
+from hialign.report.replication.verdicts import (
+    RANDOM_THIRD,
+    Compared,
+    Test,
+    compared,
+    judged,
+    tested,
+)
 from hialign.statistics.comparisons import UNSURE
-from hialign.statistics.contrasts import Contrast, judge_contrasts
 from hialign.statistics.crossed import Effect, mean_effect, mean_squares, p_above
 from hialign.statistics.gate import Gate
 from hialign.statistics.leads import RANDOM, THIRDS, Lead, leads
@@ -62,9 +68,9 @@ class Findings:
     primary: Test | None
     conclusion: str
     secondary: list[Test]
-    contrasts: dict[str, list[Contrast]]
+    contrasts: dict[str, list[Compared]]
     rules: dict[str, Lead]
-    full: list[Contrast]
+    full: list[Compared]
     gains: dict[tuple[str, str], Effect]
 
 
@@ -190,7 +196,7 @@ def _primary(alone: Margins, objectives: Sequence[str]) -> Test:
     places, _ = by_prompt(alone, objectives, RULES)
     full = [alone.gains(places[name], "full", name) for name in objectives]
     allowance = np.mean(full, axis=0) / 2
-    found = tested("primary", " and ".join(objectives), values, conversations)
+    found = tested("primary", ", ".join(objectives), values, conversations)
     below = float(p_above(mean_squares(allowance - values, conversations)))
     found |= {"margin": float(allowance.mean()), "p_holm": found["p"]}
     if not np.isnan(below):
@@ -238,7 +244,7 @@ def _alone(alone: Margins, objective: str, places: Sequence[int], family: str, n
 # --- contrasts of blocks -------------------------------------------------------------------------
 
 
-def _contrasts(alone: Margins, objective: str, learned: bool) -> list[Contrast]:
+def _contrasts(alone: Margins, objective: str, learned: bool) -> list[Compared]:
     """Family 4: the thirds against each other, and each against the random third."""
     places = alone.places(RULES, objective)
     local, mid, last = THIRDS
@@ -247,7 +253,7 @@ def _contrasts(alone: Margins, objective: str, learned: bool) -> list[Contrast]:
     there = {*alone.blocks(objective)}
     gains = {b: alone.gains(places, b, objective) for b in (*THIRDS, RANDOM_THIRD) if b in there}
     differences = {(a, b): gains[a] - gains[b] for a, b in pairs if {a, b} <= there}
-    return judge_contrasts(differences, alone.conversations(places), learned=learned)
+    return compared(differences, alone.conversations(places), objective, learned=learned)
 
 
 def _rule(alone: Margins, objective: str) -> Lead:
@@ -260,7 +266,7 @@ def _rule(alone: Margins, objective: str) -> Lead:
     return leads(ours, control, alone.conversations(places))
 
 
-def _with_full(together: Margins, of_all: Gate | None) -> list[Contrast]:
+def _with_full(together: Margins, of_all: Gate | None) -> list[Compared]:
     """Family 5: Full minus each third, trained on all objectives and tested on all of them."""
     places = together.places(OWN)
     full = together.gains(places, "full", TOGETHER)
@@ -268,7 +274,7 @@ def _with_full(together: Margins, of_all: Gate | None) -> list[Contrast]:
         ("full", third): full - together.gains(places, third, TOGETHER) for third in THIRDS
     }
     learned = of_all is None or of_all["passed"]
-    return judge_contrasts(differences, together.conversations(places), full / 2, learned)
+    return compared(differences, together.conversations(places), TOGETHER, full / 2, learned)
 
 
 def _gains(alone: Margins) -> dict[tuple[str, str], Effect]:

@@ -155,7 +155,9 @@ def trained_alone(study: Study, model: ModelSettings) -> Margins:
         ]
         for trained_on, of_blocks in record["margins"].items():
             for block, of_seeds in of_blocks.items():
-                yield trained_on, block, dict(zip(pairs, of_seeds[0], strict=True))
+                # A study of one run may have trained the matrix several times. It counts as one.
+                means = np.mean(of_seeds, axis=0).tolist()
+                yield trained_on, block, dict(zip(pairs, means, strict=True))
 
     runs = [one for one in _runs(study) if probe_state(one, model, "matrix").trusted]
     return _over_seeds(study, {one.seed: list(read(one)) for one in runs})

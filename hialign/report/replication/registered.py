@@ -1,19 +1,23 @@
 """The registration of a study, the analysis that it has, and the published study that answers best.
 
 A study is registered if there is a file `<study>.registered.md` beside it or in `studies/`. Its
-analysis follows from what the study trains. A study of several seeds whose matrix probe trains blocks
-on one objective each has the analysis of `hypothesis`. Any other has that of `strategies`.
+analysis follows from what the study trains. A study of several seeds whose pairs are contrasts, and
+whose matrix probe trains blocks on one objective each, has the analysis of `hypothesis`. Any other has
+that of `strategies`.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Final, Literal
 
 from hialign.records import files, provenance
+from hialign.records.frames import remembered
 from hialign.report.replication import reading
 from hialign.study import paths
+from hialign.study.pair_files import OURS
 from hialign.study.study import Study, load_study
 
 RECORD = "registration.json"  # of a published study: what its registration was
@@ -63,7 +67,8 @@ def analysis_of(study: Study) -> Literal["hypothesis", "strategies"] | None:
         return None
     whole = study.whole
     matrix = whole.probes and whole.probes.matrix
-    return HYPOTHESIS if matrix and len(whole.seeds or ()) > 1 else STRATEGIES
+    of_objectives = matrix and whole.preferences.source in OURS
+    return HYPOTHESIS if of_objectives and len(whole.seeds or ()) > 1 else STRATEGIES
 
 
 # --- published studies ---------------------------------------------------------------------------
@@ -74,6 +79,14 @@ def best_published() -> Study | None:
 
     Only seeds count whose records are there and trusted, and there have to be two of them.
     """
+    folders = [file.parent for file in published_studies()]
+    made_of = [path for folder in folders for path in sorted(folder.rglob("*.[jmy]*"))]
+    stats = [(path, path.stat()) for path in made_of]
+    return _best(tuple((str(path), stat.st_mtime_ns, stat.st_size) for path, stat in stats))
+
+
+@lru_cache(maxsize=1)  # every exhibit of the answer asks, and reads all records for it
+def _best(stamps: tuple[tuple[str, int, int], ...]) -> Study | None:
     found: list[tuple[int, str, Study]] = []
     for file in published_studies():
         study = load_study(file)
@@ -84,6 +97,24 @@ def best_published() -> Study | None:
     return best if seeds > 1 else None
 
 
+@contextmanager
+def answering(study: Study) -> Iterator[Study | None]:
+    """The study whose answer a book of `study` leads with. Within it, its records can be read.
+
+    It is the study itself if it is registered and two of its seeds are there. Otherwise it is the
+    best published one, or None.
+    """
+    own = study.whole
+    if analysis_of(own) is not None and seeds_there(own) > 1:
+        yield own
+    elif best := best_published():
+        with published_records(best):
+            yield best
+    else:
+        yield None
+
+
+@remembered
 def seeds_there(study: Study) -> int:
     """The real seeds of a study whose records its analysis can read, over its models the fewest."""
     read = reading.trained_alone if analysis_of(study) == HYPOTHESIS else reading.evaluated

@@ -15,8 +15,13 @@ from hialign.records.frames import remembered
 from hialign.report.replication import reading
 from hialign.report.replication.gates import gate_of
 from hialign.report.replication.reading import OWN, TOGETHER, Margins, Seeds
-from hialign.report.replication.verdicts import RANDOM_THIRD, OverSeeds, over_seeds
-from hialign.statistics.contrasts import Contrast, judge_contrasts
+from hialign.report.replication.verdicts import (
+    RANDOM_THIRD,
+    Compared,
+    OverSeeds,
+    compared,
+    over_seeds,
+)
 from hialign.statistics.crossed import Effect, mean_effect
 from hialign.statistics.gate import Gate, hits_of
 from hialign.statistics.leads import RANDOM, THIRDS, Lead, leads
@@ -51,7 +56,7 @@ class Findings:
 
     seeds: Seeds
     gate: Gate | None
-    contrasts: list[Contrast]
+    contrasts: list[Compared]
     beside: dict[tuple[str, str], Beside]
     outcomes: dict[str, Outcome]
     rule: Lead | None
@@ -87,7 +92,7 @@ def analyse(study: Study, model: ModelSettings, margins: Margins) -> Findings:
     return Findings(
         margins.seeds,
         checked,
-        judge_contrasts(differences, labels, allowance, learned),
+        compared(differences, labels, TOGETHER, allowance, learned),
         {pair: _beside(raw, pair, labels) for pair in pairs},
         {
             block: Outcome(

@@ -71,6 +71,7 @@ def tests(study: Study, model: ModelSettings) -> list[Test]:
         "p_holm": None,
         "margin": None,
         "p_within": None,
+        "by_seed": values,
         "verdict": UNSURE,
     }
     return judged([about])

@@ -1,13 +1,13 @@
 """Registered tests of one mean over seeds and pairs, and the words of their verdicts."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TypedDict
 
 import numpy as np
 from scipy import stats
 
 from hialign.statistics.comparisons import UNSURE, holm
-from hialign.statistics.contrasts import NOTHING_LEARNED
+from hialign.statistics.contrasts import NOTHING_LEARNED, Contrast, judge_contrasts
 from hialign.statistics.crossed import Effect, mean_effect
 from hialign.statistics.intervals import ALPHA, CONFIDENCE
 
@@ -20,7 +20,8 @@ class Test(Effect):
     """One registered test with its verdict. What was not computed is None.
 
     `family` is `primary` or the number of the secondary family. `margin` and `p_within` are those of
-    the primary test: half of Full's gain, and the p that the mean is below it.
+    the primary test: half of Full's gain, and the p that the mean is below it. `by_seed` has the mean
+    of each seed.
     """
 
     family: str
@@ -29,6 +30,7 @@ class Test(Effect):
     verdict: str
     margin: float | None
     p_within: float | None
+    by_seed: list[float]
 
 
 def tested(family: str, name: str, values: np.ndarray, conversations: Sequence[str]) -> Test:
@@ -41,6 +43,7 @@ def tested(family: str, name: str, values: np.ndarray, conversations: Sequence[s
         "p_holm": None,
         "margin": None,
         "p_within": None,
+        "by_seed": values.mean(1).tolist(),
         "verdict": UNSURE,
     }
 
@@ -58,6 +61,31 @@ def judged(tests: list[Test], learned: Sequence[bool] = ()) -> list[Test]:
         elif p < ALPHA:
             one["verdict"] = MORE if one["mean"] > 0 else LESS
     return tests
+
+
+class Compared(Contrast):
+    """A contrast of two blocks, the training set that it is about, and the mean of each seed."""
+
+    trained_on: str
+    by_seed: list[float]
+
+
+def compared(
+    differences: Mapping[tuple[str, str], np.ndarray],
+    conversations: Sequence[str],
+    trained_on: str,
+    allowance: np.ndarray | None = None,
+    learned: bool = True,
+) -> list[Compared]:
+    """The contrasts of one family. Arguments as of `judge_contrasts`."""
+    return [
+        {**row, "trained_on": trained_on, "by_seed": values.mean(1).tolist()}
+        for row, values in zip(
+            judge_contrasts(differences, conversations, allowance, learned),
+            differences.values(),
+            strict=True,
+        )
+    ]
 
 
 class OverSeeds(TypedDict):
