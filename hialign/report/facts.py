@@ -23,7 +23,6 @@ from hialign.report.sentences import (
     reward_finding,
     tax_finding,
 )
-from hialign.report.where import concordance
 from hialign.study import paths
 from hialign.study.blocks import OBJECTIVES, STRATEGIES, strategy_of
 from hialign.study.pair_files import HH_RLHF, is_hh_rlhf
@@ -49,7 +48,6 @@ def facts(study: Study) -> dict[str, str]:
         **_claims(study),
         **statements.facts(),
         **registered.facts(study),
-        "where_answer": " ".join(concordance.answer(study, m.label) for m in study.models),
         "frontier_measured": "yes" if frames.probes(study, "frontier") else "",
         "paper_best": _paper_best(),
         "margin": f"{study.analysis.margin:g}",

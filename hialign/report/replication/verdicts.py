@@ -8,11 +8,10 @@ from scipy import stats
 
 from hialign.statistics.comparisons import UNSURE, holm
 from hialign.statistics.contrasts import NOTHING_LEARNED, Contrast, judge_contrasts
-from hialign.statistics.crossed import Effect, mean_effect
+from hialign.statistics.crossed import FEWEST, Effect, mean_effect
 from hialign.statistics.intervals import ALPHA, CONFIDENCE
 
 RANDOM_THIRD = "random:third"
-FEWEST = 5  # seeds for which an interval over seeds alone is given
 MORE, LESS = "more in its own third", "less in its own third"
 
 
