@@ -102,7 +102,8 @@ def _reward_hits(study: Study) -> pd.DataFrame:
     Columns: model, prompt_id, block (the strategy), score: the mean over the prompt's pairs.
     """
     pairs = frames.pairs(study)
-    own = pairs[["all" in groups for groups in pairs.groups] & pairs.block.isin(STRATEGIES)]
+    pairs = pairs[pairs.block.isin(STRATEGIES)]
+    own = pairs[["all" in groups for groups in pairs.groups]]
     means = own.groupby(["model", "prompt_id", "strategy"]).hit.mean()
     return means.rename("score").reset_index().rename(columns={"strategy": "block"})
 
