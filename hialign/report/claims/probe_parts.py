@@ -4,15 +4,17 @@ What supports a claim and what contradicts it was written down in book/claims.ym
 existed. A function here computes each. A study with several models has the parts of each model.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from scipy.stats import hypergeom
+from scipy.stats import t
 
 from hialign.records import frames
 from hialign.report.claims.material import NAN, Part, Untested, paired
+from hialign.report.where.overlaps import chance_of
+from hialign.statistics.comparisons import above
 from hialign.statistics.margins import gained
 from hialign.study.blocks import split_layers
 from hialign.study.study import Study
@@ -43,15 +45,27 @@ def probe_parts(study: Study, probe: str, statistic: str) -> list[Part]:
 def _inequality(record: Record, about: str, draws: int) -> list[Part]:
     return [
         Part(
-            f"{about}{row['objective']}: {row['block']} over {row['other']} "
-            f"(at least {LEAST_RATIO:g}, interval above 1)",
+            f"{about}{row['objective']}: {row['block']} over {row['other']}",
             *(row["detrended"], row["detrended_low"], row["detrended_high"], 1.0),
-            *(row["p_above"], row["p_below"]),
+            *(row["p_above"], _ratio_below(row, 1.0)),
             n=row["n"],
-            least=LEAST_RATIO,
+            threshold=LEAST_RATIO,
+            p_short=_ratio_below(row, LEAST_RATIO),
         )
         for row in record["inequality"]
     ]
+
+
+def _ratio_below(row: Record, bound: float) -> float:
+    """p of the t-test over prompts that the mean log ratio is below that of `bound`.
+
+    Permutations of objectives know no ratio but 1, and their p cannot be smaller than one over their
+    number, which is too much for the smallest of all parts' p after the corrections.
+    """
+    mean, error = np.log(row["detrended"]), row["detrended_log_std"] / np.sqrt(row["n"])
+    if not error:
+        return float(not mean < np.log(bound))
+    return float(t.cdf((mean - np.log(bound)) / error, row["n"] - 1))
 
 
 # --- ILA -----------------------------------------------------------------------------------------
@@ -60,30 +74,42 @@ def _inequality(record: Record, about: str, draws: int) -> list[Part]:
 def _overlap(record: Record, about: str, draws: int) -> list[Part]:
     """Each two data sets under the first loss, and the mean over them.
 
-    Estimates and intervals are over seeds. The p is that of the rankings by the mean over seeds. It
-    is exact, since what two random sets share is hypergeometric.
+    Estimates and intervals are over seeds. The p of each two data sets is that of the rankings by
+    the mean over seeds. It is exact, by the distribution of random sets with as many matrices of
+    each type. The mean over all data sets is held against the claim's own number, by a t-test over
+    seeds.
     """
     rows = [row for row in record["overlaps"] if row["percent"] == 75]
     rows = [row for row in rows if row["loss"] == rows[0]["loss"]]
     if not rows or any(row["nothing"] for row in rows):
         raise Untested("fewer than two data sets, or one whose matrices could not be ranked")
-    parts, total = [], len(record["matrices"])
+    parts = []
     for row in rows:
-        size, overlap = row["size"], row["of_means"]
-        shared = round(2 * size * overlap / (1 + overlap))
-        drawn = hypergeom(total, size, size)
+        chance, overlap = chance_of(record, row), row["of_means"]
         parts.append(
             Part(
                 f"{about}{row['datasets'][0]} and {row['datasets'][1]} ({row['loss']})",
                 *(row["mean"], _number(row["low"]), _number(row["high"])),
-                *(row["chance"]["quantile95"], drawn.sf(shared - 1), drawn.cdf(shared)),
+                *(chance.quantile95, chance.at_least(overlap), chance.at_most(overlap)),
                 n=row["n"],
             )
         )
+    return [*parts, _mean_overlap(rows, f"{about}mean of all")]
+
+
+def _mean_overlap(rows: Sequence[Record], what: str) -> Part:
     mean = float(np.mean([row["mean"] for row in rows]))
-    what = f"{about}mean of all (at least {LEAST_OVERLAP:g})"
-    held = mean >= LEAST_OVERLAP
-    return [*parts, Part(what, mean, mean, mean, LEAST_OVERLAP, float(not held), 1.0, n=len(rows))]
+    by_seed = [np.mean(values) for values in zip(*(row["by_seed"] for row in rows), strict=False)]
+    return Part(
+        what,
+        mean,
+        bound=LEAST_OVERLAP,
+        p_for=float(mean <= LEAST_OVERLAP),
+        p_against=1.0,
+        n=len(by_seed),
+        threshold=LEAST_OVERLAP,
+        p_short=above([-value for value in by_seed], -LEAST_OVERLAP),
+    )
 
 
 def _freezing(record: Record, about: str, draws: int) -> list[Part]:
@@ -184,7 +210,7 @@ def _low_rank(record: Record, about: str, draws: int) -> list[Part]:
     gain = gained(ours, base, tuned) - SHARE_OF_WHOLE * gained(patched["svd"][-1], base, tuned)
     name = f"{about}layer {layer['layer']}: {RANK} dimensions minus"
     first = paired(f"{name} {SHARE_OF_WHOLE:.0%} of the whole", gain / whole, prompts, draws)
-    parts = [_one_sided(first)]
+    parts = [replace(first, threshold=0.0, p_short=first.p_against, p_against=1.0)]
     for control in ("random_subspace", "random_vector", "shuffled_pairs"):
         by_chance = gained(patched[control][ranks.index(RANK)], base, tuned)
         lead = (gained(ours, base, tuned) - by_chance) / whole
