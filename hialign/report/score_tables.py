@@ -154,9 +154,7 @@ def power(study: Study) -> Table:
                 "Model": row["model"] or "all",
                 "Paper": row["difference"],
                 "Paper: responses each": row["n"],
-                "Needed, unpaired": unpaired_needed(
-                    row["difference"], row["stds"], share, alpha
-                ),
+                "Needed, unpaired": unpaired_needed(row["difference"], row["stds"], share, alpha),
                 "Std of our differences": std,
                 "Prompts here": len(values) or None,
                 "Prompts needed": prompts_needed(row["difference"], std, share, alpha),

@@ -162,8 +162,7 @@ def _corrected(tested: Sequence[Sequence[Part]]) -> list[_Corrected]:
     alpha = 2 * ALPHA / max(size, 2)
     by_kind = holm(raw).reshape(3, -1).T
     return [
-        _Corrected(float(pro), float(contra), float(short), alpha)
-        for pro, contra, short in by_kind
+        _Corrected(float(pro), float(contra), float(short), alpha) for pro, contra, short in by_kind
     ]
 
 
