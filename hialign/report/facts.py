@@ -23,6 +23,7 @@ from hialign.report.sentences import (
     tax_finding,
 )
 from hialign.report.where import concordance
+from hialign.report.where.signal import with_signal
 from hialign.study import paths
 from hialign.study.blocks import OBJECTIVES, STRATEGIES, strategy_of
 from hialign.study.study import Study
@@ -47,6 +48,7 @@ def facts(study: Study) -> dict[str, str]:
         **_claims(study),
         **statements.facts(),
         "where_answer": " ".join(concordance.answer(study, m.label) for m in study.models),
+        "gradients_see_labels": "yes" if with_signal(study) else "no",
         "paper_best": _paper_best(),
         "margin": f"{study.analysis.margin:g}",
         "shared_with_paper": _shared(study),
