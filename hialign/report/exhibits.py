@@ -22,7 +22,7 @@ from hialign.report import figures, heatmap, judge_tables, run_tables, score_tab
 from hialign.report.audit import statements
 from hialign.report.audit import tables as audit_tables
 from hialign.report.claims import ledger
-from hialign.report.where import frontier, gradients, ila, overview, patching, sweep
+from hialign.report.where import frontier, gradients, ila, overview, patching, signal, sweep
 from hialign.study import paths
 from hialign.study.errors import HialignError
 from hialign.study.study import PROBES, STAGES, Study
@@ -143,6 +143,11 @@ _ALL = [
     Exhibit("table-where-correlations", "Measures compared", MEASURES, overview.correlations),
     Exhibit("figure-windows", "Windows", "sweep", sweep.windows, sweep.curve),
     Exhibit("table-windows", "Windows and controls", "sweep", sweep.controls),
+    Exhibit("figure-signal", "Signal by layer", "gradients", signal.signal, signal.by_layer),
+    Exhibit("table-signal", "Signal by third", "gradients", signal.thirds),
+    Exhibit("table-signal-accounts", "Where labels point", "gradients", signal.resolution),
+    Exhibit("table-signal-modules", "Signal by module", "gradients", signal.by_module),
+    Exhibit("table-signal-objectives", "Objectives compared", "gradients", signal.interaction),
     Exhibit(
         "figure-gradients",
         "Gradient norm by layer",

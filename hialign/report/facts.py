@@ -23,6 +23,7 @@ from hialign.report.sentences import (
     tax_finding,
 )
 from hialign.report.where import concordance
+from hialign.report.where.signal import with_signal
 from hialign.study import paths
 from hialign.study.blocks import OBJECTIVES, STRATEGIES, strategy_of
 from hialign.study.pair_files import source_name
@@ -50,6 +51,7 @@ def facts(study: Study) -> dict[str, str]:
         **statements.facts(),
         "where_answer": " ".join(concordance.answer(study, m.label) for m in study.models),
         "frontier_measured": "yes" if frames.probes(study, "frontier") else "",
+        "gradients_see_labels": "yes" if with_signal(study) else "no",
         "paper_best": _paper_best(),
         "margin": f"{study.analysis.margin:g}",
         "shared_with_paper": _shared(study),

@@ -25,6 +25,7 @@ class Accounts:
     """Several accounts of the labels of n units.
 
     Attributes:
+        kernels: by part, and of `all`, the covariance of labels without noise.
         names: of the parts, then `all` and `none`.
     """
 
@@ -63,24 +64,22 @@ class Accounts:
         values, vectors = self._spectra[name]
         return np.where((noise * np.sqrt(np.maximum(values, 0))) @ vectors.T < 0, -1.0, 1.0)
 
+    def probabilities(self, labels: np.ndarray) -> np.ndarray:
+        """The probability of each account (R x accounts) for each row of labels."""
+        return shares(self.log_evidence(labels))
+
     def found(self, labels: np.ndarray) -> list[str]:
         """For each row of labels the part that is found, or an empty name."""
-        return [found(row) for row in self.probabilities(self.log_evidence(labels))]
-
-    def probabilities(self, logs: np.ndarray) -> list[dict[str, float]]:
-        """The probability of each account, one row per row of `log_evidence`."""
-        return [dict(zip(self.names, shares(row).tolist(), strict=True)) for row in logs]
+        probabilities = self.probabilities(labels)
+        best = probabilities.argmax(axis=1)
+        sure = probabilities.max(axis=1) >= SURE
+        names = [name if name not in (ALL, NONE) else "" for name in self.names]
+        return [names[i] if is_sure else "" for i, is_sure in zip(best, sure, strict=True)]
 
 
 def shares(logs: Sequence[float] | np.ndarray) -> np.ndarray:
-    """Probabilities from logs of evidence.
+    """Probabilities from logs of evidence (last axis).
 
     Independent sets of pairs of one model are combined by adding up their logs beforehand.
     """
-    return np.asarray(np.exp(logs - logsumexp(logs)))
-
-
-def found(probabilities: Mapping[str, float]) -> str:
-    """The part whose account has a probability of `SURE` at least. Empty if none has."""
-    best = max(probabilities, key=lambda name: probabilities[name])
-    return "" if best in (ALL, NONE) or probabilities[best] < SURE else best
+    return np.asarray(np.exp(logs - logsumexp(logs, axis=-1, keepdims=True)))

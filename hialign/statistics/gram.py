@@ -41,8 +41,20 @@ def flipped(grams: np.ndarray, signs: np.ndarray) -> np.ndarray:
         R x ….
     """
     n = grams.shape[-1]
-    sums = np.einsum("ri,...ij,rj->r...", signs, grams, signs, optimize=True)
-    return np.asarray((sums - _trace(grams)) / (n * (n - 1)))
+    # one matrix at a time, because all products of all matrices together take gigabytes
+    sums = [((signs @ gram) * signs).sum(1) for gram in grams.reshape(-1, n, n)]
+    sums_of = np.stack(sums, axis=-1).reshape(len(signs), *grams.shape[:-2])
+    return np.asarray((sums_of - _trace(grams)) / (n * (n - 1)))
+
+
+def deviation(grams: np.ndarray) -> np.ndarray:
+    """The standard deviation of `signal` under independent flips of labels, without drawing any.
+
+    Its variance is 2 sum G_ij^2 / (n (n - 1))^2 over i != j, and its mean is zero.
+    """
+    n = grams.shape[-1]
+    squares = (grams**2).sum((-2, -1)) - (np.diagonal(grams, axis1=-2, axis2=-1) ** 2).sum(-1)
+    return np.asarray(np.sqrt(2 * squares) / (n * (n - 1)))
 
 
 def without_each(grams: np.ndarray) -> np.ndarray:

@@ -18,7 +18,7 @@ from ledger_material import (
 )
 from test_claim_probes import gated, intervened, low_rank, patched
 
-from hialign.probes.gradients.probe import inequality
+from hialign.probes.gradients.trend import inequality
 from hialign.records.files import write_json
 from hialign.report.claims import kinds
 from hialign.report.claims import ledger as claims

@@ -29,6 +29,22 @@ def peaked(third: str, noise: float = 0.3, seed: int = 1) -> np.ndarray:
     return values
 
 
+def signal_of(third: str, names: tuple[str, ...] = ("preference",)) -> dict[str, Any]:
+    """What a record of the gradient probe says if its labels point to a third, or to none."""
+    values = peaked(third)
+    by_layer = [{"over_chance": v, "flipped_std": 1.0, "signal": v} for v in values.mean(axis=0)]
+    rows = [{"layer": i} | row for i, row in enumerate(by_layer)]
+    sure = "none" if third == "none" else third
+    odds = {name: 0.96 if name == sure else 0.01 for name in [*THIRD, "all", "none"]}
+    points = "" if third == "none" else third
+    raw = {"prompts": PROMPTS, "influences": values.tolist(), "flips": []}
+    return {
+        "layers": [{"source": name} | row for name in names for row in rows],
+        "evidence": [{"source": name, "probability": odds, "points": points} for name in names],
+        "raw": dict.fromkeys(names, raw),
+    }
+
+
 def study_of(outputs: Path, gradient: str, patching: str, tuning: str) -> Study:
     study = Study(**load_study("smoke").model_dump() | {"name": "made-up", "judge": None})
     rows = [
@@ -44,7 +60,7 @@ def study_of(outputs: Path, gradient: str, patching: str, tuning: str) -> Study:
     }
     singles = [{"margins": values.tolist()} for values in peaked(tuning, seed=3).T]
     contents: dict[str, Any] = {
-        "gradients": {"pairs": {"preference": rows}},
+        "gradients": {"pairs": {"preference": rows}, "signal": signal_of(gradient)},
         "patching": record,
         "sweep": {
             "singles": singles,
@@ -67,7 +83,8 @@ def test_an_answer_where_three_measures_agree(outputs: Path) -> None:
     assert "gradient, patching, tuning" in text
     rows = shares_by_measure(study).set_index("measure")
     assert rows.points[["gradient", "patching", "tuning"]].tolist() == ["mid"] * 3
-    assert rows.points[["update", "spectrum"]].tolist() == ["", ""]  # no interval, a control
+    # no interval, and controls
+    assert rows.points[["update", "norms", "spectrum"]].tolist() == ["", "", ""]
     expected = peaked("mid").mean(axis=0)
     assert rows.mid["gradient"] == pytest.approx(expected[3:6].sum() / expected.sum())
     assert rows.mid_low["gradient"] < rows.mid["gradient"] < rows.mid_high["gradient"]
@@ -75,8 +92,8 @@ def test_an_answer_where_three_measures_agree(outputs: Path) -> None:
     assert rows["global"]["spectrum"] == 1.0  # its three best of nine layers
     assert rows.why["lasso"] == "too few pairs for the regression"
     assert rows.why["ila"] == "the ila probe has not been run with the study's current settings"
-    assert len(overview.correlations(study)) == 10  # of five measures
-    assert overview.layers(study).shape == (DEPTH, 7)
+    assert len(overview.correlations(study)) == 15  # of six measures
+    assert overview.layers(study).shape == (DEPTH, 8)
     assert "cividis" not in str(overview.overview(study))  # it draws
 
 
@@ -101,6 +118,32 @@ def test_a_record_of_other_settings_is_none(outputs: Path) -> None:
     write_json(path, read_json(path) | {"fingerprint": "another"})
     assert "no answer" in answer(study, study.models[0].label)
     assert "current settings" in shares_by_measure(study).set_index("measure").why["gradient"]
+
+
+def test_norms_of_gradients_have_no_vote(outputs: Path) -> None:
+    """A record of an earlier version has them alone, and they are the same for labels by chance."""
+    study = study_of(outputs, "mid", "mid", "mid")
+    path = paths.probe_record("made-up", study.models[0].name, "gradients")
+    record = read_json(path)
+    del record["signal"]
+    write_json(path, record)
+    rows = shares_by_measure(study).set_index("measure")
+    assert "no label changes these" in rows.why["gradient"]
+    assert rows.mid["norms"] > 0.5
+    assert rows.points["norms"] == ""
+    assert "no answer" in answer(study, study.models[0].label)
+
+
+def test_labels_that_point_nowhere_have_no_vote(outputs: Path) -> None:
+    """Though the signal is largest in one third, by an interval that keeps off zero."""
+    study = study_of(outputs, "mid", "mid", "mid")
+    path = paths.probe_record("made-up", study.models[0].name, "gradients")
+    record = read_json(path)
+    record["signal"]["evidence"][0]["points"] = ""
+    write_json(path, record)
+    row = shares_by_measure(study).set_index("measure").loc["gradient"]
+    assert row.mid_low > row["local_high"]
+    assert row.points == ""
 
 
 @pytest.mark.parametrize("depth", [7, 8, 9])

@@ -33,7 +33,7 @@ def interaction(
     - `local`, `mid`, `global`: the shares, which may be negative.
     - `difference`: the share of its own third, minus the mean share that the other objectives have
       there. Its interval and its one-sided `p` (that it is above zero) are the jackknife's over
-      prompts. `p_holm` is over the objectives.
+      prompts. They say nothing about other objectives. `p_holm` is over the objectives.
     - `reason`: why there is nothing to compare, or None. All signals have to be above chance, because
       the shares of none mean nothing.
 

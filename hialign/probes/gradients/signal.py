@@ -21,10 +21,11 @@ import numpy as np
 
 from hialign.probes.gradients.meter import Grams
 from hialign.statistics.comparisons import holm
-from hialign.statistics.evidence import Accounts, found
+from hialign.statistics.evidence import Accounts
 from hialign.statistics.gram import (
     by_unit,
     cosines,
+    deviation,
     flipped,
     influences,
     jackknife,
@@ -103,7 +104,17 @@ def signal_of(
 
 
 def summary(one: Signal, flips: int, seed: int) -> dict[str, Any]:
-    """What the record says of a source: `layers`, `modules`, `thirds`, `evidence` and `raw`.
+    """What the record says of a source, as rows and, of `raw`, by source.
+
+    - `layers`, `modules`, `thirds`: `signal` and `energy`, the mean squared norm (squared nats per squared
+      unit of weight). `flipped_mean`, `flipped_std` and `flipped_quantile95` are of the signal under
+      flipped labels, `over_chance` is the signal over its exact standard deviation under these, and `p`
+      is one-sided. Layers and thirds are of the tuned modules alone.
+    - `thirds` also: `rms`, the root of the signal per parameter; `share` of the signal of all layers, with
+      its interval; `p_whole`, of the signal of all layers; `probability`, that of `evidence`.
+    - `evidence`: the `log` (nats) and `probability` of each account, and the third that it `points` to.
+    - `resolution`: how often labels that an account made would point to each third.
+    - `raw`: `prompts`, `influences` (prompts x layers) and `flips` (layers x flips).
 
     Args:
         one: the signal, of two prompts or more.
@@ -116,7 +127,7 @@ def summary(one: Signal, flips: int, seed: int) -> dict[str, Any]:
     layers = _tested(one.layers, null, [{"layer": i} for i in range(len(one.layers))])
     for row in layers:
         row["parameters"] = one.parameters([row["layer"]])
-    thirds = _thirds(one, signs)
+    thirds = thirds_of(one, signs)
     evidence, resolution = _evidence(one, rng)
     for row in thirds:
         row["probability"] = evidence["probability"][row["block"]]
@@ -138,11 +149,8 @@ def summary(one: Signal, flips: int, seed: int) -> dict[str, Any]:
 
 
 def layer_scores(one: Signal) -> list[float]:
-    """Each layer's signal over its standard deviation under all flips of labels, which is exact.
-
-    Under independent signs the variance of the signal is 2 sum G_ij^2 / (n (n - 1))^2 over i != j.
-    """
-    return [_over(s, d) for s, d in zip(signal(one.layers), _deviation(one.layers), strict=True)]
+    """Each layer's signal over its standard deviation under flipped labels, in the tuned modules."""
+    return [_over(s, d) for s, d in zip(signal(one.layers), deviation(one.layers), strict=True)]
 
 
 # --- rows ----------------------------------------------------------------------------------------
@@ -156,9 +164,9 @@ def _tested(grams: np.ndarray, null: np.ndarray, names: Sequence[Row]) -> list[R
         null: R x K, the signal under flipped labels.
         names: K, the row's first fields.
     """
-    values, deviations = signal(grams), _deviation(grams)
+    values, deviations = signal(grams), deviation(grams)
     energies = np.diagonal(grams, axis1=-2, axis2=-1).mean(-1)
-    above = (1 + (null >= values).sum(0)) / (1 + len(null))
+    above = _p(values, null, deviations)
     rows = []
     for i, p in enumerate(holm(above)):
         rows.append(
@@ -177,11 +185,10 @@ def _tested(grams: np.ndarray, null: np.ndarray, names: Sequence[Row]) -> list[R
     return rows
 
 
-def _deviation(grams: np.ndarray) -> np.ndarray:
-    """The exact standard deviation of `signal` under independent flips of labels."""
-    n = grams.shape[-1]
-    squares = (grams**2).sum((-2, -1)) - (np.diagonal(grams, axis1=-2, axis2=-1) ** 2).sum(-1)
-    return np.asarray(np.sqrt(2 * squares) / (n * (n - 1)))
+def _p(values: np.ndarray, null: np.ndarray, deviations: np.ndarray) -> np.ndarray:
+    """How often labels by chance have as large a signal. Rounding tells no labelling from itself."""
+    as_large = null >= values - 1e-9 * deviations
+    return np.asarray((1 + as_large.sum(0)) / (1 + len(null)))
 
 
 def _digits(value: float) -> float:
@@ -189,8 +196,8 @@ def _digits(value: float) -> float:
     return short([value])[0]
 
 
-def _over(value: float, deviation: float) -> float:
-    return float(value / deviation) if deviation > 0 else 0.0
+def _over(value: float, spread: float) -> float:
+    return float(value / spread) if spread > 0 else 0.0
 
 
 def _modules(one: Signal, signs: np.ndarray) -> list[Row]:
@@ -204,16 +211,16 @@ def _modules(one: Signal, signs: np.ndarray) -> list[Row]:
     return _tested(grams, flipped(grams, signs), names)
 
 
-def _thirds(one: Signal, signs: np.ndarray) -> list[Row]:
+def thirds_of(one: Signal, signs: np.ndarray) -> list[Row]:
     """One row per third, with its share of the signal of all layers.
 
     The interval of the share is the jackknife's, over prompts. There is no share where the signal of
-    all layers together is not above chance.
+    all layers together is not above chance. `signs` are labellings by chance (R x prompts).
     """
     grams = np.stack([one.layers[layers].sum(0) for layers in one.blocks.values()])
     whole = grams.sum(0)[None]
-    null = flipped(whole, signs)[:, 0]
-    p = (1 + (null >= signal(whole)[0]).sum()) / (1 + len(null))
+    null = flipped(whole, signs)
+    (p,) = _p(signal(whole), null, deviation(whole))
     rows = _tested(grams, flipped(grams, signs), [{"block": block} for block in one.blocks])
     values = signal(grams)
     for row in rows:
@@ -231,25 +238,32 @@ def _thirds(one: Signal, signs: np.ndarray) -> list[Row]:
     return rows
 
 
-def _evidence(one: Signal, rng: np.random.Generator) -> tuple[Row, list[Row]]:
-    """Which third the labels point to, and how often each account would be found on these pairs.
+def accounts_of(one: Signal) -> Accounts:
+    """The accounts of where a preference sits: in each third, in all layers alike, in none.
 
     A third's kernel is the mean of its layers' cosines, so that each layer counts alike, whatever the
     norm of its gradients.
     """
     cosine = cosines(one.layers)
-    accounts = Accounts({b: _kernel(cosine, layers) for b, layers in one.blocks.items()})
+    return Accounts({block: _kernel(cosine, layers) for block, layers in one.blocks.items()})
+
+
+def _evidence(one: Signal, rng: np.random.Generator) -> tuple[Row, list[Row]]:
+    """Which third the labels point to, and how often each account would be found on these pairs.
+
+    `log_random` is the evidence of random sets of as many layers as a third has.
+    """
+    accounts = accounts_of(one)
     labels = np.ones((1, len(one.prompts)))
-    logs = accounts.log_evidence(labels)
-    (probability,) = accounts.probabilities(logs)
-    size = len(one.blocks["mid"])
-    drawn = [rng.choice(len(cosine), size, replace=False) for _ in range(RANDOM)]
-    random = Accounts({str(i): _kernel(cosine, sorted(layers)) for i, layers in enumerate(drawn)})
+    logs, probabilities = accounts.log_evidence(labels)[0], accounts.probabilities(labels)[0]
+    cosine, size = cosines(one.layers), len(one.blocks["mid"])
+    drawn = [rng.choice(len(cosine), size, replace=False).tolist() for _ in range(RANDOM)]
+    random = Accounts({str(i): _kernel(cosine, layers) for i, layers in enumerate(drawn)})
     evidence = {
-        "log": dict(zip(accounts.names, logs[0].tolist(), strict=True)),
-        "probability": probability,
-        "points": found(probability),
-        "log_random": random.log_evidence(labels)[0, :RANDOM].tolist(),
+        "log": dict(zip(accounts.names, short(logs), strict=True)),
+        "probability": dict(zip(accounts.names, short(probabilities), strict=True)),
+        "points": accounts.found(labels)[0],
+        "log_random": short(random.log_evidence(labels)[0, :RANDOM].tolist()),
     }
     resolution = []
     for name in accounts.names:
@@ -260,5 +274,5 @@ def _evidence(one: Signal, rng: np.random.Generator) -> tuple[Row, list[Row]]:
 
 
 def _kernel(cosine: np.ndarray, layers: Sequence[int]) -> np.ndarray:
-    """The mean cosine over some layers, without those that no gradient reaches. Ones on its diagonal."""
-    return cosines(cosine[list(layers)].sum(0)) if len(layers) else cosine[0] * 0
+    """The kernel of some layers, with ones on its diagonal, from the cosines in all layers."""
+    return cosines(cosine[list(layers)].sum(0))

@@ -1,15 +1,17 @@
 """Concordance: every measure of where alignment happens, on one axis of layers, for one model.
 
-The measures are about different things. `gradient` says where the loss would move the weights.
-`update` says which weights were moved, and `ila` which of them count. `patching` says what carries
+The measures are about different things. `gradient` says in which layers the gradients of preferences
+have more in common than those of labels by chance. `norms`, a control, says how large single gradients
+are, which no label decides. `update` says which weights were moved, and `ila` which of them count. `patching` says what carries
 the tuned model's preference, and `lasso` whose change predicts it. `tuning` says what a layer gains
-when it is tuned alone. `spectrum` is a control: it looks at the base model's weights and at no
+when it is tuned alone. `spectrum` is a control, too: it looks at the base model's weights and at no
 preference.
 
 The rule for the answer was fixed beforehand. A measure points to a third if that third has the
 largest share per layer, and if its lead over each other third is above zero by the 95% interval over
-prompts. Only a mean over pairs has such an interval: `gradient`, `patching` and `tuning`. A third is
-the answer if at least three measures point, and all that point do so to this third. Otherwise there
+prompts. Only a mean over pairs has such an interval: `patching` and `tuning`. `gradient` has a
+probability for each third instead, and points to one that is 95% probable
+(`hialign.statistics.evidence`). A third is the answer if at least three measures point, and all that point do so to this third. Otherwise there
 is no answer.
 """
 
@@ -47,6 +49,9 @@ class Measure:
     prompts: tuple[str, ...] = ()
     ranks_only: bool = False  # its values have no zero: only the order means anything
     control: bool = False
+    points: str | None = (
+        None  # the third that its record says it points to; None: see the intervals
+    )
 
     def shares(self) -> dict[str, float]:
         """The share of each third, or NaN where no layer has any."""
@@ -102,11 +107,27 @@ def measures(study: Study, label: str) -> tuple[list[Measure], dict[str, str]]:
     return measured, lacking
 
 
-def _gradient(record: Record) -> Measure:
-    rows = record["pairs"]["preference"]
-    draws = np.array([row["norms"] for row in rows])
-    prompts = tuple(row["prompt"] for row in rows)
-    return Measure("gradient", tuple(draws.mean(axis=0)), draws, prompts)
+def _gradient(record: Record) -> Measure | str:
+    """The signal of each layer over its standard deviation under flipped labels."""
+    if "signal" not in record:
+        return "its record has the norms of single gradients alone, and no label changes these"
+    of_layers, (evidence, *_) = (
+        [row for row in record["signal"][part] if row["source"] == "preference"]
+        for part in ("layers", "evidence")
+    )
+    scores = tuple(row["over_chance"] for row in of_layers)
+    raw = record["signal"]["raw"]["preference"]
+    if raw["influences"] is None:  # two prompts
+        return Measure("gradient", scores, points=evidence["points"])
+    spread = np.array([row["flipped_std"] for row in of_layers])
+    draws = np.array(raw["influences"]) / np.where(spread > 0, spread, 1)
+    return Measure("gradient", scores, draws, tuple(raw["prompts"]), points=evidence["points"])
+
+
+def _norms(record: Record) -> Measure:
+    """The mean norm of single pairs' gradients, which is the network's trend with depth."""
+    norms = np.array([row["norms"] for row in record["pairs"]["preference"]])
+    return Measure("norms", tuple(norms.mean(axis=0)), control=True)
 
 
 def _ila(record: Record) -> Measure | str:
@@ -150,6 +171,7 @@ def _spectrum(record: Record) -> Measure:
 
 READ: dict[str, Callable[[Record], Measure | str]] = {
     "gradient": _gradient,
+    "norms": _norms,
     "update": _update,
     "ila": _ila,
     "patching": _patching,
@@ -157,7 +179,12 @@ READ: dict[str, Callable[[Record], Measure | str]] = {
     "tuning": _tuning,
     "spectrum": _spectrum,
 }
-PROBE_OF = {"gradient": "gradients", "update": "weights", "spectrum": "weights"}
+PROBE_OF = {
+    "gradient": "gradients",
+    "norms": "gradients",
+    "update": "weights",
+    "spectrum": "weights",
+}
 PROBE_OF |= {"lasso": "patching", "tuning": "sweep"}
 
 
@@ -193,6 +220,8 @@ def _points(measure: Measure, shares: dict[str, float], drawn: np.ndarray | None
 
     Thirds may differ by a layer, so the share per layer decides which one leads.
     """
+    if measure.points is not None:
+        return measure.points
     names, values = list(shares), np.array(list(shares.values()))
     if drawn is None or np.isnan(values).any():  # no interval, or no layer has any
         return ""
