@@ -9,16 +9,20 @@ from hialign.study.probe_settings import ProbeSettings
 from hialign.study.settings import ModelSettings
 from hialign.study.study import PROBES, Study, without_costs
 
+RETIRED = {
+    "patching.stability_resamples"
+}  # settings of earlier versions that have no effect any more
+
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
     """Each setting that changed, as `training.beta was 0.1 and is 0.2`.
 
-    Settings that change costs alone are left out. So is what an earlier version did not record: a
-    whole section, or a setting that has its default.
+    Settings that change costs alone are left out. So are retired ones, and what an earlier version did
+    not record: a whole section, or a setting that has its default.
     """
     sections = {name: section for name, section in now.items() if name in before}
     old, new = _flat(without_costs(dict(before))), _flat(without_costs(sections))
-    for key in sorted({*old, *new}):
+    for key in sorted({*old, *new} - RETIRED):
         if key not in old and new[key] == _defaults().get(key):
             continue
         if old.get(key) != new.get(key):
