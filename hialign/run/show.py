@@ -23,7 +23,7 @@ from hialign.records.status import cell_status, probe_status
 from hialign.report import display, plots, run_tables
 from hialign.report.display import Table, span, table_of
 from hialign.report.judge_tables import judge_line
-from hialign.report.where import gradients, ila, overview, patching, sweep
+from hialign.report.where import gradients, ila, overview, patching, swaps, sweep
 from hialign.run.texts import answers as answers
 from hialign.run.texts import html, text
 from hialign.run.texts import pair as pair
@@ -39,9 +39,10 @@ VIEWS: Mapping[str, Sequence[Callable[[Study], Any]]] = {
     "ila": (ila.gates, ila.rankings, ila.overlaps, ila.interventions),
     "patching": (
         patching.made,
+        swaps.profile,
+        swaps.thirds,
+        patching.changes,
         patching.recovery,
-        patching.thirds,
-        patching.regression,
         patching.rank,
     ),
     "sweep": (sweep.windows, sweep.controls),
