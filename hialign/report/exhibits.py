@@ -22,7 +22,16 @@ from hialign.report import figures, heatmap, judge_tables, run_tables, score_tab
 from hialign.report.audit import statements
 from hialign.report.audit import tables as audit_tables
 from hialign.report.claims import ledger
-from hialign.report.where import frontier, gradients, ila, overview, patching, signal, sweep
+from hialign.report.where import (
+    frontier,
+    gradients,
+    ila,
+    overview,
+    patching,
+    signal,
+    swaps,
+    sweep,
+)
 from hialign.study import paths
 from hialign.study.errors import HialignError
 from hialign.study.study import PROBES, STAGES, Study
@@ -179,8 +188,16 @@ _ALL = [
     Exhibit("figure-ila-interventions", "Tuned by rank", "ila", ila.interventions, ila.variants),
     Exhibit("table-ila-differences", "Interventions compared", "ila", ila.differences),
     Exhibit("table-patching", "What was patched", "patching", patching.made),
+    Exhibit("figure-swaps", "Layers swapped", "patching", swaps.profile, swaps.layers),
+    Exhibit("table-swaps", "Thirds swapped", "patching", swaps.thirds),
+    Exhibit(
+        "figure-patching-changes",
+        "Signed change by layer",
+        "patching",
+        patching.changes,
+        patching.changed,
+    ),
     Exhibit("figure-patching", "Recovery by layer", "patching", patching.recovery, patching.layers),
-    Exhibit("table-patching-thirds", "The middle third", "patching", patching.thirds),
     Exhibit(
         "figure-patching-windows",
         "Recovery by windows",
@@ -188,14 +205,6 @@ _ALL = [
         patching.windows,
         patching.layers,
     ),
-    Exhibit(
-        "figure-patching-lasso",
-        "LASSO with stability selection",
-        "patching",
-        patching.lasso,
-        patching.kept,
-    ),
-    Exhibit("table-patching-regression", "Regression", "patching", patching.regression),
     Exhibit(
         "figure-patching-rank", "Recovery against rank", "patching", patching.rank, patching.ranks
     ),

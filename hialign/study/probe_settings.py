@@ -106,11 +106,17 @@ class PatchingSettings(Settings):
     """Alignment is Localized: causal patching (probes/patching). A reconstruction."""
 
     tuned: str = "full"  # a block of the study, or a tuned model (hub id or folder)
-    patched: Pairs | None = Field(None, ge=2)  # patched pairs. null: all of `probes.pairs`
+    # Pairs on which layers' weights are swapped, each by itself. null: all of `probes.pairs`
+    swapped: Pairs | None = Field(None, ge=2)
+    # Random adapters of the same norms, each of which costs as much as the swaps themselves. With
+    # fewer than two there is no null, and the probe has no vote.
+    null_draws: int = Field(4, ge=0, le=1_000)
+    patched: Pairs | None = Field(None, ge=2)  # pairs with patched activations. null: all
     window: Layers | None = None  # consecutive layers. null: a third of the depth
     ranks: list[Rank] = Field([1, 2, 4, 8, 16])
     rank_layers: Layers = 1  # how many of the layers that recover most are decomposed by rank
-    stability_resamples: Resamples = Field(100, ge=20)  # bootstrap samples of the LASSO
+    # Of a LASSO that is gone: it found nothing that was planted. Published studies still name it.
+    stability_resamples: Resamples | None = Field(None, exclude=True)
 
 
 class SweepSettings(Settings):

@@ -16,7 +16,7 @@ from ledger_material import (
     write_parameters,
     write_scores,
 )
-from test_claim_probes import gated, intervened, low_rank, patched
+from test_claim_probes import gated, intervened, low_rank, swapped
 
 from hialign.probes.gradients.trend import inequality
 from hialign.records.files import write_json
@@ -99,19 +99,13 @@ def gradients(own: float) -> dict[str, Any]:
     return {"inequality": inequality(norms, kin, 10_000, 42)}
 
 
-def lasso(kept: int) -> dict[str, Any]:
-    record = {"stability": [1.0] * DEPTH, "stable": list(range(kept)), "reason": None, "n": 200}
-    return {"lasso": record, "depth": DEPTH}
-
-
 MIDDLE, LATE = ({"local": 0.05, "mid": mid, "global": 0.35 - mid} for mid in (0.3, 0.05))
 RECORDS = {  # by statistic: a record for the claim, and one against it
     "inequality": (lambda: gradients(4.0), lambda: gradients(0.25)),
     "overlap": (lambda: gated(0.99), lambda: gated(0.9, opposed=True)),
     "freezing": (lambda: intervened(0.1), lambda: intervened(-0.1)),
     "few": (lambda: intervened(0.1, n=200), lambda: intervened(0.1, few=0.5)),
-    "middle": (lambda: patched(MIDDLE), lambda: patched(LATE)),
-    "few-layers": (lambda: lasso(1), lambda: lasso(5)),
+    "middle": (lambda: swapped(MIDDLE), lambda: swapped(LATE)),
     "low-rank": (lambda: low_rank(0.38, 0.4, 0.05), lambda: low_rank(0.1, 0.4, 0.3)),
 }
 REFUTING = {  # by statistic: a record whose direction is right, and whose number is not reached

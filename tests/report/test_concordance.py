@@ -45,19 +45,24 @@ def signal_of(third: str, names: tuple[str, ...] = ("preference",)) -> dict[str,
     }
 
 
+def swapped(effects: np.ndarray, spread: float = 0.05, draws: int = 4) -> dict[str, Any]:
+    """A patching record with these effects by both ways, and random adapters of some spread."""
+    rng = np.random.default_rng(5)
+    nulls = [
+        {way: {"layers": rng.normal(0, spread, DEPTH).tolist()} for way in ("put_in", "leave_out")}
+        for _ in range(draws)
+    ]
+    swaps: dict[str, Any] = {"pairs": [{"prompt": p} for p in PROMPTS], "nulls": nulls}
+    swaps |= {way: {"layers": effects.tolist()} for way in ("put_in", "leave_out")}
+    return {"depth": DEPTH, "layer_scores": effects.mean(axis=0).tolist(), "swaps": swaps}
+
+
 def study_of(outputs: Path, gradient: str, patching: str, tuning: str) -> Study:
     study = Study(**load_study("smoke").model_dump() | {"name": "made-up", "judge": None})
     rows = [
         {"prompt": p, "norms": v.tolist()} for p, v in zip(PROMPTS, peaked(gradient), strict=True)
     ]
-    gain = peaked(patching, seed=2)
-    record: dict[str, Any] = {
-        "layer_scores": gain.mean(axis=0).tolist(),
-        "unpatched": {"base": {"summed": [0.0] * PAIRS}, "tuned": {"summed": [9.0] * PAIRS}},
-        "margins": {"tuned_into_base": {"contribution": {"summed": gain.T.tolist()}}},
-        "pairs": [{"prompt": p} for p in PROMPTS],
-        "lasso": {"reason": "too few pairs for the regression"},
-    }
+    record = swapped(peaked(patching, seed=2))
     singles = [{"margins": values.tolist()} for values in peaked(tuning, seed=3).T]
     contents: dict[str, Any] = {
         "gradients": {"pairs": {"preference": rows}, "signal": signal_of(gradient)},
@@ -90,7 +95,6 @@ def test_an_answer_where_three_measures_agree(outputs: Path) -> None:
     assert rows.mid_low["gradient"] < rows.mid["gradient"] < rows.mid_high["gradient"]
     assert rows.mid["update"] == pytest.approx(1 / 3)
     assert rows["global"]["spectrum"] == 1.0  # its three best of nine layers
-    assert rows.why["lasso"] == "too few pairs for the regression"
     assert rows.why["ila"] == "the ila probe has not been run with the study's current settings"
     assert len(overview.correlations(study)) == 15  # of six measures
     assert overview.layers(study).shape == (DEPTH, 8)
@@ -144,6 +148,65 @@ def test_labels_that_point_nowhere_have_no_vote(outputs: Path) -> None:
     row = shares_by_measure(study).set_index("measure").loc["gradient"]
     assert row.mid_low > row["local_high"]
     assert row.points == ""
+
+
+def patching_of(record: dict[str, Any]) -> Measure | str:
+    return concordance.READ["patching"](record)
+
+
+def pointed(record: dict[str, Any]) -> str:
+    measure = patching_of(record)
+    assert isinstance(measure, Measure)
+    return concordance._points(measure, measure.shares(), measure.resampled())
+
+
+def test_the_swaps_have_to_be_beyond_random_adapters() -> None:
+    """The leads are 2 nats: they are clear over prompts, and too small where random adapters vary so."""
+    assert pointed(swapped(peaked("global"), spread=0.05)) == "global"
+    assert pointed(swapped(peaked("global"), spread=3.0)) == ""
+    assert pointed(swapped(peaked("none"), spread=0.05)) == ""
+    # clear among random adapters, but not over prompts
+    assert pointed(swapped(peaked("global", noise=30), spread=0.05)) == ""
+
+
+def test_swaps_away_from_the_human_preference_point_nowhere() -> None:
+    """Exchanging chosen and rejected turns every effect around: what led then harms."""
+    effects = peaked("mid") - 1
+    assert pointed(swapped(effects)) == "mid"
+    assert pointed(swapped(-effects)) == ""
+    # the third that harms least is no answer either
+    assert pointed(swapped(peaked("mid") - 4)) == ""
+
+
+def test_patching_has_no_vote_without_swaps_or_random_adapters() -> None:
+    old = {"layer_scores": [1.0] * DEPTH, "recovery": {}, "depth": DEPTH}
+    assert "patched activations alone" in str(patching_of(old))
+    alone = swapped(peaked("mid"), draws=1)
+    assert "fewer than two random adapters" in str(patching_of(alone))
+    nothing = swapped(peaked("mid")) | {
+        "layer_scores": None,
+        "layer_scores_reason": "no difference",
+    }
+    assert patching_of(nothing) == "no difference"
+
+
+def test_leads_are_differences_of_means() -> None:
+    from hialign.report.where import swaps
+
+    scores = np.arange(8.0) ** 2  # thirds of 3, 3 and 2 layers
+    leads = swaps.leads(8, "global")
+    assert leads["local"] @ scores == pytest.approx(scores[6:].mean() - scores[:3].mean())
+    assert leads["mid"] @ scores == pytest.approx(scores[6:].mean() - scores[3:6].mean())
+    record = swapped(peaked("mid"))
+    record["swaps"]["leave_out"]["layers"] = (
+        3 * np.array(record["swaps"]["put_in"]["layers"])
+    ).tolist()
+    one, other, both = (
+        swaps.lead(record, way, "mid", "local")["estimate"]
+        for way in ("put_in", "leave_out", "both")
+    )
+    assert other == pytest.approx(3 * one)
+    assert both == pytest.approx(2 * one)
 
 
 @pytest.mark.parametrize("depth", [7, 8, 9])

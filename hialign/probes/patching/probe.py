@@ -9,20 +9,22 @@ for layers, and `low_rank` decomposes the difference into directions. `runs` has
 The published method is reconstructed here.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 
 from hialign.engine.models import identity, load_tokenizer
 from hialign.engine.progress import Progress
 from hialign.probes.pairs import ROW, ProbePair, held_out
+from hialign.probes.patching.effects import BOTH, swap_record
 from hialign.probes.patching.low_rank import by_rank, halves, rank_runs
+from hialign.probes.patching.nulls import randomized
 from hialign.probes.patching.recovery import (
     VERSIONS,
     Margins,
+    change,
     difference,
     lengths,
     margins,
@@ -31,9 +33,9 @@ from hialign.probes.patching.recovery import (
     recovery,
     tokens_of,
 )
-from hialign.probes.patching.regression import lasso
-from hialign.probes.patching.rows import rows
+from hialign.probes.patching.rows import Row, rows
 from hialign.probes.patching.runs import DIRECTIONS, KINDS, Runs, Side, run_row, why_not_apart
+from hialign.probes.patching.swaps import swap_row
 from hialign.probes.patching.two_models import both, tuned_source
 from hialign.probes.record import Parts, measured, probe_settings
 from hialign.statistics.margins import rounded
@@ -53,21 +55,34 @@ def patching(cell: Cell) -> dict[str, Any]:
 
     - `tuned`: the other model, its `kind` `adapter` or `model`, and `outside`, the parameters outside
       the layers in which the two differ. No patch of layers can recover these.
+    - `swaps`, all in nats of m (summed), positive towards the human preference:
+      - `pairs`: `id` and `prompt` of the pairs, in the order of every list of pairs here.
+        `unswapped[side]`: m of each. `difference`: as below.
+      - `put_in` and `leave_out`, each with `layers[pair][layer]` and `thirds[pair][third]`: the
+        effect of that layer or whole third on the pair (`effects`).
+      - `layers`: for each layer, an estimate of its effect by `put_in`, by `leave_out` and by `both`,
+        the mean of the two. `p` is two-sided, among random adapters.
+      - `thirds`: the same of the mean over a third's layers, one row per `third` and `way`. `whole` is
+        the effect of the third swapped as a whole.
+      - `nulls`: for each random adapter its `seed`, the mean `difference` of m, and the mean effects,
+        `put_in` and `leave_out`, of `layers` and `thirds`.
+      - `passes`: as below, of one swap measurement. The nulls cost as much each.
+    - `layer_scores`: a layer's effect by `both`, or null with `layer_scores_reason`.
+
+    The rest is about patched activations, of the `patched` pairs:
+
     - `pairs`: `id`, `prompt`, `chosen_tokens`, `rejected_tokens` of the `patched` pairs, in the order
       of every list of pairs below.
     - `difference[version]`: the mean of m_tuned - m_base over patched pairs, and `size`, that of its
       absolute value. `nothing`: why there is no recovery, if it is near zero.
-    - `recovery[direction][kind][version]`: an estimate per layer (or per window, with `start` and
-      `stop`), or null. It is the mean over pairs, weighted by what there is to recover: 1 is all of
-      the donor's m, 0 none.
+    - `changes[direction][kind]`: an estimate per layer (or per window, with `start` and `stop`) of the
+      signed change of m (summed, nats), see `recovery.change`.
+    - `recovery[direction][kind][version]`: an estimate per layer or window, or null. It is the mean over
+      pairs, weighted by what there is to recover: 1 is all of the donor's m, 0 none.
     - `kinds`: what the kinds are. `left_out[kind]`: why a kind is missing.
     - `unpatched[side][version]`: m of each pair.
     - `margins[direction][kind][version]`: m by layer and pair.
-    - `layer_scores`: the recovery of a layer's contribution in base (summed), or null with
-      `layer_scores_reason`.
     - `window`: the layers of a window, whose contributions are summed.
-    - `lasso`: see `regression.lasso`, with what it was given: `pairs`, `gains` and `distances[pair]
-      [layer]`.
     - `rank`: `layers`, each with `explained` by rank, `recovery[direction][variant]` by rank (summed;
       `low_rank.VARIANTS`; at the last rank, the width, the patch is whole) and the `margins` of the
       `tested` pairs, or a `reason`.
@@ -86,12 +101,12 @@ def patching(cell: Cell) -> dict[str, Any]:
     empty = [p.id for p in pairs if any(len(t.ids) <= t.start for t in p.tokens)]
     if empty:
         raise HialignError(f"pair {empty[0]} has an empty response: there is nothing to patch")
-    patched = settings.patched or len(pairs)
-    if patched > len(pairs):
-        raise HialignError(
-            f"probes.patching.patched is {patched}, but probes.pairs only {len(pairs)}: "
-            "raise probes.pairs"
-        )
+    for name in ("swapped", "patched"):
+        if (wanted := getattr(settings, name) or 0) > len(pairs):
+            raise HialignError(
+                f"probes.patching.{name} is {wanted}, but probes.pairs only {len(pairs)}: "
+                "raise probes.pairs"
+            )
     source.check_tokens(cell, pairs)
     came_from = {
         "model": identity(cell.model),
@@ -102,7 +117,7 @@ def patching(cell: Cell) -> dict[str, Any]:
     def compute(parts: Parts) -> dict[str, Any]:
         with both(cell, source, pairs) as (sides, outside):
             tuned = {"name": settings.tuned, "kind": source.kind, "outside": outside}
-            return {"tuned": tuned} | Measurement(cell, sides, pairs, patched, parts).record()
+            return {"tuned": tuned} | Measurement(cell, sides, pairs, parts).record()
 
     return measured(cell, "patching", came_from, compute)
 
@@ -119,12 +134,12 @@ class Measurement:
         cell: Cell,
         sides: Mapping[str, Side],
         pairs: Sequence[ProbePair],
-        patched: int,
         parts: Parts,
     ) -> None:
         self.sides, self.parts = sides, parts
         self.settings, self.probes = patching_settings(cell), probe_settings(cell)
-        self.pairs, self.further = list(pairs[:patched]), list(pairs[patched:])
+        self.pairs = list(pairs[: self.settings.patched])
+        self.swapped = list(pairs[: self.settings.swapped])
         self.depth = sides["base"].depth
         self.window = self.settings.window or len(split_layers(self.depth)["local"])
         self.model = sides["base"].decoder.model
@@ -144,8 +159,12 @@ class Measurement:
         why = self.parts.part("sublayers", self._why_not_apart)
         left_out = {kind: why for kind in ("attention", "mlp") if why}
         kinds = [kind for kind in KINDS if kind not in left_out]
-        runs = self._runs("patched", self.pairs, kinds)
-        further = self._runs("regressed", self.further, [])
+        swaps, scores = self._swaps(), None
+        nothing = nothing_to_recover(swaps["difference"], self.model.dtype)
+        if not nothing:
+            scores = [layer[BOTH]["estimate"] for layer in swaps["layers"]]
+        patch = partial(run_row, self.sides, kinds=kinds, window=self.window)
+        runs = self._runs("patched", self.pairs, patch)
         own = {side: margins(runs.unpatched[side], self.pairs) for side in self.sides}
         apart = {
             v: difference(own["base"][v], own["tuned"][v], prompts_of(self.pairs), *self._bootstrap)
@@ -169,6 +188,15 @@ class Measurement:
                 for number, m in enumerate(patched[direction][kind])
             ]
 
+        def changes(direction: str, kind: str) -> list[dict[str, Any]]:
+            """The same of the signed change, summed."""
+            summed = {side: m["summed"] for side, m in own.items()}
+            return [
+                self._place(kind, number)
+                | change(m["summed"], summed, direction, prompts_of(self.pairs), *self._bootstrap)
+                for number, m in enumerate(patched[direction][kind])
+            ]
+
         recovered = {
             direction: {
                 kind: {v: None if reason else recoveries(direction, kind, v) for v in VERSIONS}
@@ -177,9 +205,11 @@ class Measurement:
             for direction in DIRECTIONS
         }
         contributions = recovered["tuned_into_base"]["contribution"]["summed"]
-        scores = None if contributions is None else [c["estimate"] for c in contributions]
         return {
             "depth": self.depth,
+            "swaps": swaps,
+            "layer_scores": scores,
+            "layer_scores_reason": nothing,
             "patched": len(self.pairs),
             "pairs": [
                 {"id": p.id, "prompt": p.prompt, "chosen_tokens": c, "rejected_tokens": r}
@@ -190,11 +220,12 @@ class Measurement:
             "window": self.window,
             "difference": apart,
             "nothing": reason,
+            "changes": {
+                direction: {kind: changes(direction, kind) for kind in kinds}
+                for direction in DIRECTIONS
+            },
             "recovery": recovered,
-            "layer_scores": scores,
-            "layer_scores_reason": reason,
-            "lasso": self._lasso(runs, further),
-            "rank": self._rank(own, scores, reason),
+            "rank": self._rank(own, contributions, reason),
             "unpatched": {
                 side: {v: rounded(values) for v, values in m.items()} for side, m in own.items()
             },
@@ -225,41 +256,36 @@ class Measurement:
         with torch.inference_mode():
             return why_not_apart(self.sides["base"].states(row.layout), type(self.model).__name__)
 
-    def _runs(self, name: str, pairs: Sequence[ProbePair], kinds: Sequence[str]) -> Runs:
-        """Run all patches of some pairs. Each row is a part, from which a killed run goes on."""
+    def _runs(
+        self, name: str, pairs: Sequence[ProbePair], run: Callable[[Row], dict[str, Any]]
+    ) -> Runs:
+        """Run some pairs. Each row is a part, from which a killed run goes on."""
         device, runs = self.sides["base"].decoder.device, []
         with Progress(total=len(pairs), desc=f"patching: {name} pairs") as bar:
             for number, row in enumerate(rows([p.tokens for p in pairs], device, ROW)):
-                compute = partial(run_row, self.sides, row, kinds, self.window)
-                runs.append(self.parts.part(f"{name}-{number}", compute))
+                runs.append(self.parts.part(f"{name}-{number}", partial(run, row)))
                 bar.update(len(row.pairs))
         return Runs.joined(runs)
 
-    def _lasso(self, runs: Runs, further: Runs) -> dict[str, Any]:
-        pairs = self.pairs + self.further
-        distances = np.array([*runs.distance, *further.distance])
-        base, tuned = (
-            np.array(margins([*runs.unpatched[s], *further.unpatched[s]], pairs)["summed"])
-            for s in ("base", "tuned")
-        )
-        result = lasso(
-            distances,
-            tuned - base,
-            prompts_of(pairs),
-            self.settings.stability_resamples,
-            self.probes.seed,
-        )
-        return result | {
-            "pairs": [{"id": p.id, "prompt": p.prompt} for p in pairs],
-            "gains": rounded(list(tuned - base)),
-            "distances": [rounded(list(row)) for row in distances],
-        }
+    def _swaps(self) -> dict[str, Any]:
+        """Swap layers between the two sides, and between base and random adapters."""
+        swap = partial(swap_row, self.sides)
+        runs, nulls = self._runs("swapped", self.swapped, swap), {}
+        for draw in range(self.settings.null_draws):
+            seed = self.probes.seed + 1 + draw
+            with randomized(self.sides, seed):
+                nulls[seed] = self._runs(f"null-{draw + 1}", self.swapped, swap)
+        passes = runs.layer_tokens / (self.depth * tokens_of(self.swapped))
+        return swap_record(runs, nulls, self.swapped, *self._bootstrap) | {"passes": passes}
 
     def _rank(
-        self, own: Mapping[str, Margins], scores: list[float] | None, reason: str | None
+        self,
+        own: Mapping[str, Margins],
+        contributions: list[dict[str, Any]] | None,
+        reason: str | None,
     ) -> dict[str, Any]:
         """Recovery by rank, at the layers whose contribution recovers most in base."""
-        if scores is None:
+        if contributions is None:
             return {"reason": reason, "layers": []}
         learned, tested = halves(prompts_of(self.pairs), self.probes.seed)
         prompts = prompts_of([self.pairs[i] for i in tested])
@@ -274,6 +300,7 @@ class Measurement:
         if nothing := nothing_to_recover(apart, self.model.dtype):
             return {"reason": f"in the tested half: {nothing}", "layers": []}
         tokens = [p.tokens for p in self.pairs]
+        scores = [contribution["estimate"] for contribution in contributions]
         best = sorted(range(self.depth), key=lambda layer: (-scores[layer], layer))
         layers = []
         for layer in best[: self.settings.rank_layers]:

@@ -13,10 +13,11 @@ from scipy.stats import t
 
 from hialign.records import frames
 from hialign.report.claims.material import NAN, Part, Untested, paired
+from hialign.report.where import swaps
 from hialign.report.where.overlaps import chance_of
 from hialign.statistics.comparisons import above
 from hialign.statistics.margins import gained
-from hialign.study.blocks import split_layers
+from hialign.statistics.nulls import null_p
 from hialign.study.study import Study
 
 Record = dict[str, Any]
@@ -25,8 +26,7 @@ LEAST_OVERLAP = 0.85  # ila-overlap: "nearly nine tenths"
 LITTLE = 0.05  # ila-few-suffice: of the pairs
 FREEZE, FEW = "freeze 25%", "top 30%"  # ILA's interventions
 SHARE_OF_WHOLE, RANK = 0.8, 4  # localized-low-rank
-FEW_LAYERS, MANY_LAYERS = 0.25, 0.5  # localized-few-layers, of all layers
-INTO_BASE, INTO_TUNED = "tuned_into_base", "base_into_tuned"
+INTO_BASE = "tuned_into_base"
 
 
 def probe_parts(study: Study, probe: str, statistic: str) -> list[Part]:
@@ -148,49 +148,37 @@ def _margins(record: Record, name: str) -> np.ndarray:
 
 
 def _middle(record: Record, about: str, draws: int) -> list[Part]:
-    """Mean recovery by one layer's contribution, the middle third minus each other third.
+    """What one layer's tuned weights add, the middle third minus each other third (nats).
 
-    It is a share of the whole difference, in both directions of patching. A contradiction needs both
-    directions as well.
+    Both ways of swapping count, and so do random adapters of the same norms: each p is the larger one
+    of that over prompts and that among random adapters. A contradiction needs both ways as well.
     """
-    prompts = [pair["prompt"] for pair in record["pairs"]]
-    split = split_layers(record["depth"])
-    parts = []
+    if "swaps" not in record:
+        raise Untested(
+            "the record has patched activations alone, whose recovery is the same if chosen and "
+            "rejected are exchanged"
+        )
+    prompts, parts = swaps.prompts(record), []
     for other in ("local", "global"):
         both = []
-        for direction, words in ((INTO_BASE, "tuned into base"), (INTO_TUNED, "base into tuned")):
-            over, whole = _gains(record, direction)
-            lead = over[list(split["mid"])].mean(axis=0) - over[list(split[other])].mean(axis=0)
-            what = f"{about}mid minus {other}, {words}"
-            both.append(paired(what, lead / whole, prompts, draws))
+        for way, words in swaps.WAYS.items():
+            effects, null = swaps.effects(record, way), swaps.null(record, way)
+            if null is None:
+                raise Untested("the record has fewer than two random adapters to compare with")
+            lead = swaps.leads(record["depth"], "mid")[other]
+            part = paired(f"{about}mid minus {other}, {words}", effects @ lead, prompts, draws)
+            above = null_p(part.estimate, null, lead, "greater")
+            both.append(
+                replace(
+                    part,
+                    p_for=max(part.p_for, above),
+                    p_against=max(part.p_against, 1 - above),
+                )
+            )
         reverse = all(part.refutes for part in both)
         against = max(part.p_against for part in both) if reverse else 1.0
         parts += [replace(part, p_against=against) for part in both]
     return parts
-
-
-def _gains(record: Record, direction: str) -> tuple[np.ndarray, float]:
-    """How far a layer's contribution brings a pair from the receiver's margin towards the donor's.
-
-    Returns the gains (layers x pairs, nats), and the mean of the whole way.
-    """
-    if record["nothing"]:
-        raise Untested(str(record["nothing"]))
-    base, tuned = (np.array(record["unpatched"][side]["summed"]) for side in ("base", "tuned"))
-    receiver, donor = (base, tuned) if direction == INTO_BASE else (tuned, base)
-    patched = np.array(record["margins"][direction]["contribution"]["summed"])
-    return gained(patched, receiver, donor), float(gained(donor, receiver, donor).mean())
-
-
-def _few_layers(record: Record, about: str, draws: int) -> list[Part]:
-    lasso = record["lasso"]
-    if lasso["stability"] is None:
-        raise Untested(str(lasso["reason"]))
-    share = len(lasso["stable"]) / record["depth"]
-    decided = True if 0 < share <= FEW_LAYERS else False if share > MANY_LAYERS else None
-    what = f"{about}layers kept in at least 80% of bootstrap samples, share of all"
-    between = "" if decided is not None else lasso["reason"] or "none, or between 25% and 50%"
-    return [Part(what, share, decided=decided, undecided=between, n=lasso["n"])]
 
 
 def _low_rank(record: Record, about: str, draws: int) -> list[Part]:
@@ -225,7 +213,6 @@ STATISTICS: Mapping[str, Callable[[Record, str, int], list[Part]]] = {
     "freezing": _freezing,
     "few": _few,
     "middle": _middle,
-    "few-layers": _few_layers,
     "low-rank": _low_rank,
 }
 
