@@ -88,7 +88,7 @@ def simulate(
 
 def satterthwaite(squares: MeanSquares) -> tuple[np.ndarray, np.ndarray]:
     """Standard error and degrees of freedom of the variance components."""
-    s, c = squares.seeds, squares.conversations
+    s, c = squares.freedom + 1, squares.conversations
     of_seeds = np.maximum(squares.over_seeds, squares.residual)
     total = of_seeds + np.maximum(squares.over_conversations - squares.residual, 0)
     parts = of_seeds**2 / (s - 1) + squares.over_conversations**2 / (c - 1)
@@ -98,8 +98,7 @@ def satterthwaite(squares: MeanSquares) -> tuple[np.ndarray, np.ndarray]:
 def hillis(squares: MeanSquares) -> tuple[np.ndarray, np.ndarray]:
     """The same, with the seeds' mean square as it is, and the degrees of freedom of seeds alone."""
     total = squares.over_seeds + np.maximum(squares.over_conversations - squares.residual, 0)
-    errors = np.sqrt(total / squares.seeds / squares.conversations)
-    return errors, total**2 / (squares.over_seeds**2 / (squares.seeds - 1))
+    return np.sqrt(total / squares.cells), total**2 / (squares.over_seeds**2 / squares.freedom)
 
 
 def pigeonhole(rng: np.random.Generator, data: np.ndarray, groups: np.ndarray) -> np.ndarray:
@@ -119,12 +118,11 @@ def p_values(rng: np.random.Generator, data: np.ndarray, groups: np.ndarray) -> 
     for name, way in (("Satterthwaite", satterthwaite), ("Hillis", hillis)):
         errors, freedom = way(squares)
         found[name] = 2 * stats.t.sf(np.abs(squares.mean) / errors, freedom)
-    size = squares.seeds * squares.conversations
     for name, square, freedom in (
-        ("seeds alone", squares.over_seeds, squares.seeds - 1),
+        ("seeds alone", squares.over_seeds, squares.freedom),
         ("pairs alone", squares.over_conversations, squares.conversations - 1),
     ):
-        found[name] = 2 * stats.t.sf(np.abs(squares.mean) / np.sqrt(square / size), freedom)
+        found[name] = 2 * stats.t.sf(np.abs(squares.mean) / np.sqrt(square / squares.cells), freedom)
     below = (pigeonhole(rng, data, groups) < 0).mean(1)
     found["pigeonhole bootstrap"] = 2 * np.minimum(below, 1 - below)
     return found

@@ -61,23 +61,22 @@ def fitted_slopes(margins: np.ndarray) -> np.ndarray:
     The prior's two pairs have the root mean square of the margins. If all margins are zero, so is
     the slope.
     """
-    from scipy.optimize.elementwise import find_root
+    from scipy.optimize import brentq
     from scipy.special import expit
 
-    flat = margins.reshape(-1, margins.shape[-1])
-    typical = np.sqrt((flat**2).mean(-1))
-    scaled = np.divide(flat, typical[:, None], out=np.zeros(flat.shape), where=typical[:, None] > 0)
+    slopes = np.zeros(margins.shape[:-1])
+    for place in np.ndindex(slopes.shape):
+        typical = float(np.sqrt((margins[place] ** 2).mean()))
+        if margins[place].sum() <= 0:  # any slope above zero loses
+            continue
+        scaled = margins[place] / typical
 
-    def derivative(slope: np.ndarray, row: np.ndarray) -> np.ndarray:
-        pulls = scaled[row] * expit(-slope[..., None] * scaled[row])
-        return np.asarray(np.tanh(slope / 2) - pulls.sum(-1))  # of the prior, and of the pairs
+        def derivative(slope: float, scaled: np.ndarray = scaled) -> float:
+            return float(np.tanh(slope / 2) - scaled @ expit(-slope * scaled))  # prior, pairs
 
-    rows = np.flatnonzero(scaled.sum(-1) > 0)  # others lose from any slope above zero
-    slopes = np.zeros(len(flat))
-    if len(rows):  # at a slope of 2 + pairs, the prior outweighs any number of pairs
-        slopes[rows] = find_root(derivative, (0.0, 2.0 + flat.shape[1]), args=(rows,)).x
-        slopes[rows] /= typical[rows]
-    return slopes.reshape(margins.shape[:-1])
+        # At a slope of 2 + pairs, the prior outweighs any number of pairs
+        slopes[place] = brentq(derivative, 0.0, 2.0 + len(scaled)) / typical
+    return slopes
 
 
 def _folds(
