@@ -36,7 +36,8 @@ def _defaults() -> dict[str, Any]:
     settings = Study(name="default", title="", models=[ModelSettings(source="x")]).model_dump()
     settings["model"] = settings.pop("models")[0]
     settings |= {"probes": probes} | {name: probes[name] for name in PROBES}
-    return _flat(settings)
+    # a cell whose layers a probe chose has that probe's settings in a section of their own
+    return _flat(settings | {"probe": settings})
 
 
 def _flat(settings: Any, prefix: str = "") -> dict[str, Any]:
