@@ -1,6 +1,6 @@
 """Do swaps of layers find what was planted, and nothing where nothing is? On models made for it.
 
-    python benchmarks/swaps.py [--seeds 20] [--out benchmarks/results/swaps.json]
+    python benchmarks/swaps.py [--seeds 20] [--own-words 0.9] [--pairs 60] [--out FILE.json]
 
 Each seed makes a tiny random model of a family that no test of hialign uses, pairs whose responses
 come from two distributions of tokens, and adapters on all of its layers. Every adapted matrix changes
@@ -15,8 +15,8 @@ The swaps are measured on other pairs, beside a few more random adapters, and th
 `hialign.report.where.concordance` is asked which third they point to. Beside it stands the measure that
 had this vote before: the recovery by layers' contributions, by the rule without a null.
 
-Four seeds have one model and the same tested pairs, so that the leads of `null` and `shuffled` can also
-be tested over seeds (Student's t). The same command with the same `--out` goes on where it was stopped.
+How much there is to learn depends on `--own-words`, the share of words that are not drawn at random. The
+same command with the same `--out` goes on where it was stopped.
 """
 
 import argparse
@@ -29,7 +29,6 @@ from typing import Any
 import numpy as np
 import torch
 from peft import LoraConfig, get_peft_model
-from scipy.stats import ttest_1samp
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from hialign.engine import environment
@@ -54,7 +53,7 @@ FAMILIES = ("arcee", "granite", "starcoder2", "exaone4", "hunyuan_v1_dense")  # 
 SEEDS_OF_A_MODEL = 4
 CONDITIONS = ("planted", "null", "shuffled")
 DEPTH, WORDS, SPECIAL = 9, 96, 3
-TRAINED, TESTED, DRAWS = 256, 40, 4
+TRAINED, DRAWS = 256, 4
 SHARE = 0.05  # of each matrix's norm, by which it changes
 ROW = 4096
 
@@ -78,15 +77,16 @@ def model_of(family: str, seed: int, depth: int = DEPTH) -> Any:
 
 @dataclass(frozen=True)
 class Language:
-    """Two distributions of tokens, half of which is uniform: of chosen and of rejected responses."""
+    """Two distributions of tokens, which are in part uniform: of chosen and of rejected responses."""
 
     chosen: np.ndarray
     rejected: np.ndarray
 
     @classmethod
-    def drawn(cls, rng: np.random.Generator) -> "Language":
+    def drawn(cls, rng: np.random.Generator, own_words: float) -> "Language":
         one, other = rng.dirichlet(np.full(WORDS, 0.3), size=2)
-        return cls(0.5 * one + 0.5 / WORDS, 0.5 * other + 0.5 / WORDS)
+        rest = (1 - own_words) / WORDS
+        return cls(own_words * one + rest, own_words * other + rest)
 
     def pairs(self, rng: np.random.Generator, count: int) -> list[TokenPair]:
         """Pairs of unequal lengths, each with a prompt of its own."""
@@ -170,7 +170,7 @@ def measured(model: Any, tuned: Any, pairs: Sequence[TokenPair], draws: int, see
         runs, nulls = Runs.joined([swap_row(sides, row) for row in planned]), {}
         for number in range(1_000 * seed, 1_000 * seed + draws):
             with randomized(sides, number):
-                nulls[number] = Runs.joined([swap_row(sides, row) for row in planned])
+                nulls[number] = Runs.joined([swap_row(sides, row, ["layers"]) for row in planned])
         patched = Runs.joined([run_row(sides, row, ["contribution"], 1) for row in planned])
     depth = model.config.num_hidden_layers
     record = {"depth": depth, "swaps": swap_record(runs, nulls, probed, 100, seed)}
@@ -196,13 +196,20 @@ def pointed(record: Mapping[str, Any], contributions: np.ndarray) -> dict[str, s
     }
 
 
-def tried(seed: int, condition: str, draws: int = DRAWS, depth: int = DEPTH) -> dict[str, Any]:
+def tried(
+    seed: int,
+    condition: str,
+    own_words: float = 0.9,
+    pairs: int = 60,
+    draws: int = DRAWS,
+    depth: int = DEPTH,
+) -> dict[str, Any]:
     """One adapter of one seed: what was planted, what was named, and the leads in nats."""
     number = seed // SEEDS_OF_A_MODEL
     family, third = FAMILIES[number % len(FAMILIES)], list(split_layers(depth))[seed % 3]
     rng = np.random.default_rng(number)
-    model, language = model_of(family, number, depth), Language.drawn(rng)
-    tested = language.pairs(rng, TESTED)
+    model, language = model_of(family, number, depth), Language.drawn(rng, own_words)
+    tested = language.pairs(rng, pairs)
     training = language.pairs(np.random.default_rng([number, seed]), TRAINED)
     if condition == "shuffled":
         flipped = np.random.default_rng([seed, 7]).random(TRAINED) < 0.5
@@ -248,32 +255,11 @@ def summary(found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return result
 
 
-def over_seeds(found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """For each model, the third whose leads are above zero over its seeds (t, 2.5%). None is there."""
-    result = []
-    for condition in ("null", "shuffled"):
-        for family in FAMILIES:
-            every = [o for o in found if (o["condition"], o["family"]) == (condition, family)]
-            if len(every) < 2:
-                continue
-            means = {name: np.array([o["thirds"][name] for o in every]) for name in split_layers(3)}
-            named = [
-                name
-                for name in means
-                if all(
-                    ttest_1samp(means[name] - means[o], 0, alternative="greater").pvalue < 0.025
-                    for o in means
-                    if o != name
-                )
-            ]
-            row = {"condition": condition, "family": family, "seeds": len(every)}
-            result.append(row | {"named": "".join(named)})
-    return result
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--own-words", type=float, default=0.9)
+    parser.add_argument("--pairs", type=int, default=60)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/swaps.json"))
     args = parser.parse_args()
     found = read_json(args.out)["models"] if args.out.is_file() else []
@@ -281,12 +267,12 @@ def main() -> None:
         for condition in CONDITIONS:
             if any((one["seed"], one["condition"]) == (seed, condition) for one in found):
                 continue
-            found.append(tried(seed, condition))
+            found.append(tried(seed, condition, args.own_words, args.pairs))
             print({k: found[-1][k] for k in ("seed", "family", "condition", "planted", "named")})
-            content = {"pairs": TESTED, "training_pairs": TRAINED, "draws": DRAWS, "layers": DEPTH}
-            content |= {"share_of_norm": SHARE, "summary": summary(found)}
-            content |= {"over_seeds": over_seeds(found), "models": found}
-            write_json(args.out, content | environment.environment())
+            content = {"own_words": args.own_words, "pairs": args.pairs, "training_pairs": TRAINED}
+            content |= {"draws": DRAWS, "layers": DEPTH, "share_of_norm": SHARE}
+            content |= {"summary": summary(found)}
+            write_json(args.out, content | {"models": found} | environment.environment())
     for row in summary(found):
         print(row)
 

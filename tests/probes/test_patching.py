@@ -19,7 +19,7 @@ from hialign import load_model, load_study
 from hialign.engine.decoder import Decoder
 from hialign.engine.models import identity, locate
 from hialign.engine.tokens import Tokens, tokenize_pair
-from hialign.probes.patching import low_rank, recovery, runs
+from hialign.probes.patching import low_rank, measurement, recovery, runs
 from hialign.probes.patching import probe as patching_probe
 from hialign.probes.patching.rows import rows
 from hialign.probes.patching.runs import DIRECTIONS, KINDS, Runs, Side, run_row
@@ -372,7 +372,7 @@ def test_the_same_call_gives_the_same_and_a_killed_run_goes_on(
 ) -> None:
     cell = cell_of(tmp_path, saved(tmp_path / "tuned", [PLANTED]))
     path = paths.probe_record(cell.study.name, cell.model.name, "patching")
-    monkeypatch.setattr(patching_probe, "ROW", 300)
+    monkeypatch.setattr(measurement, "ROW", 300)
     calls = []
 
     def dies(sides: Any, row: Any, kinds: Any, window: int) -> Any:
@@ -381,7 +381,7 @@ def test_the_same_call_gives_the_same_and_a_killed_run_goes_on(
             raise KeyboardInterrupt
         return run_row(sides, row, kinds, window)
 
-    monkeypatch.setattr(patching_probe, "run_row", dies)
+    monkeypatch.setattr(measurement, "run_row", dies)
     with pytest.raises(KeyboardInterrupt):
         patching_probe.patching(cell)
     again = patching_probe.patching(cell)

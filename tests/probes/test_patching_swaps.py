@@ -175,6 +175,13 @@ def test_half_a_pass_per_layer_and_way() -> None:
     layers = DEPTH * (DEPTH + 1) // 2  # of each layer, those from it on
     thirds = 4 + 2 + 1
     assert found.layer_tokens == tokens * 2 * (DEPTH + layers + thirds)
+    with Decoder(tuned.get_base_model()) as decoder:
+        sides = {"base": Side(decoder, tuned.disable_adapter), "tuned": Side(decoder)}
+        row = next(rows(pairs[:1], torch.device("cpu"), 300))
+        alone = Runs.joined([swap_row(sides, row, ["layers"])])
+    assert alone.layer_tokens == tokens * 2 * (DEPTH + layers)
+    for direction, by_kind in alone.patched.items():
+        assert by_kind == {"layers": found.patched[direction]["layers"]}
 
 
 # --- random adapters -------------------------------------------------------------------------------
@@ -234,7 +241,12 @@ def test_the_record_holds_what_its_estimates_are_made_of() -> None:
         runs, nulls = _all(sides, pairs), {}
         for seed in (1, 2, 3):
             with randomized(sides, seed):
-                nulls[seed] = _all(sides, pairs)
+                nulls[seed] = Runs.joined(
+                    [
+                        swap_row(sides, row, ["layers"])
+                        for row in rows(pairs, torch.device("cpu"), 300)
+                    ]
+                )
     record = swap_record(runs, nulls, probe_pairs(pairs), 200, 42)
     put_in, leave_out = (np.array(record[way]["layers"]) for way in ("put_in", "leave_out"))
     gain = np.subtract(record["unswapped"]["tuned"], record["unswapped"]["base"])
@@ -262,14 +274,14 @@ def test_the_record_holds_what_its_estimates_are_made_of() -> None:
 
 @pytest.mark.parametrize(("seed", "third"), [(0, "local"), (1, "mid"), (8, "global")])
 def test_the_planted_third_is_found_in_a_family_of_no_other_test(seed: int, third: str) -> None:
-    found = benchmark().tried(seed, "planted", draws=3, depth=6)
+    found = benchmark().tried(seed, "planted", pairs=40, draws=3, depth=6)
     assert found["planted"] == third
     assert found["named"]["swaps"] == third
 
 
 @pytest.mark.parametrize("seed", [0, 1, 8])
 def test_nothing_is_found_in_random_adapters(seed: int) -> None:
-    assert benchmark().tried(seed, "null", draws=3, depth=6)["named"]["swaps"] == ""
+    assert benchmark().tried(seed, "null", pairs=40, draws=3, depth=6)["named"]["swaps"] == ""
 
 
 def test_sides_that_are_one_model_have_no_effect() -> None:

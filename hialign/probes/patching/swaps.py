@@ -59,10 +59,12 @@ def swapped(
             yield receiver.top(layout, place.stop, leaving)
 
 
-def swap_row(sides: Mapping[str, Side], row: Row) -> dict[str, Any]:
-    """All swaps of a row's pairs in both directions, as `Runs` joins them (JSON).
+def swap_row(
+    sides: Mapping[str, Side], row: Row, kinds: Sequence[str] = ("layers", "thirds")
+) -> dict[str, Any]:
+    """The swaps of a row's pairs in both directions, as `Runs` joins them (JSON).
 
-    The kinds are those of `places_of`.
+    `kinds` are some of `places_of`.
     """
     before = sum(side.layer_tokens for side in sides.values())
     with torch.inference_mode():
@@ -74,9 +76,11 @@ def swap_row(sides: Mapping[str, Side], row: Row) -> dict[str, Any]:
             by_direction[direction] = {
                 kind: [
                     own[receiver] if top is stream[-1] else side.log_probs(top, row.layout)
-                    for top in swapped(sides, direction, row.layout, stream, places)
+                    for top in swapped(
+                        sides, direction, row.layout, stream, places_of(side.depth)[kind]
+                    )
                 ]
-                for kind, places in places_of(side.depth).items()
+                for kind in kinds
             }
     return {
         "pairs": row.pairs,
