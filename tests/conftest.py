@@ -21,9 +21,11 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import pytest
 from filelock import FileLock
 from helpers import CANARY, write_study
+from simulated import REPEATED, made, simulate_objectives, simulate_preferences
 
 from hialign.engine import embedded
 from hialign.study import paths
+from hialign.study.study import Study
 
 
 @pytest.hookimpl(trylast=True)  # when those that were not asked for are gone
@@ -130,6 +132,29 @@ def tiny_study(tmp_path: Path) -> Callable[..., Path]:
     replace settings.
     """
     return functools.partial(write_study, tmp_path)
+
+
+@pytest.fixture
+def objectives(outputs: Path) -> Callable[..., Study]:
+    def make(settings: dict[str, Any] | None = None, **truth: Any) -> Study:
+        probes = {"matrix": {"blocks": REPEATED, "together": False}, "ila": None, "patching": None}
+        probes |= {"gradients": None, "sweep": None, "weights": None}
+        settings = {"preferences": {"source": "builtin"}} | (settings or {})
+        study = made(outputs, probes=probes, **settings)
+        simulate_objectives(study, **truth)
+        return study
+
+    return make
+
+
+@pytest.fixture
+def preferences(outputs: Path) -> Callable[..., Study]:
+    def make(settings: dict[str, Any] | None = None, **truth: Any) -> Study:
+        study = made(outputs, **(settings or {}))
+        simulate_preferences(study, **truth)
+        return study
+
+    return make
 
 
 @pytest.fixture

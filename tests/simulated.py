@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
-from hialign.records.files import write_json, write_jsonl
+from hialign.records.files import write_json, write_jsonl, write_record
 from hialign.records.stages import judgments_file, stage_manifest
 from hialign.study import paths
-from hialign.study.blocks import layers_of
+from hialign.study.blocks import EXPECTED, OBJECTIVES, layers_of
 from hialign.study.rubric import DIMENSIONS
-from hialign.study.study import STAGES, Cell, Study
+from hialign.study.study import STAGES, Cell, Study, load_study
 
 WORDS = [
     "layer",
@@ -153,3 +154,128 @@ def _stage(cell: Cell, stage: str, content: dict[str, Any]) -> None:
 
 def _text(words: random.Random, n: int) -> str:
     return " ".join(words.choices(WORDS, k=n))
+
+
+# --- studies of several seeds --------------------------------------------------------------------
+
+REPEATED = ["full", "local", "mid", "global", "random:third"]
+SEVERAL = {"seeds": [1, 2, 3, 4], "shuffled_seeds": [1, 2]}
+
+
+def made(outputs: Path, registration: bool = True, **settings: Any) -> Study:
+    """A study in a folder of its own, registered beside its file."""
+    content: dict[str, Any] = {"title": "Made", "models": ["random:llama"], "judge": None}
+    content |= {"blocks": ["base", *REPEATED], "evaluation": {"sets": []}} | SEVERAL | settings
+    file = outputs.parent / "made.yml"
+    file.write_text(yaml.safe_dump(content))
+    if registration:
+        file.with_name("made.registered.md").write_text("# Registered\n")
+    return load_study(file)
+
+
+def simulate_objectives(
+    study: Study,
+    prompts: int = 40,
+    learned: float = 1.0,
+    own: float = 0.0,
+    noise: float = 1.0,
+    seeds: list[str] | None = None,
+) -> Path:
+    """Margins of a study like `objectives`, in `matrix.json` and `evaluation.json` of every seed.
+
+    Args:
+        prompts: held-out prompts, each with a pair of every objective.
+        learned: the mean margin where labels were right, in units of the noise.
+        own: what a third has more on the objective that Hypothesis 2 puts there.
+        noise: standard deviation of a pair's margin. Prompts and seeds have a tenth of it each.
+        seeds: those to write, by the names of their folders. All by default.
+    """
+    level = np.random.default_rng(3).normal(0, 0.3 * noise, prompts)  # of a prompt, for all
+    pairs = [
+        {"id": f"p{i}-{name}", "objective": name, "prompt": f"p{i}", "set": "rules"}
+        for i in range(prompts)
+        for name in OBJECTIVES
+    ]
+    for name, objective in (("blimp", "grammar"), ("qa-feedback", "factuality")):
+        pairs += [
+            {"id": f"{name}-{i}", "objective": objective, "prompt": f"{name}-{i}", "set": name}
+            for i in range(prompts)
+        ]
+    for number, one in enumerate(study.whole.single_runs()):
+        if seeds is not None and one.seed not in seeds:
+            continue
+        rng = np.random.default_rng([11, number])
+
+        def margins(trained_on: str, block: str, one: Study = one, rng: Any = rng) -> list[float]:
+            right = 0.0 if one.preferences.shuffled else learned
+            moved = rng.normal(0, 0.1 * noise)  # by the seed
+            values = []
+            for i, pair in enumerate(pairs):
+                taught = trained_on in ("all", pair["objective"])
+                more = (
+                    max(own, 0) if block == "full" else own * (EXPECTED[pair["objective"]] == block)
+                )
+                mean = right * taught * (1 + more)
+                values.append(mean + moved + level[i % prompts] + rng.normal(0, noise))
+            return [float(v) for v in values]
+
+        for model in one.models:
+            base = Cell(one, model, "base")
+            assert one.probes is not None
+            assert one.probes.matrix is not None
+            record: dict[str, Any] = {"probe": "matrix", "key": "made"}
+            record |= {"fingerprint": base.probe_fingerprint("matrix"), "pairs": pairs, "beta": 0.1}
+            record["margins"] = {
+                name: {block: [margins(name, block)] for block in one.probes.matrix.blocks}
+                for name in OBJECTIVES
+            }
+            record |= {"shuffled": one.preferences.shuffled, "seeds": one.probes.matrix.seeds}
+            record |= {"blocks": {block: [0] for block in one.probes.matrix.blocks}, "cells": []}
+            record |= {"hypothesis": [], "sizes": {}}
+            write_record(paths.probe_record(one.name, model.name, "matrix", one.seed), record)
+            for block in one.blocks:
+                of_block = margins("all", block) if block != "base" else [0.0] * len(pairs)
+                _evaluated(Cell(one, model, block), pairs, of_block, rng)
+    return paths.study_dir(study.name)
+
+
+def simulate_preferences(
+    study: Study, pairs: int = 150, learned: float = 1.0, ahead: dict[str, float] | None = None
+) -> Path:
+    """`evaluation.json` of every seed and block, with mean margins `learned` and `ahead` of it."""
+    rows = [
+        {"id": f"c{i // 2}-{i}", "objective": "preference", "prompt": f"c{i // 2}", "set": "all"}
+        for i in range(pairs)
+    ]
+    level = np.random.default_rng(5).normal(0, 0.3, pairs)
+    for number, one in enumerate(study.whole.single_runs()):
+        rng = np.random.default_rng([13, number])
+        for cell in [Cell(one, model, block) for model in one.models for block in one.blocks]:
+            mean = 0.0 if one.preferences.shuffled else learned + (ahead or {}).get(cell.block, 0.0)
+            drawn = mean + rng.normal(0, 0.1) + level + rng.normal(0, 1, pairs)
+            of_block = drawn.tolist() if cell.block != "base" else [0.0] * pairs
+            _evaluated(cell, rows, of_block, rng)
+    return paths.study_dir(study.name)
+
+
+def _evaluated(
+    cell: Cell, pairs: list[dict[str, Any]], margins: list[float], rng: np.random.Generator
+) -> None:
+    """`evaluation.json` with these margins, whose first set is the study's own held-out pairs."""
+    rows, beta = [], cell.study.training.beta
+    for pair, margin in zip(pairs, margins, strict=True):
+        base, rejected = rng.normal(-100, 10, 2).tolist()
+        group = "all" if pair["set"] == "rules" else pair["set"]
+        row = {"id": pair["id"], "objective": pair["objective"], "groups": [group]}
+        row |= {"conversation": f"conversation {pair['prompt']}", "chosen": base + margin / beta}
+        rows.append(row | {"rejected": rejected, "chosen_base": base, "rejected_base": rejected})
+    kl = 0.0 if cell.block == "base" else 0.02 + 0.001 * float(rng.normal())
+    moved = {"n": 8, "kl": kl, "kl_low": kl, "kl_high": kl, "kl_n": 8, "response_tokens": 20.0}
+    moved |= {"response_tokens_low": 19.0, "response_tokens_high": 21.0}
+    summary = {"n": len(rows), "prompts": len(rows), "likelihood_accuracy": 0.5}
+    summary |= {"likelihood_accuracy_low": 0.4, "likelihood_accuracy_high": 0.6}
+    tuned = None if cell.block == "base" else float(np.mean(np.array(margins) > 0))
+    for name, value in (("reward_accuracy", tuned), ("reward_margin", float(np.mean(margins)))):
+        summary |= {name: value, f"{name}_low": value, f"{name}_high": value}
+    content = {"beta": beta, "objectives": {"all": summary}, "divergence": moved, "pairs": rows}
+    _stage(cell, "evaluate", content)

@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from hialign.records import files, processes
@@ -59,7 +60,22 @@ def _made_of(study: Study) -> set[tuple[str, Path]]:
     for folder, patterns in folders.items():
         for path in (path for pattern in patterns for path in folder.glob(pattern)):
             made_of.add((str(path.relative_to(folder)), path))
+    made_of |= set(_answers_files(study))
     return {(name, path) for name, path in made_of if path.is_file() and path.suffix != ".pyc"}
+
+
+def _answers_files(study: Study) -> Iterator[tuple[str, Path]]:
+    """The records of the registered study whose answer the book leads with, and the registration."""
+    from hialign.report.replication.registered import answering, registration
+
+    with answering(study) as shown:
+        if shown is None:
+            return
+        if found := registration(shown):
+            yield found.file.name, found.file
+        folder = paths.study_dir(shown.name)
+        for file in folder.glob("*/**/*.json"):
+            yield f"answer/{file.relative_to(folder)}", file
 
 
 def build(study: Study) -> Path:
@@ -84,6 +100,7 @@ def build(study: Study) -> Path:
     data = work / "data"
     exhibits.write_all(study, data)
     pages.write_records(study, data / "runs")
+    pages.write_registration(study, data)
     render.render(study, work)
     html = _html(study, work, pages.write_toc(work, pages.add_runs(study, work / "runs")))
     for table in data.glob("table-*.html"):  # a part of its page

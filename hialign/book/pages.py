@@ -18,6 +18,7 @@ from hialign.records.files import read_record
 from hialign.records.stages import stage_manifest
 from hialign.records.status import probe_state, state
 from hialign.report import exhibits, run_tables
+from hialign.report.replication.registered import answering, registration
 from hialign.study import paths
 from hialign.study.study import PROBES, STAGES, Cell, Study
 
@@ -155,7 +156,12 @@ def write_records(study: Study, folder: Path) -> None:
             exhibits.save(figures.curves(cell), folder / f"{slug}.svg")
 
 
-# --- sources -------------------------------------------------------------------------------------
+def write_registration(study: Study, folder: Path) -> None:
+    """The registration of the study whose answer the book leads with, word for word."""
+    with answering(study) as shown:
+        if shown is not None and (found := registration(shown)):
+            text = found.file.read_bytes()  # as text: Jupyter Book would make a page of Markdown
+            (folder / "registration.txt").write_bytes(text)
 
 
 # --- notebooks -----------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from hialign.book import notebooks
 from hialign.book.claim_pages import claim_sections
 from hialign.book.markup import output, plain, raw
 from hialign.book.sources import source
+from hialign.records.files import read_json
 from hialign.report.exhibits import EXHIBITS
 from hialign.report.facts import facts
 from hialign.study.blocks import split_layers
@@ -45,6 +46,7 @@ def render(study: Study, folder: Path) -> None:
     pages.globals = {
         **facts(study),
         "show": show,
+        "has": lambda name: not _said_instead(folder / "data", name),
         "claims": lambda: Markdown(claim_sections(study)),
         "notebooks": lambda: Markdown(notebooks.listing()),
         "output": lambda value: Markdown(f"```text\n{value}\n```"),
@@ -75,10 +77,12 @@ def _exhibit(
     """A table, or a figure with its caption (the text of the `call` block), and its source.
 
     `label` is what other pages link to, `alt` the text for who cannot see the figure. `side` puts a
-    figure beside the text, `folded` hides a table until a reader asks for it.
+    figure beside the text, `folded` hides a table until a reader asks for it. An exhibit that has
+    nothing to show is one line.
     """
-    if name not in EXHIBITS:
-        raise HialignError(f"there is no exhibit {name!r} to show")
+    if instead := _said_instead(data, name):
+        target = [f"({label})="] if label else []
+        return "\n".join([*target, f"*{plain(EXHIBITS[name].title)}: {plain(instead)}.*"])
     below = raw(source(study, name))
     if EXHIBITS[name].is_figure:
         if caller is None or not alt:
@@ -93,3 +97,11 @@ def _exhibit(
         summary = f"<summary>Show the table: {escape(EXHIBITS[name].title)}</summary>"
         html = f'<details class="folded">{summary}{html}</details>'
     return f"{output(html)}\n\n{below}"
+
+
+def _said_instead(data: Path, name: str) -> str:
+    """What a page says in the place of an exhibit that has nothing to show. Otherwise empty."""
+    if name not in EXHIBITS:
+        raise HialignError(f"there is no exhibit {name!r} to show")
+    file = data / f"{name}.json"
+    return str(read_json(file).get("empty", "")) if file.is_file() else ""

@@ -1,6 +1,5 @@
 """The site: the books of all published studies, built from their records alone."""
 
-import os
 import shutil
 import tempfile
 from html import escape
@@ -50,14 +49,10 @@ def build(target: Path) -> Path:
 def _built(study: Study, records: Path, outputs: Path) -> Path:
     """The folder of a book, built from a copy of the records: nothing is written among them."""
     shutil.copytree(records, outputs / records.name)
-    before = os.environ.get("HIALIGN_OUTPUTS")
-    os.environ["HIALIGN_OUTPUTS"] = str(outputs)
-    try:
+    if not (outputs / "published").exists():  # whose best study all front pages show
+        (outputs / "published").symlink_to(paths.published(), target_is_directory=True)
+    with paths.outputs_at(outputs):
         return book.build(study).parent
-    finally:
-        os.environ.pop("HIALIGN_OUTPUTS")
-        if before is not None:
-            os.environ["HIALIGN_OUTPUTS"] = before
 
 
 def _index(studies: list[Study]) -> str:

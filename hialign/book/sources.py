@@ -26,6 +26,7 @@ def source(study: Study, name: str) -> str:
     rows = {"Data": files} if files else {}
     rows |= {"Drawn by": f"{function}, {lines} at {commit}"}
     rows |= {"From": runs} if exhibit.records else {}
+    rows |= {"Study": escape(about["study"])} if exhibit.registered else {}
     rows |= {"Make it again": f"<code>{command}</code>"}
     inner = "".join(f"<dt>{k}</dt><dd>{v}</dd>" for k, v in rows.items())
     title = escape(exhibit.title)

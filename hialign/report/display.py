@@ -92,13 +92,16 @@ def view(
         columns: by title, where its values come from: a field of the record, the two fields between
             which a 95% interval lies, or a function of the record. A dot leads into a nested
             record. A field that a record lacks is a missing value.
-        none: what the table says, under its first title, if there are no rows.
+        none: what the table says, under its first title, if there are no rows. `attrs["empty"]` has
+            it, too, so that a page can say it in a line.
         keys: how many of the titles such a table has (all if None).
     """
     shown = [{title: _value(row, source) for title, source in columns.items()} for row in rows]
     if not shown and none:
         titles = list(columns)[:keys]
-        return table_of([{titles[0]: none}], titles)
+        empty = table_of([{titles[0]: none}], titles)
+        empty.attrs["empty"] = none
+        return empty
     table = table_of(shown, list(columns))
     if REASONS in table and table[REASONS].isna().all():
         return Table(table.drop(columns=REASONS))

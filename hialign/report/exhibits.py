@@ -9,7 +9,7 @@ import inspect
 import json
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,10 @@ from hialign.report import figures, heatmap, judge_tables, run_tables, score_tab
 from hialign.report.audit import statements
 from hialign.report.audit import tables as audit_tables
 from hialign.report.claims import ledger
+from hialign.report.plots import EMPTY
+from hialign.report.replication import figures as registered_figures
+from hialign.report.replication import tables as registered
+from hialign.report.replication.registered import answering
 from hialign.report.where import (
     frontier,
     gradients,
@@ -44,7 +48,8 @@ class Exhibit:
     """A figure or table of the book.
 
     `records` names the stages and probes whose records it shows. `draw` makes a Table or a
-    matplotlib Figure, `data` the numbers in a figure. Both take the study, or nothing.
+    matplotlib Figure, `data` the numbers in a figure. Both take the study, or nothing. One that is
+    `registered` shows the study whose answer the book leads with, which may be another one.
     """
 
     name: str
@@ -52,6 +57,7 @@ class Exhibit:
     records: str
     draw: Callable[..., Any]
     data: Callable[..., pd.DataFrame] | None = None
+    registered: bool = False
 
     @property
     def is_figure(self) -> bool:
@@ -69,6 +75,36 @@ def _curves(study: Study) -> pd.DataFrame:
 EVERY_STAGE, EVERY_PROBE = " ".join(STAGES), " ".join(PROBES)
 MEASURES = "gradients ila patching sweep weights"  # of where alignment happens, layer by layer
 VERDICTS = "train evaluate judge gradients ila patching"
+
+# Of the study whose answer the book leads with
+_REGISTERED = [
+    Exhibit(
+        "figure-answer",
+        "The registered answer",
+        "",
+        registered_figures.headline,
+        registered_figures.headline_rows,
+    ),
+    Exhibit(
+        "figure-registered-contrasts",
+        "Registered contrasts",
+        "",
+        registered_figures.contrasts,
+        registered_figures.contrast_rows,
+    ),
+    Exhibit(
+        "figure-registered-thirds",
+        "Gain by objective and third",
+        "",
+        registered_figures.by_third,
+        registered.gains_by_third,
+    ),
+    Exhibit("table-registered-gates", "Was anything learned?", "", registered.registered_gates),
+    Exhibit("table-registered-tests", "The registered tests", "", registered.tests),
+    Exhibit("table-registered-contrasts", "Registered contrasts", "", registered.contrasts),
+    Exhibit("table-registered-rules", "Which third leads?", "", registered.rules),
+    Exhibit("table-registered-outcomes", "What each block gained", "", registered.outcomes),
+]
 
 # As a reader meets them. "table-3" is the paper's Table 3; names without a number are ours.
 _ALL = [
@@ -92,6 +128,7 @@ _ALL = [
     Exhibit(
         "figure-accuracy", "Held-out preferences", "evaluate", figures.accuracy, tables.accuracy
     ),
+    Exhibit("table-learned", "Was anything learned?", "evaluate", registered.learned),
     Exhibit("table-objectives", "Margins by objective", "evaluate", tables.objectives),
     Exhibit(
         "figure-objectives",
@@ -209,6 +246,7 @@ _ALL = [
         "figure-patching-rank", "Recovery against rank", "patching", patching.rank, patching.ranks
     ),
 ]
+_ALL += [replace(exhibit, registered=True) for exhibit in _REGISTERED]
 EXHIBITS = {exhibit.name: exhibit for exhibit in _ALL}
 
 
@@ -265,9 +303,17 @@ def write(study: Study, name: str, folder: Path) -> list[Path]:
         with whole_file(folder / f"{name}.csv") as temporary:
             values.to_csv(temporary, index=False)
         content = about(study, name) | {"rows": json.loads(values.to_json(orient="records"))}
+        content["empty"] = _empty(shown)
         write_json(folder / f"{name}.json", content)
         paths_written += [folder / f"{name}.csv", folder / f"{name}.json"]
     return paths_written
+
+
+def _empty(shown: Any) -> str:
+    """What a table or figure that has nothing to show says instead. Otherwise empty."""
+    if isinstance(shown, pd.DataFrame):
+        return str(shown.attrs.get("empty", "" if len(shown) else "none yet"))
+    return "not measured yet" if shown.get_label() == EMPTY else ""
 
 
 def save(figure: Any, path: Path) -> None:
@@ -301,6 +347,9 @@ def about(study: Study, name: str) -> dict[str, Any]:
     """Where an exhibit comes from: function, source line, commit, runs, and how to make it again."""
     exhibit = EXHIBITS[name]
     lines, first = inspect.getsourcelines(exhibit.draw)
+    if exhibit.registered:
+        with answering(study) as shown:
+            study = shown or study
     return {
         "name": name,
         "title": exhibit.title,

@@ -14,6 +14,7 @@ from hialign.records.files import read_json
 from hialign.report import judge_tables, paper, run_tables
 from hialign.report.audit import statements
 from hialign.report.claims import ledger
+from hialign.report.replication import sentences as registered
 from hialign.report.scores import overall
 from hialign.report.sentences import (
     joined,
@@ -22,7 +23,6 @@ from hialign.report.sentences import (
     reward_finding,
     tax_finding,
 )
-from hialign.report.where import concordance
 from hialign.report.where.signal import with_signal
 from hialign.study import paths
 from hialign.study.blocks import OBJECTIVES, STRATEGIES, strategy_of
@@ -49,7 +49,7 @@ def facts(study: Study) -> dict[str, str]:
         **_judge(study),
         **_claims(study),
         **statements.facts(),
-        "where_answer": " ".join(concordance.answer(study, m.label) for m in study.models),
+        **registered.facts(study),
         "frontier_measured": "yes" if frames.probes(study, "frontier") else "",
         "gradients_see_labels": "yes" if with_signal(study) else "no",
         "paper_best": _paper_best(),

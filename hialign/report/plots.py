@@ -28,6 +28,7 @@ MARKERS = "osD^vhpXP*"
 LINES = ("-", (0, (5, 1.5)), (0, (1.5, 1)), (0, (5, 1.5, 1, 1.5)))  # of the loss curves
 WIDEST = 8.0  # inches
 ANCHOR = 3  # the judge's score of the baseline response (Appendix D)
+EMPTY = "empty"  # the label of a figure that has nothing to show
 SETTINGS: dict[str, Any] = {
     **{"font.size": 10, "axes.titlesize": 10.5, "figure.dpi": 150},
     **{"axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": "#555555"},
@@ -59,6 +60,7 @@ def missing(axes: Axes, x: float, y: float, text: str = "missing", **look: Any) 
 
 def nothing(what: str) -> Figure:
     figure, (axes,) = canvas(6, 1.2)
+    figure.set_label(EMPTY)
     axes.axis("off")
     write(axes, 0.5, 0.5, f"no {what} in this study yet", color="#666666", fontsize=12)
     return figure

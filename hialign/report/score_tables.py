@@ -11,6 +11,7 @@ import pandas as pd
 
 from hialign.report import paper
 from hialign.report.display import Columns, Row, Table, table_of, view
+from hialign.report.replication.gates import nothing_learned, unsure_gated
 from hialign.report.scores import by_cell, compared, crossed, dimension_differences, overall, taxed
 from hialign.statistics import comparisons as tests
 from hialign.statistics.intervals import (
@@ -99,10 +100,11 @@ def comparisons(study: Study) -> Table:
         for row in paper.differences()
         if row["model"] is None
     }
+    learned = not nothing_learned(study)
     columns: Columns = {
         "Strategy": lambda row: strategy_of(row["block"]),
         "Against": lambda row: strategy_of(row["reference"]),
-        "Verdict": "verdict",
+        "Verdict": lambda row: unsure_gated(row["verdict"], learned),
         **DIFFERENCE,
         "p, inferior (Holm)": lambda row: p_text(row["p_margin"]),
         "Prompts": lambda row: row["prompts"] or None,
@@ -114,10 +116,11 @@ def comparisons(study: Study) -> Table:
 
 def dimensions(study: Study) -> Table:
     """The differences from Base that Figure 3 draws: all dimensions but Overall, over all models."""
+    learned = not nothing_learned(study)
     columns: Columns = {
         "Dimension": "dimension",
         "Strategy": lambda row: strategy_of(row["block"]),
-        "Verdict": "verdict",
+        "Verdict": lambda row: unsure_gated(row["verdict"], learned),
     }
     return view(dimension_differences(study).to_dict("records"), columns | DIFFERENCE)
 

@@ -10,6 +10,7 @@ import pandas as pd
 
 from hialign.records import agreement, frames
 from hialign.report import scores
+from hialign.report.replication.gates import gates, nothing_learned
 from hialign.statistics import comparisons as tests
 from hialign.statistics.intervals import interval_text
 from hialign.study.blocks import STRATEGIES, strategy_of
@@ -35,7 +36,8 @@ def overall_finding(study: Study) -> str:
             parts += [phrase.format(joined(names), strategy_of(str(reference)))] if names else []
     method = f"{len(table)} comparisons paired by prompt, Holm's correction over all of them"
     if not parts:
-        return (
+        nothing = "Nothing was learned here, as held-out pairs show. "
+        return (nothing if nothing_learned(study) else "") + (
             "By the judge's Overall score, no difference between strategies is more than noise "
             f"({method})."
         )
@@ -75,6 +77,10 @@ def reward_finding(study: Study, best: str | None, facts: dict[str, str]) -> str
     """
     if best is None:
         return "No strategy of the paper has been evaluated in this study yet."
+    if nothing_learned(study):
+        (gate,) = gates(study).values() if len(gates(study)) == 1 else (None,)
+        why = gate["reason"] if gate else "no model's Full ranks held-out pairs better than chance"
+        return f"Nothing was learned here: {why}. So strategies are not compared on held-out pairs."
     tied: list[str] = []
     behind: list[str] = []
     for row in tests.all_pairs(_reward_hits(study)).to_dict("records"):

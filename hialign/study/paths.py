@@ -5,6 +5,8 @@ Three environment variables move them: `HIALIGN_OUTPUTS` (what runs write), `HIA
 """
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import platformdirs
@@ -55,6 +57,19 @@ def outputs() -> Path:
     if chosen:
         return Path(chosen).expanduser().resolve()
     return (package().parent if in_checkout() else Path.cwd()) / "outputs"
+
+
+@contextmanager
+def outputs_at(folder: Path) -> Iterator[None]:
+    """Within it, `folder` is where runs write and records are read."""
+    before = os.environ.get("HIALIGN_OUTPUTS")
+    os.environ["HIALIGN_OUTPUTS"] = str(folder)
+    try:
+        yield
+    finally:
+        os.environ.pop("HIALIGN_OUTPUTS")
+        if before is not None:
+            os.environ["HIALIGN_OUTPUTS"] = before
 
 
 def cache() -> Path:

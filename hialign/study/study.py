@@ -70,6 +70,7 @@ class Study(Settings):
     probes: ProbeSettings | None = None  # null: none is run with the study
 
     _argument: str = PrivateAttr("")
+    _file: Path | None = PrivateAttr(None)
     _seed: str = PrivateAttr("")
     _whole: "Study | None" = PrivateAttr(None)
 
@@ -87,6 +88,11 @@ class Study(Settings):
     def argument(self) -> str:
         """The name that the user gave the study, quoted for the commands in error messages."""
         return self._argument or shlex.quote(self.name)
+
+    @property
+    def file(self) -> Path | None:
+        """The file that the study was read from. None if it was made otherwise."""
+        return self._file
 
     @field_validator("models", mode="before")
     @classmethod
@@ -340,7 +346,7 @@ def load_study(study: "str | Path | Study") -> Study:
                 f"{', '.join(study_names())}"
             )
     loaded = load_yaml(Study, path, "study", defaults={"name": path.stem})
-    loaded._argument = shlex.quote(given)
+    loaded._argument, loaded._file = shlex.quote(given), path
     return loaded
 
 

@@ -11,7 +11,9 @@ from hialign.records import frames
 from hialign.report import depth
 from hialign.report.display import Columns, Row, Table
 from hialign.report.plots import LINES, MORE, PALETTE, WIDEST, canvas, nothing, plain, write
+from hialign.report.replication.gates import gated, objectives_learned
 from hialign.report.where.records import Record, p_of, probe_view
+from hialign.statistics.gate import gate
 from hialign.study.blocks import EXPECTED, OBJECTIVES, split_layers
 from hialign.study.study import Study
 
@@ -76,12 +78,17 @@ def cells(study: Study) -> Table:
 
 def effects(study: Study) -> Table:
     """Hypothesis 2 in behaviour: each objective's own third against the others, as it is and scaled."""
+    learned = {label: objectives_learned(study, label) for label in frames.probes(study, "matrix")}
     columns: Columns = {
         "Objective": "objective",
         "Block minus": lambda row: f"{row['block']} minus {row['other']}",
         "Margins": lambda row: "nats" if row["scale"] == "nats" else "scaled",
         "Difference": "difference", "95% interval": ("difference_low", "difference_high"),
-        "p": p_of("p_holm"), "Verdict": "verdict", "Prompts": "prompts",
+        "p": p_of("p_holm"),
+        "Verdict": lambda row: gated(
+            row["verdict"], learned[row["model"]].get(row["objective"], True)
+        ),
+        "Prompts": "prompts",
     }  # fmt: skip
     return probe_view(study, "matrix", "hypothesis", columns, 3)
 
@@ -136,16 +143,24 @@ def controls(study: Study) -> Table:
         "Compared": lambda row: f"{_name(row['block'])} minus {_name(row['other'])}",
         "Accuracy, all pairs": "block.accuracy", "of the other": "other.accuracy",
         "Margin, difference": "difference", "95% interval": ("difference_low", "difference_high"),
-        "p": p_of("p_holm"), "Verdict": "verdict", "Prompts": "prompts",
+        "p": p_of("p_holm"), "Verdict": lambda row: gated(row["verdict"], row["learned"]),
+        "Prompts": "prompts",
     }  # fmt: skip
     return probe_view(study, "sweep", _compared, columns, 2)
 
 
 def _compared(record: Record) -> Iterator[Record]:
-    """The comparisons, with the rows of the two blocks in the place of their names."""
+    """The comparisons, with the rows of the two blocks in the place of their names.
+
+    Whether anything was `learned` is asked of Full, if it is among the controls.
+    """
     rows = {row["block"]: row for kind in ("windows", "controls") for row in record[kind]}
+    prompts = [pair["prompt"] for pair in record["pairs"]]
+    learned = True
+    if "full" in rows and len(set(prompts)) > 1:
+        learned = gate(np.array(rows["full"]["margins"]), None, prompts)["passed"]
     for row in record["comparisons"]:
-        yield row | {side: rows[row[side]] for side in ("block", "other")}
+        yield row | {side: rows[row[side]] for side in ("block", "other")} | {"learned": learned}
 
 
 def _name(row: Row) -> str:
