@@ -1,11 +1,15 @@
 """Causal patching: a loop with hooks on the stock model against hialign, side by side in one run.
 
     python benchmarks/patching.py [--model SOURCE] [--tuned SOURCE] [--pairs 4] [--out FILE.json]
+    python benchmarks/patching.py --swaps [--model SOURCE] [--pairs 4] [--out FILE.json]
 
 The loop is what one writes first: keep what the donor's modules gave, hook the receiver, run it whole
 for each layer and each kind of patch, chosen and rejected as padded sequences. It uses nothing of
 hialign's but the tokens; the tests take it as the reference. Without `--tuned` the tuned model is
 the base with a random LoRA adapter on all layers. Loading and tokenizing are not counted.
+
+With `--swaps`, hialign's swaps of layers' weights are timed alone: each layer and each third in both
+directions, in seconds on the clock and of the processor.
 """
 
 import argparse
@@ -158,6 +162,27 @@ def ours(sides: dict[str, Any], pairs: Sequence[Any], kinds: Sequence[str], wind
         return Runs.joined([run_row(lent, row, kinds, window) for row in planned])
 
 
+def swaps(sides: dict[str, Any], pairs: Sequence[Any]) -> dict[str, float]:
+    """What the swaps of all layers and thirds take, and in how many passes over two unpadded sequences."""
+    from hialign.engine.decoder import Decoder
+    from hialign.probes.pairs import ROW
+    from hialign.probes.patching.rows import rows
+    from hialign.probes.patching.runs import Side
+    from hialign.probes.patching.swaps import swap_row
+
+    model = sides["base"][0]
+    with Decoder(model) as decoder:
+        lent = {name: Side(decoder, active) for name, (_, active) in sides.items()}
+        planned = list(rows(pairs, decoder.device, ROW))
+        clock, processor = time.perf_counter(), time.process_time()
+        ran = sum(swap_row(lent, row)["layer_tokens"] for row in planned)
+        took = {"seconds": time.perf_counter() - clock}
+        took |= {"processor_seconds": time.process_time() - processor}
+        tokens = sum(len(t.ids) for pair in pairs for t in pair)
+        packed = sum(len(row.layout.pack) for row in planned)
+        return took | {"passes": ran / (decoder.depth * tokens), "packed_tokens": packed}
+
+
 def _distinct(sides: dict[str, Any]) -> list[Any]:
     return list({id(m): m for m, _ in sides.values()}.values())
 
@@ -206,6 +231,7 @@ def main() -> None:
     parser.add_argument("--max-length", type=int, default=512)
     parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=list(KINDS))
     parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--swaps", action="store_true", help="time the swaps of layers alone")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
 
@@ -215,6 +241,12 @@ def main() -> None:
     fitting = (pair for pair in tokens if max(len(t.ids) for t in pair) <= args.max_length)
     pairs = [pair for _, pair in zip(range(args.pairs), fitting, strict=False)]
     depth = model.config.num_hidden_layers
+    about = {"model": args.model, "source": args.source, "pairs": len(pairs), "depth": depth}
+    about["tokens"] = sum(len(t.ids) for pair in pairs for t in pair)
+    if args.swaps:
+        with random_adapter(model) as sides:
+            _report(about | {"rounds": [swaps(sides, pairs) for _ in range(args.rounds)]}, args.out)
+        return
     window = len(split_layers(depth)["local"])
     with ExitStack() as stack:
         if args.tuned:
@@ -230,30 +262,28 @@ def main() -> None:
             runs = ours(sides, pairs, args.kinds, window)
             done = time.perf_counter()
             rounds.append({"naive_seconds": between - began, "seconds": done - between})
-    sequences = sum(len(t.ids) for pair in pairs for t in pair)
-    content = {
-        "model": args.model,
+    content = about | {
         "tuned": args.tuned or "random LoRA adapter, rank 4, all layers",
-        "source": args.source,
-        "pairs": len(pairs),
-        "tokens": sequences,
-        "depth": depth,
         "kinds": args.kinds,
         "window": window,
         "rounds": rounds,
         "speedup": min(r["naive_seconds"] for r in rounds) / min(r["seconds"] for r in rounds),
         # of all pairs, unpadded, each sequence by itself
         "naive_passes": loop.forwards / len(loop.batches),
-        "passes": runs.layer_tokens / (depth * sequences),
+        "passes": runs.layer_tokens / (depth * about["tokens"]),
         "largest_difference_nats": max(
             largest(naive["patched"], runs.patched), largest(naive["unpatched"], runs.unpatched)
         ),
-        **environment.environment(),
     }
     content["fewer_passes"] = content["naive_passes"] / content["passes"]
+    _report(content, args.out)
+
+
+def _report(content: dict[str, Any], out: Path | None) -> None:
+    content = content | environment.environment()
     print(json.dumps(content, indent=1))
-    if args.out:
-        write_json(args.out, content)
+    if out:
+        write_json(out, content)
 
 
 if __name__ == "__main__":

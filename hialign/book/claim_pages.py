@@ -35,19 +35,29 @@ def _verdict(word: str) -> str:
     return f'<span class="verdict verdict-{word.replace(" ", "-")}">{word}</span>'
 
 
+def _permalink(name: str) -> str:
+    """A visible link to a claim's section. The id is in the page, whatever the claim's words are."""
+    label = f"Permalink to the claim {name}"
+    return f'<a class="permalink" href="#{escape(name)}" title="{label}" aria-label="{label}">#</a>'
+
+
 def _claim_section(found: ledger.Finding) -> list[str]:
     claim, test = found.claim, found.claim.test
     about = {"Source": f"{ledger.PAPERS[claim.paper]}: {claim.source}", "Measured": claim.quantity}
     if isinstance(test, kinds.Probe):
         about |= {"Supported if": test.supported_if, "Contradicted if": test.contradicted_if}
+        about |= {"Refuted at its threshold if": test.refuted_if} if test.refuted_if else {}
     else:
         about["Test"] = " ".join((type(test).__doc__ or "").split())
     about |= {"Note": claim.note} if claim.note else {}
     if not pd.isna(found.p_for):
         corrected = f"{p_text(found.p_for)} for, {p_text(found.p_against)} against"
+        if not pd.isna(found.p_short):
+            corrected += f", {p_text(found.p_short)} below its own threshold"
         about["p, corrected over the ledger"] = corrected
     rows = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in about.items())
-    verdict = f"<p>{_verdict(found.verdict)} {escape(found.reason)}</p>"
+    verdict = f"{_verdict(found.verdict)} {escape(found.reason)} {_permalink(claim.id)}"
+    verdict = f'<p class="claim-verdict">{verdict}</p>'
     parts = [f"({claim.id})=", f"### {plain(claim.text.rstrip('.'))}"]
     parts.append(raw(f'{verdict}<dl class="claim">{rows}</dl>'))
     return [*parts, table(ledger.evidence(found))] if found.parts else parts

@@ -22,6 +22,7 @@ from hialign.records import frames
 from hialign.records.files import whole_file
 from hialign.study import paths
 from hialign.study.errors import HialignError
+from hialign.study.pair_files import source_name
 from hialign.study.study import Cell, Study
 
 BEGINNING = 240  # characters of a prompt in the index
@@ -91,7 +92,7 @@ def write(study: Study, folder: Path) -> Sizes:
     index = {
         "study": study.name,
         "title": study.title,
-        "source": _source(study),
+        "source": source_name(study.preferences),
         "harmless": study.preferences.source == "builtin",
         "judge": study.judge.name if study.judge else None,
         "dimensions": dimensions,
@@ -217,13 +218,6 @@ def _chunked(
         rows.append([prompt, texts])
         size += length
     yield first, rows
-
-
-def _source(study: Study) -> str:
-    """Where the prompts come from, without the folders of a file."""
-    source = study.preferences.source
-    local = source.startswith((".", "/", "~")) or Path(source).expanduser().exists()
-    return Path(source).name if local else source
 
 
 def _write(folder: Path, name: str, content: Any, others: int = 0) -> tuple[int, str]:

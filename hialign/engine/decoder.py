@@ -68,8 +68,10 @@ class Decoder:
         own = layer.forward
 
         def forward(hidden: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-            if index == self._start - 1 and self._entering is not None:
-                hidden = self._entering
+            if index == max(self._start - 1, 0):
+                hidden = hidden if self._entering is None else self._entering
+                if 0 in self._taps:
+                    self._tapped[0] = hidden
             if not self._start <= index < self._stop:
                 return (hidden,) if self._tuples else hidden
             output = own(hidden, *args, **kwargs)
@@ -106,7 +108,8 @@ class Decoder:
             layout: a row of T tokens.
             taps: layers. `depth` stands for what leaves the last layer, before the final norm.
             start: the first layer that is run.
-            entering: the hidden states that enter it (1 x T x width). Layer 0 needs none.
+            entering: the hidden states that enter it (1 x T x width). Layer 0 needs none: without
+                them it gets the model's own embeddings.
 
         Returns:
             By layer in `taps`, the hidden states that enter it (1 x T x width).

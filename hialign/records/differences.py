@@ -8,16 +8,19 @@ from typing import Any
 from hialign.study.settings import ModelSettings
 from hialign.study.study import EVERY_PROBE, PROBES, Study, without_costs
 
+# Settings of earlier versions that have no effect any more
+RETIRED = {"patching.stability_resamples", "probe.patching.stability_resamples"}
+
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
     """Each setting that changed, as `training.beta was 0.1 and is 0.2`.
 
-    Settings that change costs alone are left out. So is what an earlier version did not record: a
-    whole section, or a setting that has its default.
+    Settings that change costs alone are left out. So are retired ones, and what an earlier version did
+    not record: a whole section, or a setting that has its default.
     """
     sections = {name: section for name, section in now.items() if name in before}
     old, new = _flat(without_costs(dict(before))), _flat(without_costs(sections))
-    for key in sorted({*old, *new}):
+    for key in sorted({*old, *new} - RETIRED):
         # `probe` holds the settings of the probe that chose a block's layers
         default = _defaults().get(key.removeprefix("probe."))
         if key not in old and new[key] == default:
@@ -33,7 +36,8 @@ def _defaults() -> dict[str, Any]:
     settings = Study(name="default", title="", models=[ModelSettings(source="x")]).model_dump()
     settings["model"] = settings.pop("models")[0]
     settings |= {"probes": probes} | {name: probes[name] for name in PROBES}
-    return _flat(settings)
+    # a cell whose layers a probe chose has that probe's settings in a section of their own
+    return _flat(settings | {"probe": settings})
 
 
 def _flat(settings: Any, prefix: str = "") -> dict[str, Any]:

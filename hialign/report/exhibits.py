@@ -26,7 +26,16 @@ from hialign.report.plots import EMPTY
 from hialign.report.replication import figures as registered_figures
 from hialign.report.replication import tables as registered
 from hialign.report.replication.registered import answering
-from hialign.report.where import frontier, gradients, ila, overview, patching, sweep
+from hialign.report.where import (
+    frontier,
+    gradients,
+    ila,
+    overview,
+    patching,
+    signal,
+    swaps,
+    sweep,
+)
 from hialign.study import paths
 from hialign.study.errors import HialignError
 from hialign.study.study import PROBES, STAGES, Study
@@ -65,7 +74,7 @@ def _curves(study: Study) -> pd.DataFrame:
 
 EVERY_STAGE, EVERY_PROBE = " ".join(STAGES), " ".join(PROBES)
 MEASURES = "gradients ila patching sweep weights"  # of where alignment happens, layer by layer
-VERDICTS = "train evaluate judge"
+VERDICTS = "train evaluate judge gradients ila patching"
 
 # Of the study whose answer the book leads with
 _REGISTERED = [
@@ -139,6 +148,7 @@ _ALL = [
     Exhibit("table-cells", "The cells", "train", tables.cells),
     Exhibit("table-claims", "Verdicts by paper", VERDICTS, ledger.overview),
     Exhibit("table-headlines", "The main claims", VERDICTS, ledger.headlines),
+    Exhibit("table-verdicts", "Every verdict", VERDICTS, ledger.verdicts),
     Exhibit("table-stages", "The stages", EVERY_STAGE, run_tables.stages),
     Exhibit("table-totals", "Time and cost", EVERY_STAGE, run_tables.totals),
     Exhibit("table-failures", "Failed stages", "", run_tables.failures),
@@ -179,6 +189,11 @@ _ALL = [
     Exhibit("table-where-correlations", "Measures compared", MEASURES, overview.correlations),
     Exhibit("figure-windows", "Windows", "sweep", sweep.windows, sweep.curve),
     Exhibit("table-windows", "Windows and controls", "sweep", sweep.controls),
+    Exhibit("figure-signal", "Signal by layer", "gradients", signal.signal, signal.by_layer),
+    Exhibit("table-signal", "Signal by third", "gradients", signal.thirds),
+    Exhibit("table-signal-accounts", "Where labels point", "gradients", signal.resolution),
+    Exhibit("table-signal-modules", "Signal by module", "gradients", signal.by_module),
+    Exhibit("table-signal-objectives", "Objectives compared", "gradients", signal.interaction),
     Exhibit(
         "figure-gradients",
         "Gradient norm by layer",
@@ -210,8 +225,16 @@ _ALL = [
     Exhibit("figure-ila-interventions", "Tuned by rank", "ila", ila.interventions, ila.variants),
     Exhibit("table-ila-differences", "Interventions compared", "ila", ila.differences),
     Exhibit("table-patching", "What was patched", "patching", patching.made),
+    Exhibit("figure-swaps", "Layers swapped", "patching", swaps.profile, swaps.layers),
+    Exhibit("table-swaps", "Thirds swapped", "patching", swaps.thirds),
+    Exhibit(
+        "figure-patching-changes",
+        "Signed change by layer",
+        "patching",
+        patching.changes,
+        patching.changed,
+    ),
     Exhibit("figure-patching", "Recovery by layer", "patching", patching.recovery, patching.layers),
-    Exhibit("table-patching-thirds", "The middle third", "patching", patching.thirds),
     Exhibit(
         "figure-patching-windows",
         "Recovery by windows",
@@ -219,14 +242,6 @@ _ALL = [
         patching.windows,
         patching.layers,
     ),
-    Exhibit(
-        "figure-patching-lasso",
-        "LASSO with stability selection",
-        "patching",
-        patching.lasso,
-        patching.kept,
-    ),
-    Exhibit("table-patching-regression", "Regression", "patching", patching.regression),
     Exhibit(
         "figure-patching-rank", "Recovery against rank", "patching", patching.rank, patching.ranks
     ),

@@ -23,15 +23,17 @@ from hialign.report.sentences import (
     reward_finding,
     tax_finding,
 )
+from hialign.report.where.signal import with_signal
 from hialign.study import paths
 from hialign.study.blocks import OBJECTIVES, STRATEGIES, strategy_of
-from hialign.study.pair_files import HH_RLHF, is_hh_rlhf
+from hialign.study.pair_files import source_name
 from hialign.study.study import Study
 
 NONE = "not measured"
 VERDICTS = {
     "n_supported": ledger.SUPPORTED,
     "n_contradicted": ledger.CONTRADICTED,
+    "n_refuted": ledger.REFUTED,
     "n_inconclusive": ledger.INCONCLUSIVE,
     "n_untested": ledger.UNTESTED,
 }
@@ -49,6 +51,7 @@ def facts(study: Study) -> dict[str, str]:
         **statements.facts(),
         **registered.facts(study),
         "frontier_measured": "yes" if frames.probes(study, "frontier") else "",
+        "gradients_see_labels": "yes" if with_signal(study) else "no",
         "paper_best": _paper_best(),
         "margin": f"{study.analysis.margin:g}",
         "shared_with_paper": _shared(study),
@@ -68,7 +71,7 @@ SOURCES = {
 
 
 def _design(study: Study) -> dict[str, str]:
-    training, source = study.training, study.preferences.source
+    training, source = study.training, source_name(study.preferences)
     return {
         "study_name": study.name,
         "study_title": study.title,
@@ -126,7 +129,7 @@ def _preferences(study: Study) -> dict[str, str]:
             facts[f"{block}_{objective}_margin"] = _number(table[which]["reward_margin"].mean())
         kl = moved[moved["block"] == block]["kl"].astype(float).mean()
         facts[f"{block}_kl"] = _number(kl, 4)
-    trained = own[own["block"] != "base"].groupby("strategy")["reward_accuracy"]
+    trained = own[own["block"].isin(TRAINED)].groupby("strategy")["reward_accuracy"]
     means = trained.mean().astype(float).dropna()
     best = str(means.idxmax()) if len(means) else None
     facts["best_accuracy_strategy"] = best or NONE
@@ -145,7 +148,7 @@ def _judge(study: Study) -> dict[str, str]:
     facts |= {"judge_name": study.judge.name, "judge_model": study.judge.model}
     facts |= {"judge_agreement": agreement or NONE, "judge_injection": judge_tables.gains(study)}
     scores = overall(study)
-    means = scores.groupby("block").score.mean().dropna()
+    means = scores[scores.block.isin(STRATEGIES)].groupby("block").score.mean().dropna()
     if means.empty:
         return facts | {"judge_finding": "No response of this study has been judged yet."}
     best = str(means.idxmax())
@@ -165,7 +168,21 @@ def _judge(study: Study) -> dict[str, str]:
 def _claims(study: Study) -> dict[str, str]:
     verdicts = [finding.verdict for finding in ledger.findings(study)]
     counts = {name: str(verdicts.count(verdict)) for name, verdict in VERDICTS.items()}
-    return {"n_claims": str(len(verdicts))} | counts
+    return {"n_claims": str(len(verdicts)), "seed_spread": _seed_spread(study)} | counts
+
+
+def _seed_spread(study: Study) -> str:
+    """What the verdicts leave out of the variation between training runs."""
+    seeds = [one.seed for one in study.whole.single_runs() if not one.preferences.shuffled]
+    if len(seeds) == 1:
+        return (
+            "This study has one seed, so the spread between seeds is not known: other training pairs "
+            "and another initialization could change a verdict."
+        )
+    return (
+        f"This study has {len(seeds)} seeds. The verdicts rest on one of them ({study.at().seed}) "
+        "alone, so they leave out the spread between seeds."
+    )
 
 
 def _paper_best() -> str:
@@ -181,16 +198,11 @@ def _shared(study: Study) -> str:
     judge = study.judge.model.casefold() if study.judge else ""
     same = {
         f"{n} of its {len(models)} models": n > 0,
-        "its data set": _same_data_set(study, design["data_set"]["value"]),
+        "its data set": source_name(study.preferences) == design["data_set"]["value"],
         "its judge": judge.startswith(design["judge"]["value"].casefold()),
     }
     shared = [text for text, holds in same.items() if holds]
     return joined(shared) if shared else "neither a model, nor the data set, nor the judge"
-
-
-def _same_data_set(study: Study, name: str) -> bool:
-    """Whether a study reads the data set `name`, from the hub or from a folder of its layout."""
-    return study.preferences.source == name or (name == HH_RLHF and is_hh_rlhf(study.preferences))
 
 
 def _null_studies() -> str:

@@ -15,6 +15,7 @@ from hialign.report.replication.gates import nothing_learned, unsure_gated
 from hialign.report.scores import by_cell, compared, crossed, dimension_differences, overall, taxed
 from hialign.statistics import comparisons as tests
 from hialign.statistics.intervals import (
+    ALPHA,
     Statistic,
     interval_of_difference,
     interval_text,
@@ -139,8 +140,12 @@ def alignment_tax(study: Study) -> Table:
 
 
 def power(study: Study) -> Table:
-    """How many prompts would show the paper's differences, and what this study's can show."""
-    share = study.analysis.power
+    """How many prompts would show the paper's differences, and what this study's can show.
+
+    The tests are those of the strictest step of Holm's correction over the table of comparisons.
+    """
+    table = compared(study)
+    share, alpha = study.analysis.power, ALPHA / max(1, table.p_holm.count() or len(table))
     rows = []
     for row in paper.differences():
         values = _paired(study, row).groupby("prompt_id").score.mean()
@@ -152,11 +157,11 @@ def power(study: Study) -> Table:
                 "Model": row["model"] or "all",
                 "Paper": row["difference"],
                 "Paper: responses each": row["n"],
-                "Needed, unpaired": unpaired_needed(row["difference"], row["stds"], share),
+                "Needed, unpaired": unpaired_needed(row["difference"], row["stds"], share, alpha),
                 "Std of our differences": std,
                 "Prompts here": len(values) or None,
-                "Prompts needed": prompts_needed(row["difference"], std, share),
-                "Smallest difference here": smallest_difference(len(values), std, share),
+                "Prompts needed": prompts_needed(row["difference"], std, share, alpha),
+                "Smallest difference here": smallest_difference(len(values), std, share, alpha),
             }
         )
     whole = ("Paper: responses each", "Needed, unpaired", "Prompts here", "Prompts needed")

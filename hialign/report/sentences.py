@@ -13,7 +13,7 @@ from hialign.report import scores
 from hialign.report.replication.gates import gates, nothing_learned
 from hialign.statistics import comparisons as tests
 from hialign.statistics.intervals import interval_text
-from hialign.study.blocks import strategy_of
+from hialign.study.blocks import STRATEGIES, strategy_of
 from hialign.study.study import Study
 
 
@@ -71,9 +71,12 @@ def judge_agreement_text(study: Study) -> str:
 
 
 def reward_finding(study: Study, best: str | None, facts: dict[str, str]) -> str:
-    """Which strategy's reward is right most often, and which ones the pairs cannot tell from it."""
+    """Which strategy's reward is right most often, and which ones the pairs cannot tell from it.
+
+    Controls and other blocks of ours are no strategies of the paper, and are left out.
+    """
     if best is None:
-        return "No tuned cell of this study has been evaluated yet, so there is nothing to report."
+        return "No strategy of the paper has been evaluated in this study yet."
     if nothing_learned(study):
         (gate,) = gates(study).values() if len(gates(study)) == 1 else (None,)
         why = gate["reason"] if gate else "no model's Full ranks held-out pairs better than chance"
@@ -100,11 +103,12 @@ def reward_finding(study: Study, best: str | None, facts: dict[str, str]) -> str
 
 
 def _reward_hits(study: Study) -> pd.DataFrame:
-    """Whether each held-out pair is ranked right by the implicit reward, as `all_pairs` takes it.
+    """Whether the paper's strategies rank each held-out pair right, as `all_pairs` takes it.
 
     Columns: model, prompt_id, block (the strategy), score: the mean over the prompt's pairs.
     """
     pairs = frames.pairs(study)
+    pairs = pairs[pairs.block.isin(STRATEGIES)]
     own = pairs[["all" in groups for groups in pairs.groups]]
     means = own.groupby(["model", "prompt_id", "strategy"]).hit.mean()
     return means.rename("score").reset_index().rename(columns={"strategy": "block"})

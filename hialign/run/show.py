@@ -23,7 +23,16 @@ from hialign.records.status import cell_status, probe_status
 from hialign.report import display, plots, run_tables
 from hialign.report.display import Table, span, table_of
 from hialign.report.judge_tables import judge_line
-from hialign.report.where import frontier, gradients, ila, overview, patching, sweep
+from hialign.report.where import (
+    frontier,
+    gradients,
+    ila,
+    overview,
+    patching,
+    signal,
+    swaps,
+    sweep,
+)
 from hialign.run.texts import answers as answers
 from hialign.run.texts import html, text
 from hialign.run.texts import pair as pair
@@ -35,14 +44,23 @@ from hialign.study.study import Cell, Study, stages_of
 
 # The functions that draw each probe's record. Its notebook calls them by their names.
 VIEWS: Mapping[str, Sequence[Callable[[Study], Any]]] = {
-    "gradients": (gradients.curves, gradients.along, gradients.inequality),
+    "gradients": (
+        signal.signal,
+        signal.resolution,
+        signal.thirds,
+        signal.interaction,
+        gradients.curves,
+        gradients.along,
+        gradients.inequality,
+    ),
     "matrix": (sweep.matrix, sweep.effects),
     "ila": (ila.gates, ila.rankings, ila.overlaps, ila.interventions),
     "patching": (
         patching.made,
+        swaps.profile,
+        swaps.thirds,
+        patching.changes,
         patching.recovery,
-        patching.thirds,
-        patching.regression,
         patching.rank,
     ),
     "sweep": (sweep.windows, sweep.controls),

@@ -154,48 +154,79 @@ def interval_of_difference(
     return float(low), float(high)
 
 
-def prompts_needed(difference: float, std: float, power: float = 0.8) -> float:
-    """Prompts at which one paired test at 5% sees `difference` with probability `power`.
+def prompts_needed(
+    difference: float, std: float, power: float = 0.8, alpha: float = ALPHA
+) -> float:
+    """Prompts at which one paired test sees `difference` with probability `power`.
 
-    `std` is the standard deviation of the prompts' differences. The test is the paired t-test
-    (statsmodels). Wilcoxon's needs 5% more prompts if differences are normal, never over 16% more
-    (its asymptotic relative efficiency is at least 0.864), and often fewer. The result is at least 6,
-    because no rank test reaches 5% with fewer. NaN if there is no spread or no difference.
+    The test is the paired t-test. Wilcoxon's needs 5% more prompts if differences are
+    normal, never over 16% more (its asymptotic relative efficiency is at least 0.864), and often
+    fewer. The result is at least what a rank test needs to reach `alpha` at all: 6 for 5%.
+
+    Args:
+        difference: the true mean of the prompts' differences.
+        std: their standard deviation.
+        power: the probability.
+        alpha: the level of the two-sided test. For one of m tests under Holm's correction it is
+            5% / m at the strictest step.
+
+    Returns:
+        The number of prompts. NaN if there is no spread or no difference.
     """
     from scipy.optimize import brentq
     from scipy.stats import norm
-    from statsmodels.stats.power import TTestPower
 
     if not (std > 0 and abs(difference) > 0):  # NaN included
         return float("nan")
-    effect, solver = abs(difference) / std, TTestPower()
-    if effect > 2 or solver.power(effect, 6, ALPHA) >= power:
-        return 6.0
-    # Normal theory needs fewer, by less than 3 (statsmodels' own search does not always converge)
-    least = ((norm.ppf(1 - ALPHA / 2) + norm.ppf(power)) / effect) ** 2
+    effect, z = abs(difference) / std, norm.ppf(1 - alpha / 2)
+    fewest = float(np.ceil(1 - np.log2(alpha)))  # at which 2 / 2^n is no more than alpha
+    if effect >= _effect_seen(fewest, power, alpha):
+        return fewest
+    least = ((z + norm.ppf(power)) / effect) ** 2  # by normal theory, which needs a few less
     if least > 1e6:  # here a few more prompts change the power by less than rounding does
-        return float(np.ceil(least + norm.ppf(1 - ALPHA / 2) ** 2 / 2))
-    return float(
-        np.ceil(brentq(lambda n: solver.power(effect, n, ALPHA) - power, max(6, least), least + 9))
-    )
+        return float(np.ceil(least + z**2 / 2))
+    most = max(fewest, least) + 2 * z**2 + 9
+    exact = brentq(lambda n: _effect_seen(n, power, alpha) - effect, max(fewest, least), most)
+    return float(np.ceil(exact))
 
 
-def unpaired_needed(difference: float, stds: tuple[float, float], power: float = 0.8) -> float:
-    """Responses per side at which an unpaired z-test at 5% sees `difference` (statsmodels)."""
+def unpaired_needed(
+    difference: float, stds: tuple[float, float], power: float = 0.8, alpha: float = ALPHA
+) -> float:
+    """Responses per side at which an unpaired z-test sees `difference` (statsmodels).
+
+    `alpha` is the level of the two-sided test, as of `prompts_needed`.
+    """
     from statsmodels.stats.power import normal_sample_size_one_tail
 
-    needed = normal_sample_size_one_tail(difference, power, ALPHA / 2, float(np.hypot(*stds)))
+    needed = normal_sample_size_one_tail(difference, power, alpha / 2, float(np.hypot(*stds)))
     return float(np.ceil(needed))
 
 
-def smallest_difference(prompts: float, std: float, power: float = 0.8) -> float:
-    """The difference that one paired t-test at 5% sees with probability `power` on `prompts`."""
-    from statsmodels.stats.power import TTestPower
+def smallest_difference(
+    prompts: float, std: float, power: float = 0.8, alpha: float = ALPHA
+) -> float:
+    """The difference that one paired t-test on `prompts` sees with probability `power`.
 
+    `alpha` is the level of the two-sided test, as of `prompts_needed`. NaN without a spread, and for
+    fewer than two prompts.
+    """
     if not (std > 0 and prompts >= 2):
         return float("nan")
-    solved = TTestPower().solve_power(nobs=prompts, alpha=ALPHA, power=power)
-    return float(np.squeeze(solved)) * std
+    return _effect_seen(prompts, power, alpha) * std
+
+
+def _effect_seen(prompts: float, power: float, alpha: float) -> float:
+    """The mean, in standard deviations, that a paired t-test sees with probability `power`.
+
+    It is the non-centrality (scipy) at which t is above its critical value that often. Rejecting in
+    the wrong direction does not count.
+    """
+    from scipy.special import nctdtrinc
+    from scipy.stats import t
+
+    critical = t.isf(alpha / 2, prompts - 1)
+    return float(nctdtrinc(prompts - 1, 1 - power, critical) / np.sqrt(prompts))
 
 
 def interval_text(low: float | None, high: float | None, digits: int = 3) -> str | None:

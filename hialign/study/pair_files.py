@@ -16,6 +16,7 @@ HH_RLHF = "Anthropic/hh-rlhf"
 HH_TRANCHES = ("harmless-base", "helpful-base", "helpful-online", "helpful-rejection-sampled")
 
 OURS = ("builtin", "contrasts")  # sources that the package makes
+PATHS = (".", "/", "~")  # how a source begins that is no name on the hub
 
 TEXT = (".jsonl", ".json", ".csv", ".tsv")
 # In the order of preference, if a split has files of several formats
@@ -58,16 +59,29 @@ def contrast_answers(settings: PreferenceSettings) -> PreferenceSettings:
 def is_hh_rlhf(settings: PreferenceSettings) -> bool:
     """Whether the pairs are those of Anthropic/hh-rlhf: from the hub, or from a folder of its layout.
 
-    Its layout is `<tranche>/<split>.jsonl.gz`, with the tranches of `HH_TRANCHES`.
+    Its layout is `<tranche>/<split>.jsonl.gz`, with the tranches of `HH_TRANCHES`. A folder that this
+    machine does not have is known by its name: the book is also built where only the records are.
     """
     if settings.source == HH_RLHF:
         return True
-    if settings.source in OURS:
+    tranches = settings.subsets or HH_TRANCHES
+    if settings.source in OURS or not set(tranches) <= set(HH_TRANCHES):
         return False
     place = place_of(settings.source, settings.revision)
-    tranches = settings.subsets or HH_TRANCHES
+    if not os.path.exists(place):
+        folder = settings.source.startswith(PATHS) and not place.suffix
+        return folder and place.name.startswith("hh-rlhf")
     files = [place / t / f"{s}.jsonl.gz" for t in tranches for s in ("train", "test")]
-    return set(tranches) <= set(HH_TRANCHES) and any(os.path.isfile(file) for file in files)
+    return any(os.path.isfile(file) for file in files)
+
+
+def source_name(settings: PreferenceSettings) -> str:
+    """The source as a reader sees it: a copy of hh-rlhf by its name on the hub, no folders of others."""
+    source = settings.source
+    if is_hh_rlhf(settings):
+        return HH_RLHF
+    local = source.startswith(PATHS) or os.path.exists(place_of(source))
+    return Path(source).name if local and source not in OURS else source
 
 
 def split_files(settings: PreferenceSettings) -> dict[str, list[Path]]:

@@ -11,16 +11,26 @@ from pydantic import Field, field_validator
 from hialign.study.base import Batch, Layers, Pairs, Rank, Resamples, Seed, Settings, Steps, Tokens
 from hialign.study.blocks import check_block
 
+Sketched = Annotated[int, Field(ge=16, le=1_048_576)]
+
 
 class GradientSettings(Settings):
     """Hypothesis 2: which layers the gradient of each objective's loss points to (probes/gradients)."""
 
-    contrast_prompts: Pairs = Field(24, ge=2)  # built-in held-out prompts, three contrasts each
-    permutations: Resamples = Field(10_000, ge=100)  # of objectives within prompts, for the null
-    # Along training: the optimizer steps of the block `full` after which the gradient is taken again,
-    # as far as the study's training has them. An empty list takes it at initialization only.
+    # Built-in held-out prompts with three contrasts each. They are not measured if the study's own
+    # held-out pairs are contrasts of as many prompts.
+    contrast_prompts: Pairs = Field(24, ge=2)
+    # Labellings by chance, the null of the signal
+    flips: Resamples = Field(2_000, ge=100)
+    # Dimensions to which the gradient of each weight matrix is projected, so that those of all pairs
+    # fit into memory. A prime (hialign.probes.gradients.sketch). null: none, for small models.
+    sketch: Sketched | None = 4_093
+    # Of objectives within prompts, the null of the paper's inequality
+    permutations: Resamples = Field(10_000, ge=100)
+    # Along training: the optimizer steps of the block `full` after which the norms are taken again,
+    # as far as the study's training has them. An empty list takes them at initialization only.
     at_steps: list[Annotated[Steps, Field(ge=1)]] = Field([1, 2, 4, 8, 16, 32, 64, 128, 256])
-    along_pairs: Pairs = Field(24, ge=2)  # pairs of each source that it is then taken on
+    along_pairs: Pairs = Field(24, ge=2)  # pairs of each source that they are then taken on
 
 
 class MatrixSettings(Settings):
@@ -96,11 +106,17 @@ class PatchingSettings(Settings):
     """Alignment is Localized: causal patching (probes/patching). A reconstruction."""
 
     tuned: str = "full"  # a block of the study, or a tuned model (hub id or folder)
-    patched: Pairs | None = Field(None, ge=2)  # patched pairs. null: all of `probes.pairs`
+    # Pairs on which layers' weights are swapped, each by itself. null: all of `probes.pairs`
+    swapped: Pairs | None = Field(None, ge=2)
+    # Random adapters of the same norms, each of which costs as much as the swaps themselves. With
+    # fewer than two there is no null, and the probe has no vote.
+    null_draws: int = Field(4, ge=0, le=1_000)
+    patched: Pairs | None = Field(None, ge=2)  # pairs with patched activations. null: all
     window: Layers | None = None  # consecutive layers. null: a third of the depth
     ranks: list[Rank] = Field([1, 2, 4, 8, 16])
     rank_layers: Layers = 1  # how many of the layers that recover most are decomposed by rank
-    stability_resamples: Resamples = Field(100, ge=20)  # bootstrap samples of the LASSO
+    # Of a LASSO that is gone: it found nothing that was planted. Published studies still name it.
+    stability_resamples: Resamples | None = Field(None, exclude=True)
 
 
 class SweepSettings(Settings):

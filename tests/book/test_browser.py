@@ -11,6 +11,7 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
+from hialign.report.claims.ledger import load_claims
 from hialign.study.study import load_study
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
@@ -19,6 +20,7 @@ NARROW, WIDE = {"width": 390, "height": 844}, {"width": 1280, "height": 900}
 # One page of each kind, for what takes a second a page
 KINDS = ["index", "experiments", "methodology", "appendix-d", "execution", "references", "search"]
 KINDS += [
+    "claims",
     "where",
     "patching",
     "runs/random-llama-mid",
@@ -38,7 +40,9 @@ def visit(smoke: Path, chromium: Any) -> Any:
     """Opens a page of the book and keeps what went wrong on it and what it asked for."""
     opened = []
 
-    def open_page(name: str, size: dict[str, int] = WIDE, mode: str = "light") -> Any:
+    def open_page(
+        name: str, size: dict[str, int] = WIDE, mode: str = "light", place: str = ""
+    ) -> Any:
         page = chromium.new_page(viewport=size, color_scheme=mode)
         page.wrong, page.asked = [], []
         page.on("pageerror", lambda error: page.wrong.append(str(error)))
@@ -50,7 +54,7 @@ def visit(smoke: Path, chromium: Any) -> Any:
             ),
         )
         page.on("request", lambda request: page.asked.append(request.url))
-        page.goto(f"file://{smoke}/html/{name}.html")
+        page.goto(f"file://{smoke}/html/{name}.html{place}")
         page.wait_for_load_state("load")
         opened.append(page)
         return page
@@ -154,6 +158,26 @@ def test_a_page_shows_the_records_numbers(smoke: Path, visit: Callable[..., Any]
     evaluation = json.loads((smoke / "random-llama" / "mid" / "evaluation.json").read_text())
     margin = evaluation["objectives"]["all"]["reward_margin"]
     assert f"Mid-Align {margin:.3f}" in page.inner_text("article")
+
+
+def test_each_verdict_has_a_permalink(visit: Callable[..., Any]) -> None:
+    """Its own #, seen without a mouse, which leads to the claim's section wherever it is opened."""
+    page = visit("claims")
+    ids = [claim.id for claim in load_claims()]
+    links = page.locator("a.permalink")
+    assert [link.get_attribute("href") for link in links.all()] == [f"#{name}" for name in ids]
+    for name in (ids[0], "v2-hypothesis-2", ids[-1]):
+        link = page.locator(f'a.permalink[href="#{name}"]')
+        assert link.is_visible()
+        link.click()
+        assert page.url.endswith(f"claims.html#{name}")
+        section = page.locator(f"section:has(> #{name}), section#{name}").last
+        assert section.locator("> p.claim-verdict").count() == 1, name
+        assert section.locator("a.permalink").get_attribute("href") == f"#{name}"
+        other = visit("claims", place=f"#{name}")
+        top = other.locator(f'a.permalink[href="#{name}"]').bounding_box()["y"]
+        assert 0 < top < WIDE["height"], name
+    assert page.locator("section:has(> p.claim-verdict) a.headerlink").first.is_hidden()
 
 
 def test_prose_is_filled_from_the_records(visit: Callable[..., Any]) -> None:

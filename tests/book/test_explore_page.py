@@ -513,6 +513,19 @@ def test_the_address_holds_the_view(built: Any, opened: Opened, chromium: Any) -
         *("Full-DPO", "Mid-Align")
     ]
     other.page.close()
+    # Filters and words, too: the address restores what was chosen
+    choose(page, "filter", "different")
+    page.fill("input[type=search]", "question 2")
+    page.wait_for_function("location.hash.includes('words')")
+    opened.settle()
+    address, listed, told = page.url, opened.listed(), count(page)
+    assert told.startswith("11 of 34 prompts")
+    page.reload()
+    page.locator(".hx-card").first.wait_for()
+    opened.settle()
+    assert (page.url, opened.listed(), count(page)) == (address, listed, told)
+    assert page.locator(".hx-field-filter select").input_value() == "different"
+    assert page.locator("input[type=search]").input_value() == "question 2"
     page.evaluate("location.hash = '#filter=cut'")  # as a link inside the page would
     page.wait_for_function("document.querySelectorAll('.hx-card').length === 1")
     assert opened.listed() == ["id5"]

@@ -14,7 +14,8 @@ from hialign.engine.measures import scores_of
 from hialign.engine.modules import decoder_layers
 from hialign.engine.tokens import Tokens
 from hialign.probes.gradients.meter import Meter, norms_of
-from hialign.probes.gradients.probe import gradients, inequality
+from hialign.probes.gradients.probe import gradients
+from hialign.probes.gradients.trend import inequality
 from hialign.probes.pairs import ProbePair, contrast_pairs_of
 from hialign.records.files import read_jsonl
 from hialign.study import paths

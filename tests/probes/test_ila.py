@@ -1,7 +1,6 @@
 """ILA: gates against PEFT by hand, importance that was planted, overlap beside chance, the record."""
 
 import json
-import random
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -260,23 +259,6 @@ def test_sft_of_ours_is_stock_peft_with_adamw(pairs: list[TokenPair]) -> None:
 
 
 # --- overlap -------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("total", "size"), [(24, 18), (24, 7), (9, 1), (5, 5)])
-def test_chance_is_what_sets_drawn_at_random_share(total: int, size: int) -> None:
-    rng = random.Random(0)
-    drawn = [
-        overlap.jaccard(rng.sample(range(total), size), rng.sample(range(total), size))
-        for _ in range(8_000)
-    ]
-    found = overlap.chance(total, size)
-    assert found["mean"] == pytest.approx(np.mean(drawn), abs=0.01)
-    assert np.mean([x <= found["quantile95"] for x in drawn]) >= 0.94
-    assert np.mean([x < found["quantile95"] for x in drawn]) <= 0.96  # no lower value would do
-
-
-def test_two_random_sets_of_three_quarters_share_three_fifths() -> None:
-    assert overlap.chance(120, 90)["mean"] == pytest.approx(0.60, abs=0.005)
 
 
 def test_overlap_of_rankings() -> None:

@@ -19,7 +19,7 @@ from hialign import load_model, load_study
 from hialign.engine.decoder import Decoder
 from hialign.engine.models import identity, locate
 from hialign.engine.tokens import Tokens, tokenize_pair
-from hialign.probes.patching import low_rank, recovery, regression, runs
+from hialign.probes.patching import low_rank, measurement, recovery, runs
 from hialign.probes.patching import probe as patching_probe
 from hialign.probes.patching.rows import rows
 from hialign.probes.patching.runs import DIRECTIONS, KINDS, Runs, Side, run_row
@@ -132,7 +132,6 @@ def test_the_last_layer_recovers_all_and_a_model_in_itself_changes_nothing() -> 
     for by_kind in same.patched.values():
         for values in by_kind.values():
             assert all(each == same.unpatched["base"] for each in values)
-    assert not np.any(same.distance)
     # the two unpatched runs, on packed tokens, and nothing else
     assert same.layer_tokens < 2 * DEPTH * sum(len(t.ids) for pair in pairs for t in pair)
 
@@ -141,21 +140,6 @@ def test_a_window_of_one_layer_is_its_contribution() -> None:
     found = measured(two_models("llama", [1, 4]), some_pairs(2), ["contribution", "window"], 1)
     for by_kind in found.patched.values():
         assert by_kind["contribution"] == by_kind["window"]
-
-
-def test_distances_are_those_of_hidden_states() -> None:
-    sides, pair = two_models("llama", [2]), some_pairs(2)[0]
-    found = measured(sides, [pair], []).distance[0]
-    states = []
-    for side in ("base", "tuned"):
-        loop = benchmark().Loop(sides, [pair])
-        kept = loop.cached(side, loop.batches[0])["out"]
-        states.append(torch.stack(kept))
-    norms = (states[1] - states[0]).norm(dim=-1)  # layers x 2 x T
-    chosen, rejected = (t.ids[:-1] for t in pair)
-    shared = next(i for i, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b)
-    values = torch.cat([norms[:, 0, : len(chosen)], norms[:, 1, shared : len(rejected)]], dim=1)
-    assert found == pytest.approx(values.mean(1).tolist(), abs=1e-4)
 
 
 def test_turns_of_one_conversation_do_not_share_a_row() -> None:
@@ -225,53 +209,7 @@ def test_a_planted_direction_is_found_in_one_dimension() -> None:
     assert benchmark().largest(values["random_vector"][0], expected) > 0.1
 
 
-# --- the regression ------------------------------------------------------------------------------
-
-
-def planted(pairs: int, noise: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    draw = np.random.default_rng(seed)
-    distances = 5 + draw.normal(size=(pairs, DEPTH))
-    gains = 2 * distances[:, PLANTED] + noise * draw.normal(size=pairs)
-    return distances, gains, [str(i // 2) for i in range(pairs)]
-
-
-def test_the_lasso_finds_the_planted_layer() -> None:
-    found = regression.lasso(*planted(60, 0.5), 50, 42)
-    assert found["reason"] is None
-    assert PLANTED in found["stable"]
-    assert found["stability"][PLANTED] == 1
-    assert int(np.argmax(np.abs(found["coefficients"]))) == PLANTED
-    assert found["coefficients"][PLANTED] == pytest.approx(
-        2 * planted(60, 0)[0][:, PLANTED].std(), abs=0.3
-    )
-    assert found["r2"] > 0.8
-    assert found == regression.lasso(*planted(60, 0.5), 50, 42)
-
-
-def test_the_lasso_finds_nothing_in_noise_and_says_that_columns_are_alike() -> None:
-    distances, gains, prompts = planted(60, 0.5)
-    noise = np.random.default_rng(7).normal(size=(20, 60))
-    nothing = [regression.lasso(distances, gains_, prompts, 20, 42) for gains_ in noise]
-    silent = [found for found in nothing if found["reason"]]
-    assert len(silent) >= 18  # cross-validation is no test, but seldom errs by this rule
-    assert all("no layer's distance" in found["reason"] for found in silent)
-    assert all(found["stable"] == [] for found in silent)
-    distances[:, 1] = distances[:, 0] * 3 + 1
-    found = regression.lasso(distances, gains, prompts, 20, 42)
-    assert found["neighbour_correlation"][0] == pytest.approx(1)
-    assert found["largest_correlation"] == pytest.approx(1)
-
-
-@pytest.mark.parametrize(("rows_", "why"), [(2 * DEPTH - 1, "needs 12 pairs"), (2 * DEPTH, None)])
-def test_the_lasso_wants_pairs(rows_: int, why: str | None) -> None:
-    distances, gains, _ = planted(rows_, 0.1)
-    found = regression.lasso(distances, gains, [str(i) for i in range(rows_)], 20, 42)
-    if why is None:
-        assert found["coefficients"] is not None
-    else:
-        assert why in found["reason"]
-        assert "raise probes.pairs" in found["reason"]
-        assert found["coefficients"] is None
+# --- estimates -----------------------------------------------------------------------------------
 
 
 def test_a_recovery_is_a_weighted_mean_with_the_bootstraps_interval() -> None:
@@ -308,11 +246,34 @@ def test_a_recovery_is_a_weighted_mean_with_the_bootstraps_interval() -> None:
     assert recovery.nothing_to_recover(apart | {"size": 0.05}, torch.bfloat16)
 
 
+def test_a_change_is_signed_and_a_recovery_is_not() -> None:
+    """Exchanging chosen and rejected turns every m around: the change follows, the recovery cannot."""
+    draw = np.random.default_rng(5)
+    base, tuned, patched = draw.normal(0, 1, (3, 40))
+    own, prompts = {"base": list(base), "tuned": list(tuned)}, list(range(40))
+    mirrored = {side: [-m for m in values] for side, values in own.items()}
+    for direction, expected in (
+        ("tuned_into_base", patched - base),
+        ("base_into_tuned", tuned - patched),
+    ):
+        found = recovery.change(list(patched), own, direction, prompts, 500, 42)
+        assert found["estimate"] == pytest.approx(expected.mean())
+        assert found["low"] < expected.mean() < found["high"]
+        other = recovery.change(list(-patched), mirrored, direction, prompts, 500, 42)
+        assert other["estimate"] == -found["estimate"]
+    arguments = patched, base, tuned
+    recovered = [
+        recovery.recovery(*(sign * m for m in arguments), prompts, 500, 42)["estimate"]
+        for sign in (1, -1)
+    ]
+    assert recovered[0] == recovered[1]
+
+
 # --- the record ----------------------------------------------------------------------------------
 
 
 def cell_of(folder: Path, tuned: str, **probes: Any) -> Cell:
-    settings = {"patched": 8, "window": 2, "ranks": [1, 4], "stability_resamples": 20}
+    settings = {"patched": 8, "window": 2, "ranks": [1, 4], "swapped": 10, "null_draws": 2}
     settings |= {"tuned": tuned, **probes.pop("patching", {})}
     study = write_study(
         folder,
@@ -356,18 +317,24 @@ def test_the_planted_layer_is_found(found: dict[str, Any]) -> None:
         windows = {(w["start"], w["stop"]): w["estimate"] for w in by_kind["window"]["summed"]}
         assert windows[0, 2] == 0
         assert windows[PLANTED - 1, PLANTED + 1] == pytest.approx(1, abs=1e-3)
-    assert int(np.argmax(found["layer_scores"])) == PLANTED
     assert found["rank"]["layers"][0]["layer"] == PLANTED
     last = found["rank"]["layers"][0]["recovery"]["tuned_into_base"]["svd"][-1]
     assert last["rank"] == 32
     assert last["estimate"] == pytest.approx(1, abs=1e-3)
-    # below the planted layer the models are one: no distance, and nothing that could be chosen
-    lasso = found["lasso"]
-    assert len(lasso["distances"]) == 12
-    assert not np.any([row[:PLANTED] for row in lasso["distances"]])
-    if lasso["coefficients"]:
-        assert not np.any(lasso["coefficients"][:PLANTED])
-        assert not np.any(lasso["stability"][:PLANTED])
+    # the swap of that layer is the other model, in both ways; all others change nothing
+    swaps = found["swaps"]
+    whole = np.subtract(swaps["unswapped"]["tuned"], swaps["unswapped"]["base"])
+    assert np.abs(whole).max() > 0.1
+    for way in ("put_in", "leave_out"):
+        effects = np.array(swaps[way]["layers"])
+        assert effects.shape == (10, DEPTH)
+        assert effects[:, PLANTED] == pytest.approx(whole, abs=1e-3)
+        assert not np.delete(effects, PLANTED, axis=1).any()
+        thirds = np.array(swaps[way]["thirds"])
+        assert thirds[:, 1] == pytest.approx(whole, abs=1e-3)
+        assert not thirds[:, [0, 2]].any()
+    assert found["layer_scores"][PLANTED] == pytest.approx(whole.mean(), abs=1e-3)
+    assert not np.delete(found["layer_scores"], PLANTED).any()
 
 
 def test_the_record_holds_what_its_estimates_are_made_of(found: dict[str, Any]) -> None:
@@ -386,6 +353,14 @@ def test_the_record_holds_what_its_estimates_are_made_of(found: dict[str, Any]) 
                 assert entry["low"] <= entry["estimate"] + 1e-9
                 assert entry["estimate"] <= entry["high"] + 1e-9
                 assert entry["n"] == 8
+    for direction, by_kind in found["changes"].items():
+        for kind, entries in by_kind.items():
+            m = np.array(found["margins"][direction][kind]["summed"])
+            added = m - own["base"]["summed"]
+            if direction == "base_into_tuned":
+                added = np.array(own["tuned"]["summed"]) - m
+            expected = added.mean(axis=1).tolist()
+            assert [entry["estimate"] for entry in entries] == pytest.approx(expected, abs=1e-5)
     assert found["naive_passes"] == 2 + 2 * (6 * DEPTH + DEPTH - 1)
     assert 0 < found["passes"] < found["naive_passes"] / 2
     text = json.dumps(found)
@@ -397,16 +372,16 @@ def test_the_same_call_gives_the_same_and_a_killed_run_goes_on(
 ) -> None:
     cell = cell_of(tmp_path, saved(tmp_path / "tuned", [PLANTED]))
     path = paths.probe_record(cell.study.name, cell.model.name, "patching")
-    monkeypatch.setattr(patching_probe, "ROW", 300)
+    monkeypatch.setattr(measurement, "ROW", 300)
     calls = []
 
     def dies(sides: Any, row: Any, kinds: Any, window: int) -> Any:
-        calls.append((len(kinds), row.pairs))
+        calls.append(row.pairs)
         if len(calls) == 3:
             raise KeyboardInterrupt
         return run_row(sides, row, kinds, window)
 
-    monkeypatch.setattr(patching_probe, "run_row", dies)
+    monkeypatch.setattr(measurement, "run_row", dies)
     with pytest.raises(KeyboardInterrupt):
         patching_probe.patching(cell)
     again = patching_probe.patching(cell)
@@ -422,7 +397,7 @@ def test_the_same_call_gives_the_same_and_a_killed_run_goes_on(
     assert found["layer_scores"] == pytest.approx(again["layer_scores"], abs=1e-3)
     path.unlink()
     third = patching_probe.patching(cell)
-    for name in ("recovery", "margins", "lasso", "rank"):
+    for name in ("swaps", "changes", "recovery", "margins", "rank"):
         assert third[name] == again[name]
     monkeypatch.setattr(patching_probe, "both", None)  # nothing is run again
     assert patching_probe.patching(cell) == third
@@ -436,7 +411,9 @@ def test_two_equal_models_yield_nothing(outputs: Path, tmp_path: Path) -> None:
     assert "no difference to recover" in found["layer_scores_reason"]
     for by_kind in found["recovery"].values():
         assert all(v is None for by_version in by_kind.values() for v in by_version.values())
-    assert "nothing found" in found["lasso"]["reason"]
+    for way in ("put_in", "leave_out"):
+        assert not np.any(found["swaps"][way]["layers"])
+    assert all(layer["both"]["p"] is None for layer in found["swaps"]["layers"])
     assert found["rank"]["layers"] == []
     assert "no difference" in found["rank"]["reason"]
     assert found["passes"] < 2
@@ -469,7 +446,7 @@ def test_the_planted_layer_of_an_adapter_is_found_in_attention(
     found = patching_probe.patching(cell)
     assert found["tuned"] == {"name": "layers:2", "kind": "adapter", "outside": []}
     assert found["nothing"] is None
-    assert int(np.argmax(found["layer_scores"])) == 2
+    assert np.flatnonzero(found["layer_scores"]).tolist() == [2]
     by_kind = found["recovery"]["tuned_into_base"]
     # attention alone was changed: with its output comes all of it
     assert by_kind["attention"]["summed"][2]["estimate"] == pytest.approx(1, abs=1e-3)
@@ -529,7 +506,8 @@ def test_another_tokenizer_is_refused(outputs: Path, tmp_path: Path) -> None:
     [
         ({"window": DEPTH + 1}, "but the model has 6 layers"),
         ({"ranks": [33]}, "hidden states have 32 numbers"),
-        ({"patched": 13}, "raise probes.pairs"),
+        ({"patched": 13}, "probes.patching.patched is 13, but probes.pairs only 12"),
+        ({"swapped": 13}, "probes.patching.swapped is 13, but probes.pairs only 12"),
     ],
 )
 def test_settings_out_of_bounds_are_refused(
@@ -541,7 +519,9 @@ def test_settings_out_of_bounds_are_refused(
 
 def test_too_few_pairs_are_flagged(outputs: Path, tmp_path: Path) -> None:
     tuned = saved(tmp_path / "tuned", [PLANTED])
-    found = patching_probe.patching(cell_of(tmp_path, tuned, pairs=3, patching={"patched": 3}))
-    assert "too few pairs for the regression" in found["lasso"]["reason"]
+    few = {"patched": 3, "swapped": 3, "null_draws": 1}
+    found = patching_probe.patching(cell_of(tmp_path, tuned, pairs=3, patching=few))
+    assert len(found["swaps"]["nulls"]) == 1
+    assert all(layer["both"]["p"] is None for layer in found["swaps"]["layers"])  # no null of one
     assert found["rank"]["layers"] == []
     assert found["rank"]["reason"]

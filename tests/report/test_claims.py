@@ -1,7 +1,6 @@
 """The ledger: claims true, false and undecided by construction; the gate; the correction; the file."""
 
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,55 +8,30 @@ import numpy as np
 import pytest
 import yaml
 from helpers import vouch
+from ledger_material import (
+    make_study,
+    verdict,
+    write_losses,
+    write_pairs,
+    write_parameters,
+    write_scores,
+)
+from scipy import stats
 
 from hialign.records import agreement
-from hialign.records.files import write_json, write_jsonl
+from hialign.records.files import read_json, write_json, write_jsonl
 from hialign.records.stages import judgments_file
 from hialign.report.claims import ledger as claims
 from hialign.report.claims.kinds import Probe
-from hialign.report.claims.material import Material, Untested
+from hialign.report.claims.material import Material, Part, Untested
+from hialign.report.claims.probe_parts import STATISTICS
+from hialign.report.facts import facts
 from hialign.study import paths
 from hialign.study.errors import HialignError
 from hialign.study.rubric import DIMENSIONS
-from hialign.study.study import Study
 
-CONTRADICTED, SUPPORTED = claims.CONTRADICTED, claims.SUPPORTED
+CONTRADICTED, SUPPORTED, REFUTED = claims.CONTRADICTED, claims.SUPPORTED, claims.REFUTED
 INCONCLUSIVE, UNTESTED = claims.INCONCLUSIVE, claims.UNTESTED
-
-
-def make_study(models: tuple[str, ...] = ("small",), **settings: Any) -> Study:
-    settings.setdefault("judge", {"backend": "local", "model": "random:judge"})
-    rows = [{"source": "random:llama", "name": m, "label": m} for m in models]
-    settings.setdefault("evaluation", {"resamples": 200})
-    return Study(name="made-up", title="Made up", models=rows, **settings)
-
-
-def write_scores(
-    study: Study, mean: Callable[[str, str, str], float], prompts: int = 40, noise: float = 0.3
-) -> None:
-    """Judgments of every cell: `mean(model, block, dimension)`, a prompt's own level, and noise."""
-    rng = np.random.default_rng(5)
-    level = rng.normal(0, 0.3, prompts)
-    for cell in study.cells():
-        rows = []
-        for i in range(prompts):
-            scores = {
-                d: float(np.clip(mean(cell.model.label, cell.block, d) + level[i] + e, 1, 5))
-                for d, e in zip(DIMENSIONS, rng.normal(0, noise, len(DIMENSIONS)), strict=True)
-            }
-            row = {"prompt_id": f"p{i}", "scores": scores, "judge": "x", "reasons": {}}
-            rows.append(row)
-        write_jsonl(judgments_file(cell), rows)
-        vouch(cell, "judge")
-
-
-def verdict(study: Study, test: dict[str, Any], **more: Any) -> claims.Finding:
-    """The verdict on one claim, alone in a ledger."""
-    entry = {"id": "one", "paper": "v2", "source": "here", "text": "It is so.", "quantity": "it"}
-    with pytest.MonkeyPatch.context() as patch:
-        only = claims.Claim(**entry | {"test": test} | more)
-        patch.setattr(claims, "load_claims", lambda: [only])
-        return claims.findings.__wrapped__(study)[0]  # type: ignore[attr-defined]
 
 
 ABOVE = {"kind": "above", "block": "mid", "references": ["base", "full"], "dimensions": ["Tone"]}
@@ -122,21 +96,6 @@ def test_models_against_each_other(outputs: Path) -> None:
     assert (found.verdict, found.reason) == (UNTESTED, "this study does not have Huge")
 
 
-def write_pairs(study: Study, gains: dict[str, float], prompts: int = 24) -> None:
-    rng = np.random.default_rng(6)
-    for cell in study.cells():
-        pairs = []
-        for i in range(prompts):
-            for objective in ("grammar", "coherence", "factuality"):
-                gain = gains.get(f"{cell.block} {objective}", gains.get(cell.block, 0.0))
-                up = 0.0 if cell.block == "base" else gain + float(rng.normal(0, 0.5))
-                pair = {"id": f"p{i}-{objective}", "groups": ["all", objective], "chosen": up}
-                pairs.append(pair | {"rejected": 0.0, "chosen_base": 0.0, "rejected_base": 0.0})
-        content = {"beta": 0.1, "pairs": pairs, "objectives": {}}
-        content["fingerprint"] = cell.fingerprint("evaluate")
-        write_json(cell.folder / "evaluation.json", content)
-
-
 def test_objectives_and_rewards_need_no_judge(outputs: Path) -> None:
     study = make_study(judge=None)
     write_pairs(study, {"mid coherence": 3.0, "local": 1.0, "global": 0.5, "full": 0.5})
@@ -152,18 +111,6 @@ def test_objectives_and_rewards_need_no_judge(outputs: Path) -> None:
     assert verdict(study, reward).verdict == SUPPORTED  # Mid ranks grammar and facts at chance
 
 
-def write_losses(study: Study, slope: float, steps: int = 30) -> None:
-    rng = np.random.default_rng(7)
-    for cell in study.cells():
-        if cell.block != "base":
-            rows = [
-                {"step": i + 1, "loss": math.log(2) + slope * i + 0.02 * float(rng.normal())}
-                for i in range(steps)
-            ]
-            write_jsonl(cell.folder / "training.jsonl", rows)
-            vouch(cell, "train")
-
-
 def test_losses(outputs: Path) -> None:
     study = make_study(judge=None)
     for slope, expected in ((-0.01, SUPPORTED), (0.01, CONTRADICTED), (0.0, INCONCLUSIVE)):
@@ -175,15 +122,15 @@ def test_losses(outputs: Path) -> None:
 
 def test_parameters_are_counted(outputs: Path) -> None:
     study = make_study(judge=None)
-    for cell in study.cells():
-        count = {"mid": 10, "full": 30, "local": 20}.get(cell.block, 0)
-        content = {"fingerprint": cell.fingerprint("train"), "trainable_parameters": count}
-        write_json(cell.folder / "manifest.json", content | {"layers": []})
+    write_parameters(study, {"mid": 10, "full": 30, "local": 20, "global": 30})
     test = {"kind": "parameters", "block": "mid", "reference": "full", "at_most": 0.5}
     found = verdict(study, test)
     assert (found.verdict, found.parts[0].estimate) == (SUPPORTED, pytest.approx(1 / 3))
-    assert verdict(study, test | {"block": "local"}).verdict == CONTRADICTED
-    assert verdict(study, test | {"block": "global"}).verdict == UNTESTED
+    found = verdict(study, test | {"block": "local"})  # two thirds: fewer, but not far fewer
+    assert found.verdict == REFUTED
+    assert claims.evidence(found)["Holds"].tolist() == ["no, but in its direction"]
+    assert verdict(study, test | {"block": "global"}).verdict == CONTRADICTED
+    assert verdict(study, test | {"block": "base"}).verdict == UNTESTED
 
 
 def test_the_partition_is_computed(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,8 +149,27 @@ def test_what_is_missing_is_said(outputs: Path) -> None:
     from statsmodels.stats.power import TTestPower
 
     shown = TTestPower().solve_power(nobs=16, alpha=0.05, power=0.8) * part.std
+    # the two p of the only claim are one family: each one-sided at 2.5%, as a two-sided test at 5%
     assert f"16 prompts can show a difference of {shown:.3f} points with 80% power" in found.reason
     assert "the paper's 0.054 would take" in found.reason
+
+
+def test_what_could_have_been_seen_is_under_the_correction_of_the_verdicts(outputs: Path) -> None:
+    from statsmodels.stats.power import TTestPower
+
+    study = make_study()
+    write_scores(study, lambda *_: 3.0)
+    found = claims.findings(study)
+    tests = sum(not np.isnan([f.p_for, f.p_against, f.p_short]).all() for f in found) * 2
+    assert tests > 30
+    one = next(f for f in found if f.claim.id == "v2-full-gains")
+    assert one.verdict == INCONCLUSIVE
+    power = {"alpha": 0.05 / tests, "power": 0.8, "alternative": "larger"}
+    shown = TTestPower().solve_power(nobs=40, **power) * one.parts[0].std
+    assert f"a difference of {shown:.3f} points with 80% power after the correction" in one.reason
+    effect = one.claim.size / one.parts[0].std
+    needed = math.ceil(TTestPower().solve_power(effect_size=effect, **power))
+    assert f"the paper's 0.302 would take {needed} prompts" in one.reason
 
 
 def test_a_judge_at_chance_decides_nothing(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -235,6 +201,85 @@ def test_the_correction_is_over_both_directions_of_the_whole_ledger(outputs: Pat
     expected = multipletests([*raw_for, *raw_against], method="holm")[1]
     assert [f.p_for for f in found] == pytest.approx(expected[: len(found)])
     assert [f.p_against for f in found] == pytest.approx(expected[len(found) :])
+
+
+def test_the_correction_covers_the_test_against_a_claims_own_threshold() -> None:
+    from statsmodels.stats.multitest import multipletests
+
+    plain = [Part("a", 1.0, p_for=0.01, p_against=0.9), Part("b", 1.0, p_for=0.02, p_against=0.8)]
+    limited = [
+        Part("c", 1.0, p_for=0.3, p_against=0.7, threshold=2.0, p_short=0.001),
+        Part("d", 1.0, p_for=0.4, p_against=0.6, threshold=2.0, p_short=0.004),
+        Part("e", 1.0, p_for=0.2, p_against=0.5),
+    ]
+    first, second = claims._corrected([plain, limited])
+    raw = [0.02, 0.4, 2 * 0.8, 3 * 0.5, 2 * 0.001]
+    expected = multipletests(np.minimum(raw, 1), method="holm")[1]
+    assert [first.p_for, second.p_for] == pytest.approx(expected[:2])
+    assert [first.p_against, second.p_against] == pytest.approx(expected[2:4])
+    assert second.p_short == pytest.approx(expected[4])
+    assert np.isnan(first.p_short)
+    assert first.alpha == second.alpha == pytest.approx(2 * 0.05 / 5)
+
+
+def test_a_claim_that_is_true_at_its_threshold_is_seldom_refuted() -> None:
+    """True ratios of exactly 2, and six parts: at 5%, 21 or more of 240 would be a chance below 1%."""
+    rng = np.random.default_rng(8)
+    refuted = 0
+    for _ in range(240):
+        logs = np.log(2) + rng.normal(0, 0.2, (6, 16))
+        rows = [ratio_of(values) for values in logs]
+        parts = STATISTICS["inequality"]({"inequality": rows}, "", 100)
+        (p,) = claims._corrected([parts])
+        smallest = min(parts, key=lambda part: part.p_short)
+        refuted += p.p_short < 0.05 and smallest.falls_short
+    assert refuted <= 20
+
+
+def ratio_of(logs: np.ndarray) -> dict[str, Any]:
+    """A row of the gradients probe, of log ratios by prompt."""
+    mean, error = logs.mean(), logs.std(ddof=1) / math.sqrt(len(logs))
+    ends = mean + stats.t.ppf([0.025, 0.975], len(logs) - 1) * error
+    names = {"objective": "grammar", "block": "local", "other": "mid", "n": len(logs)}
+    names |= {"detrended": math.exp(mean), "detrended_log_std": float(logs.std(ddof=1))}
+    names |= {"detrended_low": math.exp(ends[0]), "detrended_high": math.exp(ends[1])}
+    return names | {"p_above": 0.5, "p_below": 0.5}
+
+
+CONTROLS = ["random:30%:1", "random:third", "full:r5", "lisa", "window:1-2", "layers:0"]
+
+
+def test_controls_stay_out_of_claims_on_strategies(outputs: Path) -> None:
+    blocks = ["base", "full", "local", "mid", "global", *CONTROLS, "spectrum:top30%"]
+    study = make_study(("Large", "small"), blocks=blocks)
+    strategies = blocks[:5]
+    # On controls all is reversed: the small model is better, and the loss rises
+    gain = {True: {"Large": 0.6}, False: {"small": 1.0}}
+    write_scores(study, lambda model, b, d: 3 + gain[b in strategies].get(model, 0))
+    write_losses(study, -0.01, others={b: 0.01 for b in blocks if b not in strategies})
+    test = {"kind": "models", "model": "Large", "references": ["small"]}
+    found = verdict(study, test)
+    assert found.verdict == SUPPORTED
+    assert len(found.parts) == len(strategies)
+    found = verdict(study, {"kind": "loss"})
+    assert found.verdict == SUPPORTED
+    assert len(found.parts) == 4 * 2  # the tuned strategies of both models
+
+
+def test_the_best_strategy_is_no_control(outputs: Path) -> None:
+    study = make_study(blocks=["base", "mid", "local", "random:third"])
+    write_scores(study, lambda m, block, d: {"random:third": 4.5, "mid": 4.0}.get(block, 3.0))
+    write_pairs(study, {"random:third": 3.0, "mid": 1.0})
+    for cell in study.cells():
+        hits = {"random:third": 0.9, "mid": 0.8}.get(cell.block, 0.5)
+        rows = read_json(cell.folder / "evaluation.json")
+        rows["objectives"] = {"all": {"n": 72, "reward_accuracy": hits, "reward_margin": hits}}
+        rows["divergence"] = {"kl": 0.1}
+        write_json(cell.folder / "evaluation.json", rows)
+    told = facts(study)
+    assert told["best_strategy_overall"] == "Mid-Align"
+    assert (told["best_accuracy_strategy"], told["best_accuracy"]) == ("Mid-Align", "80%")
+    assert "random" not in told["overall_finding"]
 
 
 @pytest.mark.slow
@@ -284,6 +329,72 @@ def test_the_ledger_has_every_paper_and_says_what_decides() -> None:
             assert claim.test.contradicted_if
 
 
+# Each has been the address of a verdict, in a book that others may link to.
+PERMALINKS = [
+    "v1-global-factuality",
+    "v1-global-logic",
+    "v1-global-outperforms",
+    "v1-local-fluency",
+    "v1-full-tax",
+    "v1-blocks-no-tax",
+    "v2-mid-matches-full",
+    "v2-fewer-parameters",
+    "v2-late-insufficient",
+    "v2-local-instructions",
+    "v2-mid-drives",
+    "v2-partition",
+    "v2-hypothesis-2",
+    "v2-hypothesis-2-grammar",
+    "v2-hypothesis-2-coherence",
+    "v2-hypothesis-2-factuality",
+    "v2-full-best",
+    "v2-full-gains",
+    "v2-local-gains",
+    "v2-mid-gains",
+    "v2-local-near-full",
+    "v2-local-above-mid",
+    "v2-global-below-base",
+    "v2-global-below-baseline",
+    "v2-qwen25-dominates",
+    "v2-qwen25-mid-full",
+    "v2-local-language",
+    "v2-mid-coherence",
+    "v2-mid-coherence-qwen25",
+    "v2-mid-knowledge",
+    "v2-instructions",
+    "v2-safety",
+    "v2-safety-resilient",
+    "v2-loss-falls",
+    "v2-loss-converges",
+    "ila-overlap",
+    "ila-freezing-helps",
+    "ila-few-suffice",
+    "localized-middle",
+    "localized-few-layers",
+    "localized-low-rank",
+]
+
+
+def test_permalinks_of_verdicts_never_change(outputs: Path) -> None:
+    assert set(PERMALINKS) <= {claim.id for claim in claims.load_claims()}
+    table = claims.verdicts(make_study(judge=None))
+    assert table["Permalink"].tolist() == [f"claims.html#{name}" for name in table["Claim"]]
+    assert table["Claim"].is_unique
+
+
+def test_one_seed_is_said_and_of_several_the_first_counts(outputs: Path) -> None:
+    assert "has one seed, so the spread" in facts(make_study(judge=None))["seed_spread"]
+    study = make_study(judge=None, seeds=[1, 2], shuffled_seeds=[1])
+    told = facts(study.at())["seed_spread"]
+    assert "has 2 seeds" in told
+    assert "(seed-1)" in told
+    write_pairs(study, {"mid": 3.0})
+    reward = {"kind": "reward", "measure": "hit", "block": "mid", "references": ["local"]}
+    for seen in (study, study.at()):
+        found = verdict(seen, reward)
+        assert (found.verdict, found.parts[0].n) == (SUPPORTED, 24)
+
+
 def test_nothing_is_decided_where_nothing_has_run(outputs: Path) -> None:
     found = claims.findings(make_study())
     for finding in found:
@@ -316,7 +427,14 @@ def test_a_partial_study_says_what_is_missing(outputs: Path) -> None:
                     "dimensions": ["Tone"],
                 }
             },
-            "middle",
+            "'middle' is not a strategy",
+        ),
+        (
+            {
+                "test": {"kind": "reward", "measure": "hit", "block": "random:third"}
+                | {"references": ["mid"]}
+            },
+            "'random:third' is not a strategy",
         ),
         (
             {

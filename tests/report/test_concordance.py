@@ -29,22 +29,43 @@ def peaked(third: str, noise: float = 0.3, seed: int = 1) -> np.ndarray:
     return values
 
 
+def signal_of(third: str, names: tuple[str, ...] = ("preference",)) -> dict[str, Any]:
+    """What a record of the gradient probe says if its labels point to a third, or to none."""
+    values = peaked(third)
+    by_layer = [{"over_chance": v, "flipped_std": 1.0, "signal": v} for v in values.mean(axis=0)]
+    rows = [{"layer": i} | row for i, row in enumerate(by_layer)]
+    sure = "none" if third == "none" else third
+    odds = {name: 0.96 if name == sure else 0.01 for name in [*THIRD, "all", "none"]}
+    points = "" if third == "none" else third
+    raw = {"prompts": PROMPTS, "influences": values.tolist(), "flips": []}
+    return {
+        "layers": [{"source": name} | row for name in names for row in rows],
+        "evidence": [{"source": name, "probability": odds, "points": points} for name in names],
+        "raw": dict.fromkeys(names, raw),
+    }
+
+
+def swapped(effects: np.ndarray, spread: float = 0.05, draws: int = 4) -> dict[str, Any]:
+    """A patching record with these effects by both ways, and random adapters of some spread."""
+    rng = np.random.default_rng(5)
+    nulls = [
+        {way: {"layers": rng.normal(0, spread, DEPTH).tolist()} for way in ("put_in", "leave_out")}
+        for _ in range(draws)
+    ]
+    swaps: dict[str, Any] = {"pairs": [{"prompt": p} for p in PROMPTS], "nulls": nulls}
+    swaps |= {way: {"layers": effects.tolist()} for way in ("put_in", "leave_out")}
+    return {"depth": DEPTH, "layer_scores": effects.mean(axis=0).tolist(), "swaps": swaps}
+
+
 def study_of(outputs: Path, gradient: str, patching: str, tuning: str) -> Study:
     study = Study(**load_study("smoke").model_dump() | {"name": "made-up", "judge": None})
     rows = [
         {"prompt": p, "norms": v.tolist()} for p, v in zip(PROMPTS, peaked(gradient), strict=True)
     ]
-    gain = peaked(patching, seed=2)
-    record: dict[str, Any] = {
-        "layer_scores": gain.mean(axis=0).tolist(),
-        "unpatched": {"base": {"summed": [0.0] * PAIRS}, "tuned": {"summed": [9.0] * PAIRS}},
-        "margins": {"tuned_into_base": {"contribution": {"summed": gain.T.tolist()}}},
-        "pairs": [{"prompt": p} for p in PROMPTS],
-        "lasso": {"reason": "too few pairs for the regression"},
-    }
+    record = swapped(peaked(patching, seed=2))
     singles = [{"margins": values.tolist()} for values in peaked(tuning, seed=3).T]
     contents: dict[str, Any] = {
-        "gradients": {"pairs": {"preference": rows}},
+        "gradients": {"pairs": {"preference": rows}, "signal": signal_of(gradient)},
         "patching": record,
         "sweep": {
             "singles": singles,
@@ -67,16 +88,16 @@ def test_an_answer_where_three_measures_agree(outputs: Path) -> None:
     assert "gradient, patching, tuning" in text
     rows = shares_by_measure(study).set_index("measure")
     assert rows.points[["gradient", "patching", "tuning"]].tolist() == ["mid"] * 3
-    assert rows.points[["update", "spectrum"]].tolist() == ["", ""]  # no interval, a control
+    # no interval, and controls
+    assert rows.points[["update", "norms", "spectrum"]].tolist() == ["", "", ""]
     expected = peaked("mid").mean(axis=0)
     assert rows.mid["gradient"] == pytest.approx(expected[3:6].sum() / expected.sum())
     assert rows.mid_low["gradient"] < rows.mid["gradient"] < rows.mid_high["gradient"]
     assert rows.mid["update"] == pytest.approx(1 / 3)
     assert rows["global"]["spectrum"] == 1.0  # its three best of nine layers
-    assert rows.why["lasso"] == "too few pairs for the regression"
     assert rows.why["ila"] == "the ila probe has not been run with the study's current settings"
-    assert len(overview.correlations(study)) == 10  # of five measures
-    assert overview.layers(study).shape == (DEPTH, 7)
+    assert len(overview.correlations(study)) == 15  # of six measures
+    assert overview.layers(study).shape == (DEPTH, 8)
     assert "cividis" not in str(overview.overview(study))  # it draws
 
 
@@ -101,6 +122,91 @@ def test_a_record_of_other_settings_is_none(outputs: Path) -> None:
     write_json(path, read_json(path) | {"fingerprint": "another"})
     assert "no answer" in answer(study, study.models[0].label)
     assert "current settings" in shares_by_measure(study).set_index("measure").why["gradient"]
+
+
+def test_norms_of_gradients_have_no_vote(outputs: Path) -> None:
+    """A record of an earlier version has them alone, and they are the same for labels by chance."""
+    study = study_of(outputs, "mid", "mid", "mid")
+    path = paths.probe_record("made-up", study.models[0].name, "gradients")
+    record = read_json(path)
+    del record["signal"]
+    write_json(path, record)
+    rows = shares_by_measure(study).set_index("measure")
+    assert "no label changes these" in rows.why["gradient"]
+    assert rows.mid["norms"] > 0.5
+    assert rows.points["norms"] == ""
+    assert "no answer" in answer(study, study.models[0].label)
+
+
+def test_labels_that_point_nowhere_have_no_vote(outputs: Path) -> None:
+    """Though the signal is largest in one third, by an interval that keeps off zero."""
+    study = study_of(outputs, "mid", "mid", "mid")
+    path = paths.probe_record("made-up", study.models[0].name, "gradients")
+    record = read_json(path)
+    record["signal"]["evidence"][0]["points"] = ""
+    write_json(path, record)
+    row = shares_by_measure(study).set_index("measure").loc["gradient"]
+    assert row.mid_low > row["local_high"]
+    assert row.points == ""
+
+
+def patching_of(record: dict[str, Any]) -> Measure | str:
+    return concordance.READ["patching"](record)
+
+
+def pointed(record: dict[str, Any]) -> str:
+    measure = patching_of(record)
+    assert isinstance(measure, Measure)
+    return concordance._points(measure, measure.shares(), measure.resampled())
+
+
+def test_the_swaps_have_to_be_beyond_random_adapters() -> None:
+    """The leads are 2 nats: they are clear over prompts, and too small where random adapters vary so."""
+    assert pointed(swapped(peaked("global"), spread=0.05)) == "global"
+    assert pointed(swapped(peaked("global"), spread=3.0)) == ""
+    assert pointed(swapped(peaked("none"), spread=0.05)) == ""
+    # clear among random adapters, but not over prompts
+    assert pointed(swapped(peaked("global", noise=30), spread=0.05)) == ""
+
+
+def test_swaps_away_from_the_human_preference_point_nowhere() -> None:
+    """Exchanging chosen and rejected turns every effect around: what led then harms."""
+    effects = peaked("mid") - 1
+    assert pointed(swapped(effects)) == "mid"
+    assert pointed(swapped(-effects)) == ""
+    # the third that harms least is no answer either
+    assert pointed(swapped(peaked("mid") - 4)) == ""
+
+
+def test_patching_has_no_vote_without_swaps_or_random_adapters() -> None:
+    old = {"layer_scores": [1.0] * DEPTH, "recovery": {}, "depth": DEPTH}
+    assert "patched activations alone" in str(patching_of(old))
+    alone = swapped(peaked("mid"), draws=1)
+    assert "fewer than two random adapters" in str(patching_of(alone))
+    nothing = swapped(peaked("mid")) | {
+        "layer_scores": None,
+        "layer_scores_reason": "no difference",
+    }
+    assert patching_of(nothing) == "no difference"
+
+
+def test_leads_are_differences_of_means() -> None:
+    from hialign.report.where import swaps
+
+    scores = np.arange(8.0) ** 2  # thirds of 3, 3 and 2 layers
+    leads = swaps.leads(8, "global")
+    assert leads["local"] @ scores == pytest.approx(scores[6:].mean() - scores[:3].mean())
+    assert leads["mid"] @ scores == pytest.approx(scores[6:].mean() - scores[3:6].mean())
+    record = swapped(peaked("mid"))
+    record["swaps"]["leave_out"]["layers"] = (
+        3 * np.array(record["swaps"]["put_in"]["layers"])
+    ).tolist()
+    one, other, both = (
+        swaps.lead(record, way, "mid", "local")["estimate"]
+        for way in ("put_in", "leave_out", "both")
+    )
+    assert other == pytest.approx(3 * one)
+    assert both == pytest.approx(2 * one)
 
 
 @pytest.mark.parametrize("depth", [7, 8, 9])

@@ -1,5 +1,6 @@
 """The tables of the judge's scores and the sentences on them, on made-up run folders."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from helpers import EFFECT, ends, make_study, row_of, scores_of, write_all, write_judgments
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.power import TTestPower
 
 from hialign.records.files import read_json
 from hialign.report import facts, paper, score_tables, sentences
@@ -110,10 +112,15 @@ def test_power_has_each_difference_of_the_paper(large: Study) -> None:
     std = changes(large, "mid", "full").groupby("prompt_id").mean().std()
     assert row["Std of our differences"] == pytest.approx(std)
     assert row["Prompts here"] == 148
-    # The textbook's n for an unpaired z-test
-    z = stats.norm.ppf(0.975) + stats.norm.ppf(0.8)
+    # The textbook's n for an unpaired z-test, at Holm's strictest step over the comparisons
+    alpha = 0.05 / len(score_tables.comparisons(large))
+    z = stats.norm.isf(alpha / 2) + stats.norm.ppf(0.8)
     expected = z**2 * (1.273**2 + 1.253**2) / 0.065**2
     assert row["Needed, unpaired"] == pytest.approx(expected, abs=1)
+    shown = TTestPower().solve_power(nobs=148, alpha=alpha, power=0.8) * std
+    assert row["Smallest difference here"] == pytest.approx(shown, rel=1e-4)
+    needed = TTestPower().solve_power(effect_size=0.065 / std, alpha=alpha, power=0.8)
+    assert row["Prompts needed"] == math.ceil(needed)
     assert row_of(table, Strategy="Mid-Align", Model="Qwen3-8B").isna().any()
 
 

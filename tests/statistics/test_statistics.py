@@ -133,18 +133,34 @@ def test_the_interval_of_a_difference_of_normal_means_is_the_usual_one() -> None
     assert all(map(math.isnan, interval_of_difference(3, (math.nan, math.nan), 1, (1, 1))))
 
 
+@pytest.mark.parametrize("alpha", [0.05, 0.05 / 30])
 @pytest.mark.parametrize("effect", [0.005, 0.02, 0.1, 0.3, 0.8])
-def test_prompts_needed_have_the_power_and_one_less_has_not(effect: float) -> None:
+def test_prompts_needed_have_the_power_and_one_less_has_not(effect: float, alpha: float) -> None:
     from statsmodels.stats.power import TTestPower
 
-    n = prompts_needed(-effect * 1.3, 1.3)
-    assert TTestPower().power(effect, n, 0.05) >= 0.8
-    assert TTestPower().power(effect, n - 1, 0.05) < 0.8
-    assert smallest_difference(n, 1.3) == pytest.approx(effect * 1.3, rel=0.04)  # n is whole
+    def power(prompts: float) -> float:
+        return float(TTestPower().power(effect, prompts, alpha / 2, alternative="larger"))
+
+    n = prompts_needed(-effect * 1.3, 1.3, alpha=alpha)
+    assert power(n) >= 0.8
+    assert power(n - 1) < 0.8
+    shown = smallest_difference(n, 1.3, alpha=alpha)
+    assert shown == pytest.approx(effect * 1.3, rel=0.04)  # n is whole
     # By simulation of noncentral t, which no library of power wrote
     rng = np.random.default_rng(6)
     t = stats.nct.rvs(n - 1, effect * math.sqrt(n), size=4000, random_state=rng)
-    assert (np.abs(t) > stats.t.ppf(0.975, n - 1)).mean() == pytest.approx(0.8, abs=0.03)
+    assert (np.abs(t) > stats.t.isf(alpha / 2, n - 1)).mean() == pytest.approx(0.8, abs=0.03)
+
+
+@pytest.mark.parametrize("prompts", [2, 3, 6, 16])
+def test_the_smallest_difference_of_few_prompts_has_its_power(prompts: int) -> None:
+    """Where statsmodels' search gives up and returns where it stopped."""
+    alpha = 0.05 / 60
+    shown = smallest_difference(prompts, 0.7, 0.8, alpha)
+    ncp = shown / 0.7 * math.sqrt(prompts)
+    rejected = stats.nct.sf(stats.t.isf(alpha / 2, prompts - 1), prompts - 1, ncp)
+    assert rejected == pytest.approx(0.8, abs=1e-4)
+    assert shown > smallest_difference(prompts, 0.7)
 
 
 def test_prompts_needed_for_next_to_nothing_are_those_of_the_normal() -> None:
@@ -159,6 +175,8 @@ def test_power_of_nothing() -> None:
     assert math.isnan(smallest_difference(1, 1.0))
     assert math.isnan(smallest_difference(16, math.nan))
     assert prompts_needed(5, 1) == 6  # with five, Wilcoxon's p is 1/16 at best
+    assert prompts_needed(50, 1, alpha=0.001) == 11  # with ten, it is 1/512
+    assert unpaired_needed(0.3, (1, 1), alpha=0.001) > unpaired_needed(0.3, (1, 1))
     assert unpaired_needed(0.302, (1.253, 1.340)) == math.ceil(
         (stats.norm.ppf(0.975) + stats.norm.ppf(0.8)) ** 2 * (1.253**2 + 1.340**2) / 0.302**2
     )

@@ -14,7 +14,7 @@ from hialign.records.stages import stage_manifest
 from hialign.records.status import probe_state, state
 from hialign.study import paths
 from hialign.study.blocks import OBJECTIVES
-from hialign.study.pair_files import HH_RLHF, data_files, is_hh_rlhf
+from hialign.study.pair_files import HH_RLHF, data_files, is_hh_rlhf, source_name
 from hialign.study.probe_settings import IlaSettings
 from hialign.study.settings import PreferenceSettings
 from hialign.study.study import probes_of, stages_of, study_names
@@ -66,6 +66,20 @@ def test_a_folder_of_its_layout_is_hh_rlhf(local_copy: Path, tmp_path: Path) -> 
     assert not asked(str(tmp_path / "mine"))
     assert not asked(str(tmp_path / "nowhere"))
     assert not asked("builtin")
+    # where only the records of a study are
+    assert asked("../elsewhere/hh-rlhf-both", subsets=["helpful-base"])
+    assert not asked("../elsewhere/hh-rlhf-both", subsets=["mine"])
+    assert not asked("../elsewhere/hh-rlhf.jsonl")
+    assert not asked("someone/hh-rlhf-cleaned")
+
+
+def test_a_source_is_named_without_its_folders(local_copy: Path, tmp_path: Path) -> None:
+    (tmp_path / "pairs.jsonl").write_text("")
+    sources = {"builtin": "builtin", HH_RLHF: HH_RLHF, "someone/pairs": "someone/pairs"}
+    sources |= {str(local_copy.parents[1]): HH_RLHF, str(tmp_path / "pairs.jsonl"): "pairs.jsonl"}
+    sources |= {"../data/contrasts": "contrasts"}
+    for source, name in sources.items():
+        assert source_name(PreferenceSettings(source=source)) == name
 
 
 def test_a_record_names_the_files_of_a_local_copy_by_hash(local_copy: Path) -> None:

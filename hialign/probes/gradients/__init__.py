@@ -1,1 +1,1 @@
-"""Where the DPO loss has its gradients: their norm in each layer (`gradients.probe`)."""
+"""Where preferences show in the gradients of the DPO loss, and how large these are (`gradients.probe`)."""

@@ -1,7 +1,7 @@
-"""Do two rankings name the same matrices? Jaccard overlap, beside what chance gives.
+"""Do two rankings name the same matrices? Jaccard's overlap.
 
-Two random sets that hold 75% of all matrices already share many (their mean overlap is 0.60). No
-overlap is therefore shown without that of random sets of the same size.
+Two random sets that hold 75% of all matrices already share many (their mean overlap is 0.60), and
+more if both prefer the same types of matrices. `hialign.report.where.overlaps` sets that beside them.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -9,7 +9,7 @@ from itertools import combinations
 from typing import Any
 
 import numpy as np
-from scipy.stats import hypergeom, spearmanr
+from scipy.stats import spearmanr
 
 from hialign.statistics.intervals import mean_interval
 from hialign.study.blocks import share_of
@@ -24,22 +24,6 @@ def ranked(scores: Sequence[float]) -> list[int]:
 def jaccard(a: Collection[int], b: Collection[int]) -> float:
     """The elements that both sets have, over those that either has, from 0 to 1."""
     return len(set(a) & set(b)) / len(set(a) | set(b))
-
-
-def chance(total: int, size: int) -> dict[str, float]:
-    """The overlap of two sets of `size` elements that are drawn at random from `total`.
-
-    Returns its mean, and the value that 95% of such pairs do not exceed. Both are exact, as the
-    number of shared elements is hypergeometric.
-    """
-    shared = np.arange(max(0, 2 * size - total), size + 1)
-    common = hypergeom(total, size, size)
-    overlap = shared / (2 * size - shared)
-    at = int(common.ppf(0.95))
-    return {
-        "mean": float(common.pmf(shared) @ overlap),
-        "quantile95": at / (2 * size - at),
-    }
 
 
 def stability(scores: Sequence[Sequence[float]], size: int) -> dict[str, Any]:
@@ -75,7 +59,7 @@ def overlap_of(
         `by_seed` has the overlaps of the two data sets under the same seed, and `mean`, `low`, `high`
         and `n` sum them up (95% interval, without ends for one seed). `of_means` is the overlap of
         the rankings by the mean over seeds. `other_seeds` is the mean over pairs of different seeds,
-        whose adapters do not even begin alike. `chance` is that of random sets.
+        whose adapters do not even begin alike.
     """
     tops = [[ranked(s)[:size] for s in scores] for scores in (a, b)]
     same = [jaccard(x, y) for x, y in zip(*tops, strict=True)]
@@ -91,7 +75,6 @@ def overlap_of(
         "n": len(same),
         "of_means": jaccard(*means),
         "other_seeds": float(np.mean(other)) if other else None,
-        "chance": chance(len(a[0]), size),
     }
 
 

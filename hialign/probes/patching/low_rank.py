@@ -65,7 +65,7 @@ def rank_runs(
     learning, tested = halves(prompts, seed)
 
     def states(row: Row) -> dict[str, torch.Tensor]:
-        return {name: side.entering(row.layout, above) for name, side in sides.items()}
+        return {name: side.run(row.layout, 0, above) for name, side in sides.items()}
 
     def apart(hidden: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """The difference of the two models' states (T x width, float32)."""

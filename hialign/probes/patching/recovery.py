@@ -1,6 +1,6 @@
-"""Summaries of patched runs: m of each pair, and recovery with its interval."""
+"""Summaries of patched runs: m of each pair, its signed change, and recovery, with intervals."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -79,6 +79,27 @@ def nothing_to_recover(apart: dict[str, Any], dtype: torch.dtype) -> str | None:
     )
 
 
+def change(
+    patched: Sequence[float],
+    own: Mapping[str, Sequence[float]],
+    direction: str,
+    prompts: Sequence[Hashable],
+    resamples: int,
+    seed: int,
+) -> dict[str, Any]:
+    """What the tuned model's part adds to m, in nats: positive is towards the human preference.
+
+    That is m_patched - m_base if the tuned model's part is put into base, and m_tuned - m_patched if
+    base's part takes its place in the tuned model. `own` has m of both sides. The result is the mean
+    over pairs with its interval over prompts. It turns its sign if chosen and rejected are exchanged.
+    """
+    into_base = direction == "tuned_into_base"
+    before, after = (own["base"], patched) if into_base else (patched, own["tuned"])
+    values = np.subtract(after, before)
+    ends = pooled_interval(values.tolist(), prompts, resamples, seed=seed)
+    return estimate(float(values.mean()), ends, len(values))
+
+
 def recovery(
     patched: Sequence[float],
     receiver: Sequence[float],
@@ -93,6 +114,9 @@ def recovery(
     pairs, each weighted by the size of its denominator. Pairs that tuning barely moved therefore
     count for little. Without the weights they would count for more than all others. In a ratio of the
     two means, pairs that tuning moved up and pairs that it moved down would cancel each other.
+
+    This says nothing about preferences: it is the same if chosen and rejected are exchanged. `change`
+    does.
 
     Args:
         patched: N, each pair's m under the patch.

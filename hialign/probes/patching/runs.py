@@ -73,19 +73,27 @@ class Side:
     def depth(self) -> int:
         return self.decoder.depth
 
+    def run(
+        self, layout: Layout, start: int, stop: int, state: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """What leaves layer `stop - 1` if `state` enters layer `start`.
+
+        Without a state, layer 0 gets the embeddings.
+        """
+        self.layer_tokens += (stop - start) * layout.ids.shape[1]
+        with self.active():
+            return self.decoder.run(layout, [stop], start, state)[stop]
+
     def top(self, layout: Layout, start: int, state: torch.Tensor) -> torch.Tensor:
         """What leaves the last layer if `state` enters layer `start`."""
-        if start == self.depth:
-            return state
-        self.layer_tokens += (self.depth - start) * layout.ids.shape[1]
-        with self.active():
-            return self.decoder.run(layout, [self.depth], start, state)[self.depth]
+        return state if start == self.depth else self.run(layout, start, self.depth, state)
 
-    def entering(self, layout: Layout, layer: int) -> torch.Tensor:
-        """What enters layer `layer` (at least 1) in the unpatched run. No layer above it is run."""
-        self.layer_tokens += layer * layout.ids.shape[1]
+    def stream(self, layout: Layout) -> list[torch.Tensor]:
+        """What enters each layer in the unpatched run, and what leaves the last."""
+        self.layer_tokens += self.depth * layout.ids.shape[1]
         with self.active():
-            return self.decoder.run(layout, [layer])[layer]
+            tapped = self.decoder.run(layout, range(self.depth + 1))
+        return [tapped[layer] for layer in range(self.depth + 1)]
 
     def log_probs(self, top: torch.Tensor, layout: Layout) -> LogProbs:
         with self.active():
@@ -99,24 +107,18 @@ class Side:
 
     def states(self, layout: Layout) -> States:
         """The unpatched run."""
-        recorder, entering = Recorder(layout), []
+        recorder = Recorder(layout)
         outputs: dict[str, list[torch.Tensor]] = {"attention": [], "mlp": []}
-        self.layer_tokens += self.depth * layout.ids.shape[1]
-        with self.active(), ExitStack() as stack:
+        with ExitStack() as stack:
 
             def hook(module: torch.nn.Module, keep: Callable[[Any], None]) -> None:
                 handle = module.register_forward_hook(lambda _, __, output: keep(first(output)))
                 stack.callback(handle.remove)
 
-            handle = self.decoder.layers[0].register_forward_pre_hook(
-                lambda _, given: entering.append(given[0])
-            )
-            stack.callback(handle.remove)
             for layer in self.decoder.layers:
                 for name, module in sublayers(layer).items():
                     hook(module, outputs[name].append)
-            tapped = self.decoder.run(recorder, range(1, self.depth + 1))
-        hidden = [entering[0], *(tapped[layer] for layer in range(1, self.depth + 1))]
+            hidden = self.stream(recorder)
         return States(hidden, outputs["attention"], outputs["mlp"], recorder.kept)
 
 
@@ -278,14 +280,10 @@ def run_row(
                 same = top is tops[receiver]
                 by_kind[kind].append(own[receiver] if same else side.log_probs(top, row.layout))
             by_direction[direction] = by_kind
-        apart = zip(states["tuned"].hidden[1:], states["base"].hidden[1:], strict=True)
-        norms = torch.stack([(t.float() - b.float())[0].norm(dim=-1) for t, b in apart])
-        distance = [norms[:, positions].mean(1).tolist() for positions in row.own]
     return {
         "pairs": row.pairs,
         "unpatched": own,
         "patched": by_direction,
-        "distance": distance,
         "layer_tokens": sum(side.layer_tokens for side in sides.values()) - before,
     }
 
@@ -296,15 +294,12 @@ class Runs:
 
     Attributes:
         unpatched: by side, the log-probabilities of the pairs.
-        patched: by direction, kind and layer (or window), the same under the patch.
-        distance: by pair and layer, the Euclidean distance of the two models' states after the
-            layer, mean over the pair's positions.
+        patched: by direction, kind and place (a layer, a window or a third), the same under the patch.
         layer_tokens: what was run, in tokens times layers.
     """
 
     unpatched: dict[str, LogProbs]
     patched: dict[str, dict[str, list[LogProbs]]]
-    distance: list[list[float]]
     layer_tokens: int
 
     @classmethod
@@ -329,6 +324,5 @@ class Runs:
         return cls(
             {side: join("unpatched", side) for side in ("base", "tuned")},
             patched,
-            join("distance"),
             sum(row["layer_tokens"] for row in rows),
         )

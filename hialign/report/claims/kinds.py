@@ -1,7 +1,7 @@
 """The kinds of test that a claim can name. Each gives the parts that decide the claim.
 
 A claim is supported only if every part of it is, and contradicted if one part is (an
-intersection-union test). `hialign.report.claims.ledger` puts the parts together. All parts are
+intersection-union test). It is refuted at its own threshold if one part misses the claim's own number. `hialign.report.claims.ledger` puts the parts together. All parts are
 oriented so that a claim holds on the positive side: an estimate is what the claim says should be
 above its bound.
 """
@@ -18,7 +18,7 @@ from hialign.report.claims import probe_parts
 from hialign.report.claims.material import NAN, Material, Part, Untested, paired
 from hialign.report.scores import FLUENCY, LOGIC, OVERALL
 from hialign.statistics.comparisons import alignment_tax, paired_differences
-from hialign.study.blocks import check_block, strategy_of
+from hialign.study.blocks import STRATEGIES, strategy_of
 from hialign.study.rubric import DIMENSIONS
 
 FEWEST = 6  # prompts or steps below which no rank test can reach 5%
@@ -26,8 +26,10 @@ THIRDS = ("local", "mid", "global")
 
 
 def _check_blocks(names: str | list[str]) -> str | list[str]:
+    """Only the paper's strategies: no claim of a paper is about a control or a block of ours."""
     for name in [names] if isinstance(names, str) else names:
-        check_block(name)
+        if name not in STRATEGIES:
+            raise ValueError(f"{name!r} is not a strategy of the paper: {', '.join(STRATEGIES)}")
     return names
 
 
@@ -44,6 +46,7 @@ def _check_statistic(name: str) -> str:
     return name
 
 
+Block = Annotated[str, AfterValidator(_check_blocks)]
 Blocks = Annotated[list[str], AfterValidator(_check_blocks)]
 Dimensions = Annotated[list[str], Field(min_length=1), AfterValidator(_check_dimensions)]
 Statistic = Annotated[str, AfterValidator(_check_statistic)]
@@ -168,7 +171,10 @@ class Tax(Test):
 
 
 class Models(Test):
-    """Each difference between models above zero, by Wilcoxon's signed-rank test paired by prompt."""
+    """Each difference between models above zero, by Wilcoxon's signed-rank test paired by prompt.
+
+    Under every strategy of the paper that the study has. Its controls do not count.
+    """
 
     kind: Literal["models"]
     model: str
@@ -180,7 +186,7 @@ class Models(Test):
         parts = []
         for dimension in self.dimensions:
             scores = material.judged(dimension, [self.model, *self.references])
-            for block in material.study.blocks:
+            for block in material.strategies:
                 of_block = scores[scores.block == block]
                 # models take the place of blocks
                 by_model = of_block.assign(block=of_block.model.str.casefold(), model="")
@@ -232,13 +238,17 @@ def _of_pairs(test: _Compared, material: Material, group: str, measure: str) -> 
 
 
 class Loss(Test):
-    """Loss and step correlated negatively in each cell, by Kendall's rank correlation, one-sided."""
+    """Loss and step correlated negatively in each cell, by Kendall's rank correlation, one-sided.
+
+    The cells are those of the paper's strategies. Controls do not count.
+    """
 
     kind: Literal["loss"]
     unit: ClassVar[str] = "Kendall's tau"
 
     def parts(self, material: Material) -> list[Part]:
         steps, parts = frames.training(material.study).dropna(subset="loss"), []
+        steps = steps[steps.block.isin(material.strategies)]
         for (model, strategy), run in steps.groupby(["model", "strategy"], sort=False):
             if len(run) < FEWEST:
                 raise Untested(f"{strategy} of {model} has {len(run)} steps, too few for a trend")
@@ -255,25 +265,30 @@ class Loss(Test):
 
 
 class Parameters(Test):
-    """The share no larger than stated, by counting, without a test."""
+    """The share no larger than stated, by counting, without a test.
+
+    A share above what is stated and below one refutes the claim at its own threshold.
+    """
 
     kind: Literal["parameters"]
-    block: str
-    reference: str
-    at_most: float = Field(gt=0)
+    block: Block
+    reference: Block
+    at_most: float = Field(gt=0, lt=1)
     unit: ClassVar[str] = "share"
 
     def parts(self, material: Material) -> list[Part]:
         runs = frames.manifests(material.study)
         counts = runs[runs.status == "done"].set_index(["model", "block"]).trainable_parameters
+        names = f"{strategy_of(self.block)} over {strategy_of(self.reference)}"
         parts = []
         for model in dict.fromkeys(runs.model):
             ours, theirs = (counts.get((model, b), 0) for b in (self.block, self.reference))
             if not (ours and theirs):
                 continue
             share = float(ours) / float(theirs)
-            names = f"{strategy_of(self.block)} over {strategy_of(self.reference)}"
-            parts.append(Part(f"{names}, {model}", share, decided=share <= self.at_most))
+            short = self.at_most < share < 1
+            decided = None if short else share <= self.at_most
+            parts.append(Part(f"{names}, {model}", share, decided=decided, short=short))
         if not parts:
             raise Untested("the two strategies have not both been trained yet")
         return parts
@@ -303,6 +318,7 @@ class Probe(Test):
     statistic: Statistic
     supported_if: str
     contradicted_if: str
+    refuted_if: str = ""  # at its own threshold, if it has one
     unit: ClassVar[str] = "of its unit"
 
     def parts(self, material: Material) -> list[Part]:

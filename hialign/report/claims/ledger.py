@@ -4,11 +4,14 @@ Claims, tests and margins stand in book/claims.yml and are fixed before results 
 
 Every part of a claim gives two one-sided p, for and against it. The claim's p for is the largest of
 its parts', since all must hold (an intersection-union test). Its p against is the smallest times
-their number, since one reversed part is enough (Bonferroni). Holm's correction covers both p of all
-claims that a study can test.
+their number, since one reversed part is enough (Bonferroni). Some claims have a number of their own,
+such as a ratio of 2. Their parts give a third p, that the number is not reached, and one such part is
+enough as well. Holm's correction covers all of these p of all claims that a study can test.
 
 A claim is supported if the corrected p for is below 5% and every part's 95% interval agrees. It is
-contradicted if the corrected p against is below 5% and the interval of a part agrees. Otherwise it is
+contradicted if the corrected p against is below 5% and the interval of a part agrees. It is refuted
+at its own threshold if the corrected third p is below 5% and the interval of a part lies wholly below
+the claim's number: its direction may hold, but not by as much as it says. Otherwise it is
 inconclusive. Where a judge is not known to be better than guessing, nothing that rests on its scores
 is decided.
 """
@@ -23,10 +26,11 @@ from pydantic import BaseModel, ConfigDict
 from hialign.records import agreement, frames
 from hialign.report.claims.kinds import AnyTest
 from hialign.report.claims.material import Material, Part, Untested
-from hialign.report.display import Columns, Table, table_of, view
+from hialign.report.display import Columns, Row, Table, table_of, view
 from hialign.statistics.comparisons import holm
 from hialign.statistics.intervals import (
     ALPHA,
+    interval_text,
     p_text,
     prompts_needed,
     smallest_difference,
@@ -37,8 +41,10 @@ from hialign.study.load import load_yaml
 from hialign.study.study import Study
 
 SUPPORTED, CONTRADICTED = "supported", "contradicted"
+REFUTED = "refuted at its own threshold"
 INCONCLUSIVE, UNTESTED = "inconclusive", "not tested"
-VERDICTS = (SUPPORTED, CONTRADICTED, INCONCLUSIVE, UNTESTED)
+VERDICTS = (SUPPORTED, CONTRADICTED, REFUTED, INCONCLUSIVE, UNTESTED)
+PAGE = "claims.html"  # of the book, on which each claim has its section
 PAPERS = {
     "v1": "Hierarchical Alignment, v1",
     "v2": "Hierarchical Alignment, v2",
@@ -79,6 +85,22 @@ class Finding:
     parts: Sequence[Part] = field(default_factory=tuple)
     p_for: float = float("nan")  # Holm over the ledger
     p_against: float = float("nan")
+    p_short: float = float("nan")  # that the claim's own number is not reached
+
+    @property
+    def permalink(self) -> str:
+        """The address of the verdict within the book. The id of a claim never changes."""
+        return f"{PAGE}#{self.claim.id}"
+
+
+@dataclass(frozen=True)
+class _Corrected:
+    """A claim's three p after Holm's correction over the ledger."""
+
+    p_for: float
+    p_against: float
+    p_short: float
+    alpha: float  # the two-sided level of the strictest step, the same for all claims
 
 
 def load_claims() -> list[Claim]:
@@ -93,7 +115,8 @@ def load_claims() -> list[Claim]:
 
 @frames.remembered
 def findings(study: Study) -> list[Finding]:
-    """The verdict on each claim, in the order of the file."""
+    """The verdict on each claim, in the order of the file. Of several seeds, the first counts."""
+    study = study.at()
     material, gate = Material(study), _gate(study)
     tested: list[tuple[Claim, list[Part]]] = []
     decided: dict[str, Finding] = {}
@@ -105,51 +128,102 @@ def findings(study: Study) -> list[Finding]:
             continue
         if claim.test.judged and gate:
             decided[claim.id] = Finding(claim, INCONCLUSIVE, gate, parts)
-        elif parts[0].decided is not None or parts[0].undecided:
-            verdicts = [part.decided for part in parts]
-            verdict = SUPPORTED if all(verdicts) else INCONCLUSIVE
-            verdict = CONTRADICTED if False in verdicts else verdict
-            decided[claim.id] = Finding(claim, verdict, "by computation, without a test", parts)
+        elif parts[0].decided is not None or parts[0].undecided or parts[0].short:
+            why_computed = "by computation, without a test"
+            decided[claim.id] = Finding(claim, _computed(parts), why_computed, parts)
         else:
             tested.append((claim, parts))
-    p_for = [float(np.max([part.p_for for part in parts])) for _, parts in tested]
-    p_against = [
-        min(1.0, len(parts) * float(np.min([part.p_against for part in parts])))
-        for _, parts in tested
-    ]
-    corrected = holm([*p_for, *p_against])
-    for i, (claim, parts) in enumerate(tested):
-        pro, contra = float(corrected[i]), float(corrected[i + len(tested)])
-        verdict, reason = _decide(study, claim, parts, pro, contra)
-        decided[claim.id] = Finding(claim, verdict, reason, parts, pro, contra)
+    for (claim, parts), p in zip(tested, _corrected([p for _, p in tested]), strict=True):
+        verdict, reason = _decide(study, claim, parts, p)
+        decided[claim.id] = Finding(claim, verdict, reason, parts, p.p_for, p.p_against, p.p_short)
     return [decided[claim.id] for claim in load_claims()]
 
 
-def _decide(
-    study: Study, claim: Claim, parts: Sequence[Part], pro: float, contra: float
-) -> tuple[str, str]:
-    after = f"Holm's correction over the ledger, {len(parts)} part{'s' * (len(parts) > 1)}"
-    if pro < ALPHA and all(part.backs for part in parts):
-        return SUPPORTED, f"p {p_text(pro)} after {after}{_unmeasured(study, claim)}"
-    smallest = min(part.p_against for part in parts)
-    reversed_ = [p for p in parts if p.refutes and p.p_against == smallest]
-    if contra < ALPHA and reversed_:
-        what = f"{reversed_[0].what} is on the other side"
-        return CONTRADICTED, f"{what}; p {p_text(contra)} after {after}{_unmeasured(study, claim)}"
-    return INCONCLUSIVE, _missing(study, claim, parts)
+def _computed(parts: Sequence[Part]) -> str:
+    verdicts = [part.decided for part in parts]
+    if False in verdicts:
+        return CONTRADICTED
+    if any(part.short for part in parts):
+        return REFUTED
+    return SUPPORTED if all(verdicts) else INCONCLUSIVE
 
 
-def _missing(study: Study, claim: Claim, parts: Sequence[Part]) -> str:
-    """What an inconclusive claim would have needed, by its least certain part."""
+def _corrected(tested: Sequence[Sequence[Part]]) -> list[_Corrected]:
+    """The p of each claim, of which these are the parts. All of them are one family."""
+    p_for = [float(np.max([part.p_for for part in parts])) for parts in tested]
+    p_against = [_one_is_enough([part.p_against for part in parts]) for parts in tested]
+    p_short = [
+        _one_is_enough([part.p_short for part in parts if not np.isnan(part.p_short)])
+        for parts in tested
+    ]
+    raw = np.array([*p_for, *p_against, *p_short])
+    size = int((~np.isnan(raw)).sum())
+    # Each test is one-sided, so a two-sided one of twice its level is as strict
+    alpha = 2 * ALPHA / max(size, 2)
+    by_kind = holm(raw).reshape(3, -1).T
+    return [
+        _Corrected(float(pro), float(contra), float(short), alpha) for pro, contra, short in by_kind
+    ]
+
+
+def _one_is_enough(p_values: Sequence[float]) -> float:
+    return min(1.0, len(p_values) * float(np.min(p_values))) if p_values else float("nan")
+
+
+def _decide(study: Study, claim: Claim, parts: Sequence[Part], p: _Corrected) -> tuple[str, str]:
+    after = f"after Holm's correction over the ledger, {len(parts)} part{'s' * (len(parts) > 1)}"
+    after += _unmeasured(study, claim)
+    if p.p_for < ALPHA and all(part.backs for part in parts):
+        return SUPPORTED, f"p {p_text(p.p_for)} {after}"
+    reversed_ = _clearest(parts, "p_against")
+    if p.p_against < ALPHA and reversed_.refutes:
+        return (
+            CONTRADICTED,
+            f"{reversed_.what} is on the other side; p {p_text(p.p_against)} {after}",
+        )
+    missed = _clearest(parts, "p_short")
+    if p.p_short < ALPHA and missed.falls_short:
+        estimate = f"{missed.what} is {_number(missed.estimate)}{_between(missed)}"
+        needs = f"the claim needs {_number(missed.threshold)}"
+        return REFUTED, f"{estimate}, and {needs}; p {p_text(p.p_short)} {after}"
+    return INCONCLUSIVE, _missing(study, claim, parts, p.alpha)
+
+
+def _clearest(parts: Sequence[Part], name: str) -> Part:
+    """The part with the smallest p of that name. Of equal ones, one whose interval agrees."""
+
+    def order(part: Part) -> tuple[float, bool]:
+        p = getattr(part, name)
+        agrees = part.refutes if name == "p_against" else part.falls_short
+        return (2.0 if np.isnan(p) else p), not agrees
+
+    return min(parts, key=order)
+
+
+def _number(value: float | None) -> str:
+    return f"{value:.3g}".replace("-", "−")
+
+
+def _between(part: Part) -> str:
+    ends = interval_text(part.low, part.high)
+    return f" ({ends})" if ends else ""
+
+
+def _missing(study: Study, claim: Claim, parts: Sequence[Part], alpha: float) -> str:
+    """What an inconclusive claim would have needed, by its least certain part.
+
+    `alpha` is the level at which the part would have been tested if all other p were larger.
+    """
     varying = [part for part in parts if part.std > 0]
     if not varying:
         worst = max(parts, key=lambda part: part.p_for)
         return f"p {p_text(worst.p_for)} before correction (n = {worst.n})"
     power = study.analysis.power
     worst = max(varying, key=lambda part: part.p_for)
-    shown = smallest_difference(worst.n, worst.std, power)
+    shown = smallest_difference(worst.n, worst.std, power, alpha)
     text = f"{worst.n} prompts can show a difference of {shown:.3f} {claim.test.unit} with {power:.0%} power"
-    needed = prompts_needed(claim.size, worst.std, power) if claim.size else float("nan")
+    text += " after the correction"
+    needed = prompts_needed(claim.size, worst.std, power, alpha) if claim.size else float("nan")
     if np.isnan(needed):
         return text
     return f"{text}; the paper's {claim.size:.3f} would take {needed:,.0f} prompts"
@@ -196,16 +270,40 @@ def headlines(study: Study) -> Table:
     return table_of(rows)
 
 
+def verdicts(study: Study) -> Table:
+    """One row per claim: its verdict, the corrected p behind it, and its permalink in the book."""
+    columns: Columns = {
+        "Claim": "claim.id", "Paper": "claim.paper", "Verdict": "verdict",
+        "p for": lambda row: p_text(row["p_for"]),
+        "p against": lambda row: p_text(row["p_against"]),
+        "p below its threshold": lambda row: p_text(row["p_short"]),
+        "Permalink": "permalink",
+    }  # fmt: skip
+    rows = [
+        vars(f) | {"claim": f.claim.model_dump(), "permalink": f.permalink} for f in findings(study)
+    ]
+    return view(rows, columns)
+
+
 def evidence(finding: Finding) -> Table:
     """One row per part of the claim: what was compared, its estimate, bound, interval, p and n.
 
     n counts prompts, or what the claim is about: optimizer steps, seeds.
     """
     columns: Columns = {"Part": "what", "Estimate": "estimate"}
-    if any(part.decided is not None or part.undecided for part in finding.parts):
-        columns["Holds"] = lambda part: part["undecided"] or ("yes" if part["decided"] else "no")
-    else:
-        columns |= {"Should be above": "bound", "95% interval": ("low", "high")}
-        columns["p for"] = lambda part: p_text(part["p_for"])
-        columns |= {"p against": lambda part: p_text(part["p_against"]), "n": "n"}
-    return view([vars(part) for part in finding.parts], columns)
+    if any(part.decided is not None or part.undecided or part.short for part in finding.parts):
+        columns["Holds"] = _holds
+        return view([vars(part) for part in finding.parts], columns)
+    columns |= {"Should be above": "bound", "95% interval": ("low", "high")}
+    columns["p for"] = lambda part: p_text(part["p_for"])
+    columns["p against"] = lambda part: p_text(part["p_against"])
+    if any(part.threshold is not None for part in finding.parts):
+        columns["The claim's own threshold"] = "threshold"
+        columns["p below it"] = lambda part: p_text(part["p_short"])
+    return view([vars(part) for part in finding.parts], columns | {"n": "n"})
+
+
+def _holds(part: Row) -> str:
+    if part["short"]:
+        return "no, but in its direction"
+    return str(part["undecided"]) or ("yes" if part["decided"] else "no")

@@ -11,7 +11,7 @@ import pandas as pd
 from hialign.records import frames
 from hialign.statistics.comparisons import above, paired_differences, signed_rank
 from hialign.statistics.intervals import pooled_interval
-from hialign.study.blocks import strategy_of
+from hialign.study.blocks import STRATEGIES, strategy_of
 from hialign.study.study import Study
 
 NAN = float("nan")
@@ -36,13 +36,15 @@ class Part:
     std: float = NAN  # of the prompts' values
     decided: bool | None = None  # without a test: by computation
     undecided: str = ""  # by computation too: why it neither holds nor fails
-    least: float | None = None  # what the estimate itself must reach, if that is not the bound
+    short: bool = False  # by computation too: it holds, but not with the claim's own number
     floor: float | None = None  # below which it counts as refuted, if that is not the bound
+    threshold: float | None = None  # the claim's own number, which the estimate itself must reach
+    p_short: float = NAN  # one-sided, that it is below the threshold
 
     @property
     def backs(self) -> bool:
         """Whether the interval agrees with a test for the claim."""
-        if self.least is not None and self.estimate <= self.least:
+        if self.threshold is not None and self.estimate <= self.threshold:
             return False
         return self.estimate > self.bound if np.isnan(self.low) else self.low > self.bound
 
@@ -51,6 +53,13 @@ class Part:
         """Whether the interval agrees with a test against the claim."""
         bound = self.bound if self.floor is None else self.floor
         return self.estimate < bound if np.isnan(self.high) else self.high < bound
+
+    @property
+    def falls_short(self) -> bool:
+        """Whether the interval agrees with a test that the claim's own number is not reached."""
+        if self.threshold is None:
+            return False
+        return (self.estimate if np.isnan(self.high) else self.high) < self.threshold
 
     def below(self, level: float, article: str = "") -> "Part":
         """`level` minus this part, so that being below the level is the upper side."""
@@ -101,6 +110,11 @@ class Material:
         self.study = study
         self.resamples = study.evaluation.resamples
         self._differences: dict[Any, Part] = {}
+
+    @property
+    def strategies(self) -> list[str]:
+        """The paper's strategies among the study's blocks. The others are controls."""
+        return [block for block in self.study.blocks if block in STRATEGIES]
 
     @cached_property
     def scores(self) -> pd.DataFrame:

@@ -4,17 +4,20 @@ What supports a claim and what contradicts it was written down in book/claims.ym
 existed. A function here computes each. A study with several models has the parts of each model.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from scipy.stats import hypergeom
+from scipy.stats import t
 
 from hialign.records import frames
 from hialign.report.claims.material import NAN, Part, Untested, paired
+from hialign.report.where import swaps
+from hialign.report.where.overlaps import chance_of
+from hialign.statistics.comparisons import above
 from hialign.statistics.margins import gained
-from hialign.study.blocks import split_layers
+from hialign.statistics.nulls import null_p
 from hialign.study.study import Study
 
 Record = dict[str, Any]
@@ -23,8 +26,7 @@ LEAST_OVERLAP = 0.85  # ila-overlap: "nearly nine tenths"
 LITTLE = 0.05  # ila-few-suffice: of the pairs
 FREEZE, FEW = "freeze 25%", "top 30%"  # ILA's interventions
 SHARE_OF_WHOLE, RANK = 0.8, 4  # localized-low-rank
-FEW_LAYERS, MANY_LAYERS = 0.25, 0.5  # localized-few-layers, of all layers
-INTO_BASE, INTO_TUNED = "tuned_into_base", "base_into_tuned"
+INTO_BASE = "tuned_into_base"
 
 
 def probe_parts(study: Study, probe: str, statistic: str) -> list[Part]:
@@ -43,15 +45,27 @@ def probe_parts(study: Study, probe: str, statistic: str) -> list[Part]:
 def _inequality(record: Record, about: str, draws: int) -> list[Part]:
     return [
         Part(
-            f"{about}{row['objective']}: {row['block']} over {row['other']} "
-            f"(at least {LEAST_RATIO:g}, interval above 1)",
+            f"{about}{row['objective']}: {row['block']} over {row['other']}",
             *(row["detrended"], row["detrended_low"], row["detrended_high"], 1.0),
-            *(row["p_above"], row["p_below"]),
+            *(row["p_above"], _ratio_below(row, 1.0)),
             n=row["n"],
-            least=LEAST_RATIO,
+            threshold=LEAST_RATIO,
+            p_short=_ratio_below(row, LEAST_RATIO),
         )
         for row in record["inequality"]
     ]
+
+
+def _ratio_below(row: Record, bound: float) -> float:
+    """p of the t-test over prompts that the mean log ratio is below that of `bound`.
+
+    Permutations of objectives know no ratio but 1, and their p cannot be smaller than one over their
+    number, which is too much for the smallest of all parts' p after the corrections.
+    """
+    mean, error = np.log(row["detrended"]), row["detrended_log_std"] / np.sqrt(row["n"])
+    if not error:
+        return float(not mean < np.log(bound))
+    return float(t.cdf((mean - np.log(bound)) / error, row["n"] - 1))
 
 
 # --- ILA -----------------------------------------------------------------------------------------
@@ -60,30 +74,42 @@ def _inequality(record: Record, about: str, draws: int) -> list[Part]:
 def _overlap(record: Record, about: str, draws: int) -> list[Part]:
     """Each two data sets under the first loss, and the mean over them.
 
-    Estimates and intervals are over seeds. The p is that of the rankings by the mean over seeds. It
-    is exact, since what two random sets share is hypergeometric.
+    Estimates and intervals are over seeds. The p of each two data sets is that of the rankings by
+    the mean over seeds. It is exact, by the distribution of random sets with as many matrices of
+    each type. The mean over all data sets is held against the claim's own number, by a t-test over
+    seeds.
     """
     rows = [row for row in record["overlaps"] if row["percent"] == 75]
     rows = [row for row in rows if row["loss"] == rows[0]["loss"]]
     if not rows or any(row["nothing"] for row in rows):
         raise Untested("fewer than two data sets, or one whose matrices could not be ranked")
-    parts, total = [], len(record["matrices"])
+    parts = []
     for row in rows:
-        size, overlap = row["size"], row["of_means"]
-        shared = round(2 * size * overlap / (1 + overlap))
-        drawn = hypergeom(total, size, size)
+        chance, overlap = chance_of(record, row), row["of_means"]
         parts.append(
             Part(
                 f"{about}{row['datasets'][0]} and {row['datasets'][1]} ({row['loss']})",
                 *(row["mean"], _number(row["low"]), _number(row["high"])),
-                *(row["chance"]["quantile95"], drawn.sf(shared - 1), drawn.cdf(shared)),
+                *(chance.quantile95, chance.at_least(overlap), chance.at_most(overlap)),
                 n=row["n"],
             )
         )
+    return [*parts, _mean_overlap(rows, f"{about}mean of all")]
+
+
+def _mean_overlap(rows: Sequence[Record], what: str) -> Part:
     mean = float(np.mean([row["mean"] for row in rows]))
-    what = f"{about}mean of all (at least {LEAST_OVERLAP:g})"
-    held = mean >= LEAST_OVERLAP
-    return [*parts, Part(what, mean, mean, mean, LEAST_OVERLAP, float(not held), 1.0, n=len(rows))]
+    by_seed = [np.mean(values) for values in zip(*(row["by_seed"] for row in rows), strict=False)]
+    return Part(
+        what,
+        mean,
+        bound=LEAST_OVERLAP,
+        p_for=float(mean <= LEAST_OVERLAP),
+        p_against=1.0,
+        n=len(by_seed),
+        threshold=LEAST_OVERLAP,
+        p_short=above([-value for value in by_seed], -LEAST_OVERLAP),
+    )
 
 
 def _freezing(record: Record, about: str, draws: int) -> list[Part]:
@@ -122,49 +148,37 @@ def _margins(record: Record, name: str) -> np.ndarray:
 
 
 def _middle(record: Record, about: str, draws: int) -> list[Part]:
-    """Mean recovery by one layer's contribution, the middle third minus each other third.
+    """What one layer's tuned weights add, the middle third minus each other third (nats).
 
-    It is a share of the whole difference, in both directions of patching. A contradiction needs both
-    directions as well.
+    Both ways of swapping count, and so do random adapters of the same norms: each p is the larger one
+    of that over prompts and that among random adapters. A contradiction needs both ways as well.
     """
-    prompts = [pair["prompt"] for pair in record["pairs"]]
-    split = split_layers(record["depth"])
-    parts = []
+    if "swaps" not in record:
+        raise Untested(
+            "the record has patched activations alone, whose recovery is the same if chosen and "
+            "rejected are exchanged"
+        )
+    prompts, parts = swaps.prompts(record), []
     for other in ("local", "global"):
         both = []
-        for direction, words in ((INTO_BASE, "tuned into base"), (INTO_TUNED, "base into tuned")):
-            over, whole = _gains(record, direction)
-            lead = over[list(split["mid"])].mean(axis=0) - over[list(split[other])].mean(axis=0)
-            what = f"{about}mid minus {other}, {words}"
-            both.append(paired(what, lead / whole, prompts, draws))
+        for way, words in swaps.WAYS.items():
+            effects, null = swaps.effects(record, way), swaps.null(record, way)
+            if null is None:
+                raise Untested("the record has fewer than two random adapters to compare with")
+            lead = swaps.leads(record["depth"], "mid")[other]
+            part = paired(f"{about}mid minus {other}, {words}", effects @ lead, prompts, draws)
+            above = null_p(part.estimate, null, lead, "greater")
+            both.append(
+                replace(
+                    part,
+                    p_for=max(part.p_for, above),
+                    p_against=max(part.p_against, 1 - above),
+                )
+            )
         reverse = all(part.refutes for part in both)
         against = max(part.p_against for part in both) if reverse else 1.0
         parts += [replace(part, p_against=against) for part in both]
     return parts
-
-
-def _gains(record: Record, direction: str) -> tuple[np.ndarray, float]:
-    """How far a layer's contribution brings a pair from the receiver's margin towards the donor's.
-
-    Returns the gains (layers x pairs, nats), and the mean of the whole way.
-    """
-    if record["nothing"]:
-        raise Untested(str(record["nothing"]))
-    base, tuned = (np.array(record["unpatched"][side]["summed"]) for side in ("base", "tuned"))
-    receiver, donor = (base, tuned) if direction == INTO_BASE else (tuned, base)
-    patched = np.array(record["margins"][direction]["contribution"]["summed"])
-    return gained(patched, receiver, donor), float(gained(donor, receiver, donor).mean())
-
-
-def _few_layers(record: Record, about: str, draws: int) -> list[Part]:
-    lasso = record["lasso"]
-    if lasso["stability"] is None:
-        raise Untested(str(lasso["reason"]))
-    share = len(lasso["stable"]) / record["depth"]
-    decided = True if 0 < share <= FEW_LAYERS else False if share > MANY_LAYERS else None
-    what = f"{about}layers kept in at least 80% of bootstrap samples, share of all"
-    between = "" if decided is not None else lasso["reason"] or "none, or between 25% and 50%"
-    return [Part(what, share, decided=decided, undecided=between, n=lasso["n"])]
 
 
 def _low_rank(record: Record, about: str, draws: int) -> list[Part]:
@@ -184,7 +198,7 @@ def _low_rank(record: Record, about: str, draws: int) -> list[Part]:
     gain = gained(ours, base, tuned) - SHARE_OF_WHOLE * gained(patched["svd"][-1], base, tuned)
     name = f"{about}layer {layer['layer']}: {RANK} dimensions minus"
     first = paired(f"{name} {SHARE_OF_WHOLE:.0%} of the whole", gain / whole, prompts, draws)
-    parts = [_one_sided(first)]
+    parts = [replace(first, threshold=0.0, p_short=first.p_against, p_against=1.0)]
     for control in ("random_subspace", "random_vector", "shuffled_pairs"):
         by_chance = gained(patched[control][ranks.index(RANK)], base, tuned)
         lead = (gained(ours, base, tuned) - by_chance) / whole
@@ -199,7 +213,6 @@ STATISTICS: Mapping[str, Callable[[Record, str, int], list[Part]]] = {
     "freezing": _freezing,
     "few": _few,
     "middle": _middle,
-    "few-layers": _few_layers,
     "low-rank": _low_rank,
 }
 

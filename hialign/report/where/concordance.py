@@ -1,16 +1,21 @@
 """Concordance: every measure of where alignment happens, on one axis of layers, for one model.
 
-The measures are about different things. `gradient` says where the loss would move the weights.
-`update` says which weights were moved, and `ila` which of them count. `patching` says what carries
-the tuned model's preference, and `lasso` whose change predicts it. `tuning` says what a layer gains
-when it is tuned alone. `spectrum` is a control: it looks at the base model's weights and at no
+The measures are about different things. `gradient` says in which layers the gradients of preferences
+have more in common than those of labels by chance. `norms`, a control, says how large single gradients
+are, which no label decides. `update` says which weights were moved, and `ila` which of them count.
+`patching` says what a layer's tuned weights add to the preference. `tuning` says what a layer gains
+when it is tuned alone. `spectrum` is a control, too: it looks at the base model's weights and at no
 preference.
 
 The rule for the answer was fixed beforehand. A measure points to a third if that third has the
 largest share per layer, and if its lead over each other third is above zero by the 95% interval over
-prompts. Only a mean over pairs has such an interval: `gradient`, `patching` and `tuning`. A third is
-the answer if at least three measures point, and all that point do so to this third. Otherwise there
-is no answer.
+prompts. Only a mean over pairs has such an interval: `patching` and `tuning`. `gradient` has a
+probability for each third instead, and points to one that is 95% probable
+(`hialign.statistics.evidence`). A third is the answer if at least three measures point, and all that
+point do so to this third. Otherwise there is no answer.
+
+`patching` is signed, and has a null: the same measure of random adapters of the same norms. Its leads
+are of mean effects, not of shares, and have to be above what 97.5% of random adapters give, too.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,9 +27,10 @@ from scipy.stats import bootstrap, rankdata, spearmanr
 from hialign.records import frames
 from hialign.records.frames import remembered
 from hialign.report.display import Table
+from hialign.report.where import swaps
 from hialign.report.where.records import Record
-from hialign.statistics.intervals import expanded_tail
-from hialign.statistics.margins import gained
+from hialign.statistics.intervals import ALPHA, expanded_tail
+from hialign.statistics.nulls import null_p
 from hialign.study.blocks import share_of, split_layers
 from hialign.study.study import Study
 
@@ -38,7 +44,8 @@ class Measure:
     """One number per layer.
 
     A measure that is a mean over pairs has `draws`, its values for each pair (pairs x layers), and
-    the `prompts` of the pairs. Without them it has no interval.
+    the `prompts` of the pairs. Without them it has no interval. A signed measure, such as nats towards
+    the human preference, has a `null`: the scores of random models (K x layers).
     """
 
     name: str
@@ -47,6 +54,8 @@ class Measure:
     prompts: tuple[str, ...] = ()
     ranks_only: bool = False  # its values have no zero: only the order means anything
     control: bool = False
+    null: np.ndarray | None = None
+    points: str | None = None  # the third that its record points to. None: the intervals decide.
 
     def shares(self) -> dict[str, float]:
         """The share of each third, or NaN where no layer has any."""
@@ -54,6 +63,13 @@ class Measure:
 
     def resampled(self, seed: int = 42) -> np.ndarray | None:
         """The shares (draws x thirds) in bootstrap samples of prompts."""
+        scores = self.resampled_scores(seed)
+        if scores is None:
+            return None
+        return np.array([list(self._shares(drawn).values()) for drawn in scores])
+
+    def resampled_scores(self, seed: int = 42) -> np.ndarray | None:
+        """The scores (draws x layers) in bootstrap samples of prompts, times the number of pairs."""
         if self.draws is None or len(set(self.prompts)) < 2:
             return None
         _, index = np.unique(self.prompts, return_inverse=True)
@@ -61,7 +77,7 @@ class Measure:
         np.add.at(sums, index, self.draws)
         n = len(sums)
         times = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=DRAWS)
-        return np.array([list(self._shares(scores).values()) for scores in times @ sums])
+        return np.asarray(times @ sums)
 
     def _shares(self, scores: np.ndarray) -> dict[str, float]:
         weight = np.maximum(scores, 0.0)
@@ -102,11 +118,27 @@ def measures(study: Study, label: str) -> tuple[list[Measure], dict[str, str]]:
     return measured, lacking
 
 
-def _gradient(record: Record) -> Measure:
-    rows = record["pairs"]["preference"]
-    draws = np.array([row["norms"] for row in rows])
-    prompts = tuple(row["prompt"] for row in rows)
-    return Measure("gradient", tuple(draws.mean(axis=0)), draws, prompts)
+def _gradient(record: Record) -> Measure | str:
+    """The signal of each layer over its standard deviation under flipped labels."""
+    if "signal" not in record:
+        return "its record has the norms of single gradients alone, and no label changes these"
+    of_layers, (evidence, *_) = (
+        [row for row in record["signal"][part] if row["source"] == "preference"]
+        for part in ("layers", "evidence")
+    )
+    scores = tuple(row["over_chance"] for row in of_layers)
+    raw = record["signal"]["raw"]["preference"]
+    if raw["influences"] is None:  # two prompts
+        return Measure("gradient", scores, points=evidence["points"])
+    spread = np.array([row["flipped_std"] for row in of_layers])
+    draws = np.array(raw["influences"]) / np.where(spread > 0, spread, 1)
+    return Measure("gradient", scores, draws, tuple(raw["prompts"]), points=evidence["points"])
+
+
+def _norms(record: Record) -> Measure:
+    """The mean norm of single pairs' gradients, which is the network's trend with depth."""
+    norms = np.array([row["norms"] for row in record["pairs"]["preference"]])
+    return Measure("norms", tuple(norms.mean(axis=0)), control=True)
 
 
 def _ila(record: Record) -> Measure | str:
@@ -116,20 +148,18 @@ def _ila(record: Record) -> Measure | str:
 
 
 def _patching(record: Record) -> Measure | str:
+    if "swaps" not in record:
+        return (
+            "the record has patched activations alone, which do not see which response people "
+            "preferred: the probe has to run again"
+        )
     if record["layer_scores"] is None:
         return str(record["layer_scores_reason"])
-    base, tuned = (record["unpatched"][side]["summed"] for side in ("base", "tuned"))
-    patched = record["margins"]["tuned_into_base"]["contribution"]["summed"]
-    draws = gained(patched, base, tuned).T
-    prompts = tuple(pair["prompt"] for pair in record["pairs"])
-    return Measure("patching", tuple(record["layer_scores"]), draws, prompts)
-
-
-def _lasso(record: Record) -> Measure | str:
-    lasso = record["lasso"]
-    if lasso["reason"]:
-        return str(lasso["reason"])
-    return Measure("lasso", tuple(lasso["stability"]))
+    null = swaps.null(record)
+    if null is None:
+        return "there are fewer than two random adapters to compare with: raise null_draws"
+    effects, prompts = swaps.effects(record), tuple(swaps.prompts(record))
+    return Measure("patching", tuple(effects.mean(axis=0)), effects, prompts, null=null)
 
 
 def _tuning(record: Record) -> Measure | str:
@@ -150,15 +180,15 @@ def _spectrum(record: Record) -> Measure:
 
 READ: dict[str, Callable[[Record], Measure | str]] = {
     "gradient": _gradient,
+    "norms": _norms,
     "update": _update,
     "ila": _ila,
     "patching": _patching,
-    "lasso": _lasso,
     "tuning": _tuning,
     "spectrum": _spectrum,
 }
-PROBE_OF = {"gradient": "gradients", "update": "weights", "spectrum": "weights"}
-PROBE_OF |= {"lasso": "patching", "tuning": "sweep"}
+PROBE_OF = {"gradient": "gradients", "norms": "gradients", "update": "weights"}
+PROBE_OF |= {"spectrum": "weights", "tuning": "sweep"}
 
 
 # --- what they say together ----------------------------------------------------------------------
@@ -193,13 +223,36 @@ def _points(measure: Measure, shares: dict[str, float], drawn: np.ndarray | None
 
     Thirds may differ by a layer, so the share per layer decides which one leads.
     """
+    if measure.points is not None:
+        return measure.points
     names, values = list(shares), np.array(list(shares.values()))
     if drawn is None or np.isnan(values).any():  # no interval, or no layer has any
         return ""
+    if measure.null is not None:
+        return _beyond_null(measure, measure.null)
     sizes = np.array([len(inside) for inside in split_layers(len(measure.scores)).values()])
     best, per_layer = int(np.argmax(values / sizes)), drawn / sizes
     leads = [per_layer[:, best] - per_layer[:, i] for i in range(len(names)) if i != best]
     return names[best] if all(measure.ends(lead)[0] > 0 for lead in leads) else ""
+
+
+def _beyond_null(measure: Measure, null: np.ndarray) -> str:
+    """The third whose mean score leads each other one, over prompts and beyond the null, or none.
+
+    A third that moves away from the human preference is never named.
+    """
+    scores, drawn = np.array(measure.scores), measure.resampled_scores()
+    assert drawn is not None
+    for third, layers in split_layers(len(scores)).items():
+        if scores[list(layers)].mean() <= 0:
+            continue
+        leads = swaps.leads(len(scores), third).values()
+        over_prompts = all(measure.ends(drawn @ lead)[0] > 0 for lead in leads)
+        if over_prompts and all(
+            null_p(float(scores @ lead), null, lead, "greater") < ALPHA / 2 for lead in leads
+        ):
+            return third
+    return ""
 
 
 def answer(study: Study, label: str) -> str:

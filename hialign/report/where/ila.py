@@ -10,6 +10,7 @@ from hialign.records import frames
 from hialign.report import depth
 from hialign.report.display import REASONS, Columns, Row, Table, table_of
 from hialign.report.plots import MORE, PALETTE, WIDEST, canvas, nothing, plain, write
+from hialign.report.where.overlaps import compared, kind_of
 from hialign.report.where.records import Record, probe_view
 from hialign.report.where.sweep import MEASURES
 from hialign.study.study import Study
@@ -29,7 +30,7 @@ def gates(study: Study) -> Figure:
     figure, axes = canvas(WIDEST, sum(heights) + 0.6, shape, height_ratios=heights)
     for panel, (label, record) in zip(axes, records.items(), strict=True):
         matrices, rankings = record["matrices"], _ranked(record)
-        kinds = list(dict.fromkeys(_kind(matrix) for matrix in matrices))
+        kinds = list(dict.fromkeys(kind_of(matrix) for matrix in matrices))
         layers = max(matrix["layer"] for matrix in matrices) + 1
         ranks = np.full((len(rankings), len(kinds), layers), np.nan)
         for i, ranking in enumerate(rankings):
@@ -37,7 +38,7 @@ def gates(study: Study) -> Figure:
                 ranking["ranking"], np.linspace(1, 0, len(matrices)), strict=True
             ):
                 matrix = matrices[place]
-                ranks[i, kinds.index(_kind(matrix)), matrix["layer"]] = rank
+                ranks[i, kinds.index(kind_of(matrix)), matrix["layer"]] = rank
         image = panel.imshow(
             ranks.reshape(-1, layers), aspect="auto", cmap="cividis", vmin=0, vmax=1
         )
@@ -91,14 +92,18 @@ def _rankings(record: Record) -> Iterator[Record]:
 
 
 def overlaps(study: Study) -> Table:
-    """Jaccard's overlap of each two data sets' most important matrices, beside what chance gives."""
+    """Jaccard's overlap of each two data sets' most important matrices, beside what chance gives.
+
+    Chance draws within the types of matrices, as `hialign.report.where.overlaps` has it.
+    """
     columns: Columns = {
         "Data sets": lambda row: " and ".join(_short(name) for name in row["datasets"]),
         "Loss": "loss", "Top (%)": "percent", "Overlap": "mean",
         "95% interval over seeds": ("low", "high"), "Other seeds": "other_seeds",
-        "By chance": "chance.mean", "Chance, 95% below": "chance.quantile95", "Seeds": "n",
+        "By chance": lambda row: row["chance"] and row["chance"].mean,
+        "Chance, 95% below": lambda row: row["chance"] and row["chance"].quantile95, "Seeds": "n",
     }  # fmt: skip
-    return probe_view(study, "ila", "overlaps", columns, 3)
+    return probe_view(study, "ila", compared, columns, 3)
 
 
 def interventions(study: Study) -> Figure:
@@ -159,10 +164,6 @@ def differences(study: Study) -> Table:
 
 def _ranked(record: Record) -> list[Record]:
     return [ranking for ranking in record["rankings"] if not ranking["nothing"]]
-
-
-def _kind(matrix: Row) -> str:
-    return str(matrix["name"]).rsplit(".", 1)[-1]
 
 
 def _ranking_name(ranking: Row) -> str:

@@ -1,19 +1,18 @@
-"""What the patching probe measured, as figures and tables: recovery by layer, LASSO, rank."""
+"""What the patching probe measured on activations, as figures and tables: changes, recovery, rank.
+
+`where.swaps` shows the swaps of weights, on which the answer rests.
+"""
 
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 from matplotlib.figure import Figure
 
 from hialign.records import frames
 from hialign.report import depth
-from hialign.report.claims.material import Untested
-from hialign.report.claims.probe_parts import STATISTICS
 from hialign.report.display import REASONS, Columns, Table
 from hialign.report.plots import LINES, MORE, PALETTE, nothing, plain
 from hialign.report.where.records import Record, probe_view
-from hialign.statistics.intervals import interval_text, p_text
 from hialign.study.study import Study
 
 WHOLE = {"residual": "#333333", "prompt": PALETTE["local"], "last_prompt": PALETTE["mid"]}
@@ -74,6 +73,45 @@ def _recoveries(record: Record) -> Iterator[Record]:
                 yield value | names | {"layer": layer, "normalized": other}
 
 
+def changes(study: Study) -> Figure:
+    """The signed change of the preference by what one layer adds to the stream, in both directions."""
+    probed = frames.probes(study, "patching")
+    records = {label: record for label, record in probed.items() if "changes" in record}
+    if not records:
+        return nothing("signed changes")
+    figure, axes = depth.rows(list(records), 2, 2.7, sharey="row")
+    for label, record in records.items():
+        for panel, (direction, title) in zip(axes[label], TITLES.items(), strict=True):
+            for linestyle, (kind, colour) in zip(LINES, PARTS.items(), strict=False):
+                rows = record["changes"][direction].get(kind)
+                if rows is None:
+                    continue
+                look: dict[str, Any] = {"color": colour, "linestyle": linestyle}
+                look["label"] = NAMES.get(kind, kind)
+                depth.line(panel, range(len(rows)), rows, "estimate", ENDS, **look)
+            depth.level(panel, 0)
+            depth.thirds(panel, record["depth"])
+            panel.set_title(title, loc="left", fontsize=9, pad=14)
+        axes[label][0].set(ylabel="added to the preference (nats)")
+    depth.legend(figure, "bands: 95% intervals over prompts")
+    return figure
+
+
+def changed(study: Study) -> Table:
+    """`changes` as numbers, of all kinds of patches."""
+    columns: Columns = {"Direction": "direction", "Patched": "kind", "Layer": "place"}
+    columns |= {"Change (nats)": "estimate", "95% interval": ENDS, "Pairs": "n"}
+
+    def by_place(record: Record) -> Iterator[Record]:
+        for direction, by_kind in record.get("changes", {}).items():
+            for kind, rows in by_kind.items():
+                for place, row in enumerate(rows):
+                    names = {"direction": TITLES[direction], "kind": NAMES.get(kind, kind)}
+                    yield row | names | {"place": place}
+
+    return probe_view(study, "patching", by_place, columns, 4)
+
+
 def windows(study: Study) -> Figure:
     """Recovery by every window of consecutive layers, against its middle layer."""
     first = next(iter(TITLES))
@@ -96,92 +134,22 @@ def windows(study: Study) -> Figure:
     return figure
 
 
-def thirds(study: Study) -> Table:
-    """Mean recovery by one layer's contribution: the middle third less each other, paired by prompt."""
-
-    def compared(record: Record) -> Iterator[Record]:
-        try:
-            parts = STATISTICS["middle"](record, "", study.evaluation.resamples)
-        except Untested as why:
-            yield {"what": str(why)}
-            return
-        for part in parts:
-            interval = interval_text(part.low, part.high, 4)
-            yield vars(part) | {"interval": interval, "p": p_text(part.p_for)}
-
-    columns = {"Compared": "what", "Difference": "estimate", "95% interval": "interval"}
-    columns |= {"p, one-sided": "p", "Prompts": "n"}
-    return probe_view(study, "patching", compared, columns, 3)
-
-
 def made(study: Study) -> Table:
     """What was compared: the tuned model, the pairs, what there was to recover, passes run."""
     columns: Columns = {
-        "Tuned": "tuned.name", "Pairs patched": "patched", "Pairs in the regression": "lasso.n",
+        "Tuned": "tuned.name", "Pairs swapped": lambda row: len(row["swapped"]) or None,
+        "Random adapters": lambda row: len(row["nulls"]) or None, "Pairs patched": "patched",
         "Tuned minus base (nats)": "difference.summed.estimate",
         "95% interval": ("difference.summed.low", "difference.summed.high"),
         "Size (nats)": "difference.summed.size", "Passes run": "passes",
         "Passes of a plain loop": "naive_passes", REASONS: "nothing",
     }  # fmt: skip
-    return probe_view(study, "patching", lambda record: [record], columns, 3)
 
+    def row(record: Record) -> list[Record]:
+        swaps = record.get("swaps", {})
+        return [record | {"swapped": swaps.get("pairs", ()), "nulls": swaps.get("nulls", ())}]
 
-def lasso(study: Study) -> Figure:
-    """How often the regression keeps each layer, and its coefficient on all pairs."""
-    probed = frames.probes(study, "patching")
-    records = {label: record for label, record in probed.items() if record["lasso"]["stability"]}
-    if not records:
-        return nothing("regression")
-    figure, axes = depth.rows(list(records), 2, 2.6)
-    for label, record in records.items():
-        left, right = axes[label]
-        regression = record["lasso"]
-        left.bar(range(record["depth"]), regression["stability"], color="#333333")
-        depth.level(left, 0.8)
-        left.set(ylim=(0, 1), ylabel="kept, share of samples")
-        right.bar(range(record["depth"]), regression["coefficients"], color="#333333")
-        right.axhline(0, color="#555555", linewidth=0.8)
-        right.set(ylabel="coefficient (nats per std)")
-        for panel in (left, right):
-            depth.thirds(panel, record["depth"])
-    return figure
-
-
-def kept(study: Study) -> Table:
-    """`lasso` as numbers."""
-
-    def by_layer(record: Record) -> Iterator[Record]:
-        regression = record["lasso"]
-        for layer, share in enumerate(regression["stability"] or []):
-            coefficient = regression["coefficients"][layer]
-            yield {"layer": layer, "share": share, "coefficient": coefficient}
-
-    columns = {"Layer": "layer", "Kept (share)": "share", "Coefficient": "coefficient"}
-    return probe_view(study, "patching", by_layer, columns, 3)
-
-
-def regression(study: Study) -> Table:
-    """The regression in numbers: what it explains, what it keeps, how alike its columns are."""
-    return probe_view(
-        study,
-        "patching",
-        lambda record: [record["lasso"]],
-        {
-            "Pairs": "n",
-            "R², cross-validated": "r2",
-            "Layers kept in 80% of samples": lambda row: (
-                ", ".join(map(str, row["stable"])) or "none"
-            ),
-            "Correlation of neighbours, median": _neighbours,
-            REASONS: "reason",
-        },
-        2,
-    )
-
-
-def _neighbours(lasso: Record) -> float | None:
-    values = [value for value in lasso["neighbour_correlation"] or [] if value is not None]
-    return float(np.median(values)) if values else None
+    return probe_view(study, "patching", row, columns, 3)
 
 
 def rank(study: Study) -> Figure:
