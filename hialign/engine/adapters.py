@@ -1,14 +1,16 @@
 """What training left behind, loaded: base models with the adapters of cells."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import torch
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
 from hialign.engine.models import load_model
 from hialign.engine.trainer import Strategy
-from hialign.records import status
+from hialign.records import stages, status
 from hialign.study import paths
 from hialign.study.study import Cell
 
@@ -38,6 +40,9 @@ def load_cells(
         if cell.block == "base":
             continue
         name, folder = paths.slug(cell.block), str(cell.folder / "adapter")
+        if not (cell.folder / stages.ADAPTER[0]).is_file():  # published without weights
+            what = f"{cell.model.name} {cell.block} of study {cell.study.name}"
+            raise stages.run_first(f"{what} has no adapter", cell, "train")
         if strategies:
             model.load_adapter(folder, adapter_name=name)
         else:
@@ -45,3 +50,11 @@ def load_cells(
         layers = [int(layer) for layer in manifests[cell.block]["layers"]]
         strategies[cell.block] = Strategy(cell.block, layers, name)
     return model.eval(), tokenizer, strategies
+
+
+def save_bfloat16(adapter: Path, copy: Path) -> None:
+    """Write the weights of an adapter (`adapter_model.safetensors`) in bfloat16, half the bytes."""
+    from safetensors.torch import load_file, save_file
+
+    weights = {name: value.to(torch.bfloat16) for name, value in load_file(adapter).items()}
+    save_file(weights, copy, metadata={"format": "pt"})

@@ -24,8 +24,10 @@ from hialign.records.explorations import (
     checked,
 )
 from hialign.records.files import sha256_of, write_json
+from hialign.records.stages import is_published
 from hialign.study.blocks import strategy_of
 from hialign.study.errors import HialignError
+from hialign.study.study import Cell
 
 # Parameters up to which a model is loaded where there is no GPU: 5 GB in float32, some seconds an
 # answer. Larger ones would fill a laptop's memory.
@@ -38,6 +40,13 @@ class Explorer(Explorations):
     """The trained strategies of one model of a study. Nothing is loaded before it is needed."""
 
     strategies: Strategies | None = None
+
+    def __init__(self, cell: Cell) -> None:
+        """As of `Explorations`. Where only some adapters were published, these are explored."""
+        super().__init__(cell)
+        here = [b for b in self.blocks if b != "base" and self.adapter(b).is_file()]
+        if here and is_published(self.study):
+            self.cells = {b: c for b, c in self.cells.items() if b == "base" or b in here}
 
     def why_not(self) -> str:
         """Why no model is run here. Empty if one can be."""

@@ -9,6 +9,8 @@ from hialign.study.study import Cell, Study
 
 UPSTREAM = {"train": (), "respond": ("train",), "evaluate": ("respond",), "judge": ("respond",)}
 ADAPTER = ("adapter/adapter_model.safetensors", "adapter/adapter_config.json")
+# Beside a published adapter: what it is a copy of, in bfloat16, and its own hashes
+COPY_RECORD = "published.json"
 PRODUCTS = {  # what a stage makes, as the subject of a sentence
     "train": "the training of {} is",
     "respond": "the responses of {} are",

@@ -22,6 +22,7 @@ from hialign.records.dependencies import (
 from hialign.records.differences import differences
 from hialign.records.stages import (
     ADAPTER,
+    COPY_RECORD,
     PRODUCTS,
     UPSTREAM,
     failed_notebook,
@@ -163,11 +164,28 @@ def _damage(folder: Path, name: str, stamp: files.Stamp, thorough: bool) -> str:
     if not path.is_file():
         published = any((place / "study.yml").is_file() for place in list(folder.parents)[:3])
         return "" if published and name.startswith(UNPUBLISHED) else f"{name} is missing"
-    if files.same(path, stamp, thorough):
+    if files.same(path, stamp, thorough) or _is_copy(path, stamp, thorough):
         return ""
     if "rows" in stamp and (rows := files.rows_of(path)) != stamp["rows"]:
         return f"{name} has {rows} rows where {stamp['rows']} were written"
     return f"{name} was changed after it was written"
+
+
+def _is_copy(path: Path, stamp: files.Stamp, thorough: bool) -> bool:
+    """Whether a file is the published copy of the one that was stamped, by the copy's own record.
+
+    Adapters are published in bfloat16, so that their bytes are not those that training left.
+    """
+    place = path.with_name(COPY_RECORD)
+    if not place.is_file():
+        return False
+    try:
+        record = files.read_record(place)
+    except HialignError:
+        return False
+    own = record.get("files", {}).get(path.name)
+    original = record.get("of", {}).get(path.name) == stamp["sha256"]
+    return files.CHECKSUM in record and original and own and files.same(path, own, thorough)
 
 
 def _with_inputs(
@@ -183,7 +201,9 @@ def _with_inputs(
     """
     for name, stamp in record.get("inputs", {}).items():
         path = inputs.get(name)
-        if path is not None and path.is_file() and not files.same(path, stamp, thorough):
+        if path is None or not path.is_file():
+            continue
+        if not files.same(path, stamp, thorough) and not _is_copy(path, stamp, thorough):
             return State("stale", f"{name} has changed since", altered=True)
     if "inputs" in record and not is_published(study):
         from_hub = study.preferences.source in (HH_RLHF, "contrasts") and not _names_pairs(

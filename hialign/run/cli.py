@@ -187,12 +187,21 @@ def publish(
             help="Whether to include the responses. It must be said if the prompts are not our own.",
         ),
     ] = None,
+    with_adapters: Annotated[
+        str, typer.Option(metavar="SEED", help="Include adapters of this seed, in bfloat16.")
+    ] = "",
 ) -> None:
     """Copy what the book of STUDY needs to outputs/published/, for everybody to see."""
+    from hialign.book.publish import Adapters
     from hialign.book.publish import publish as publish_study
 
+    adapters = None
+    if with_adapters:
+        from hialign.engine.adapters import save_bfloat16
+
+        adapters = Adapters(with_adapters, save_bfloat16)
     with processes.interruptible():
-        copy = publish_study(load_study(study), partial, with_responses)
+        copy = publish_study(load_study(study), partial, with_responses, adapters)
     typer.echo(f"{copy.folder}: {copy.files} files, {copy.bytes / 1e6:.2f} MB")
 
 

@@ -15,6 +15,10 @@ from hialign.study.settings import PreferenceSettings
 HH_RLHF = "Anthropic/hh-rlhf"
 HH_TRANCHES = ("harmless-base", "helpful-base", "helpful-online", "helpful-rejection-sampled")
 
+# Tranches of which nothing may be published but ids, hashes and numbers: no prompt, no response to
+# one, no executed cell that shows a pair, and no adapter that was trained on them.
+WITHHELD = ("helpful-base",)
+
 OURS = ("builtin", "contrasts")  # sources that the package makes
 PATHS = (".", "/", "~")  # how a source begins that is no name on the hub
 
@@ -82,6 +86,12 @@ def source_name(settings: PreferenceSettings) -> str:
         return HH_RLHF
     local = source.startswith(PATHS) or os.path.exists(place_of(source))
     return Path(source).name if local and source not in OURS else source
+
+
+def withheld(settings: PreferenceSettings) -> list[str]:
+    """The tranches of a study's pairs of which no text may be published."""
+    tranches = settings.subsets or (HH_TRANCHES if is_hh_rlhf(settings) else ())
+    return [tranche for tranche in tranches if tranche in WITHHELD]
 
 
 def split_files(settings: PreferenceSettings) -> dict[str, list[Path]]:

@@ -158,7 +158,8 @@ def test_an_unfinished_study_needs_partial(finished: Study) -> None:
 
 
 def test_responses_to_prompts_from_elsewhere_need_a_word(finished: Study) -> None:
-    source = finished.preferences.model_copy(update={"source": "Anthropic/hh-rlhf"})
+    update = {"source": "Anthropic/hh-rlhf", "subsets": ["harmless-base"]}
+    source = finished.preferences.model_copy(update=update)
     other = finished.model_copy(update={"preferences": source})
     with pytest.raises(HialignError, match=r"prompts of Anthropic/hh-rlhf.*--with-responses"):
         publish.publish(other, partial=True)

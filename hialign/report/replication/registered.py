@@ -30,14 +30,19 @@ class Registration:
     """A registration, and where it stands in the history of the repository.
 
     `committed` is the date of its first commit (ISO), and `commit` that commit. Both are empty where
-    there is no history. `changed` says whether its text is another one today.
+    there is no history. `original` is its hash then, or empty.
     """
 
     file: Path
     sha256: str
     committed: str = ""
     commit: str = ""
-    changed: bool = False
+    original: str = ""
+
+    @property
+    def changed(self) -> bool:
+        """Whether its text is another one than that which was committed first."""
+        return self.original not in ("", self.sha256)
 
 
 def registration(study: Study) -> Registration | None:
@@ -48,10 +53,10 @@ def registration(study: Study) -> Registration | None:
     sha256 = files.sha256_of(file)
     if (record := file.with_name(RECORD)).is_file():
         known = files.read_record(record)
-        committed, commit = str(known["committed"]), str(known["commit"])
-        return Registration(file, sha256, committed, commit, sha256 != known["sha256"])
+        dated = str(known["committed"]), str(known["commit"])
+        return Registration(file, sha256, *dated, str(known["sha256_of_file"]))
     added = provenance.added(file)
-    return Registration(file, sha256, added.date, added.commit, added.sha256 not in ("", sha256))
+    return Registration(file, sha256, added.date, added.commit, added.sha256)
 
 
 def _places(study: Study) -> Iterator[Path]:
