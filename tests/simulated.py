@@ -180,6 +180,7 @@ def simulate_objectives(
     own: float = 0.0,
     noise: float = 1.0,
     seeds: list[str] | None = None,
+    pairs: list[dict[str, Any]] | None = None,
 ) -> Path:
     """Margins of a study like `objectives`, in `matrix.json` and `evaluation.json` of every seed.
 
@@ -189,18 +190,10 @@ def simulate_objectives(
         own: what a third has more on the objective that Hypothesis 2 puts there.
         noise: standard deviation of a pair's margin. Prompts and seeds have a tenth of it each.
         seeds: those to write, by the names of their folders. All by default.
+        pairs: other held-out pairs than the made-up ones: id, objective, prompt, set and conversation.
     """
     level = np.random.default_rng(3).normal(0, 0.3 * noise, prompts)  # of a prompt, for all
-    pairs = [
-        {"id": f"p{i}-{name}", "objective": name, "prompt": f"p{i}", "set": "rules"}
-        for i in range(prompts)
-        for name in OBJECTIVES
-    ]
-    for name, objective in (("blimp", "grammar"), ("qa-feedback", "factuality")):
-        pairs += [
-            {"id": f"{name}-{i}", "objective": objective, "prompt": f"{name}-{i}", "set": name}
-            for i in range(prompts)
-        ]
+    pairs = pairs or _objective_pairs(prompts)
     for number, one in enumerate(study.whole.single_runs()):
         if seeds is not None and one.seed not in seeds:
             continue
@@ -239,8 +232,26 @@ def simulate_objectives(
     return paths.study_dir(study.name)
 
 
+def _objective_pairs(prompts: int) -> list[dict[str, Any]]:
+    pairs = [
+        {"id": f"p{i}-{name}", "objective": name, "prompt": f"p{i}", "set": "rules"}
+        for i in range(prompts)
+        for name in OBJECTIVES
+    ]
+    for name, objective in (("blimp", "grammar"), ("qa-feedback", "factuality")):
+        pairs += [
+            {"id": f"{name}-{i}", "objective": objective, "prompt": f"{name}-{i}", "set": name}
+            for i in range(prompts)
+        ]
+    return pairs
+
+
 def simulate_preferences(
-    study: Study, pairs: int = 150, learned: float = 1.0, ahead: dict[str, float] | None = None
+    study: Study,
+    pairs: int = 150,
+    learned: float = 1.0,
+    ahead: dict[str, float] | None = None,
+    seeds: list[str] | None = None,
 ) -> Path:
     """`evaluation.json` of every seed and block, with mean margins `learned` and `ahead` of it."""
     rows = [
@@ -249,6 +260,8 @@ def simulate_preferences(
     ]
     level = np.random.default_rng(5).normal(0, 0.3, pairs)
     for number, one in enumerate(study.whole.single_runs()):
+        if seeds is not None and one.seed not in seeds:
+            continue
         rng = np.random.default_rng([13, number])
         for cell in [Cell(one, model, block) for model in one.models for block in one.blocks]:
             mean = 0.0 if one.preferences.shuffled else learned + (ahead or {}).get(cell.block, 0.0)
@@ -267,7 +280,8 @@ def _evaluated(
         base, rejected = rng.normal(-100, 10, 2).tolist()
         group = "all" if pair["set"] == "rules" else pair["set"]
         row = {"id": pair["id"], "objective": pair["objective"], "groups": [group]}
-        row |= {"conversation": f"conversation {pair['prompt']}", "chosen": base + margin / beta}
+        conversation = pair.get("conversation", f"conversation {pair['prompt']}")
+        row |= {"conversation": conversation, "chosen": base + margin / beta}
         rows.append(row | {"rejected": rejected, "chosen_base": base, "rejected_base": rejected})
     kl = 0.0 if cell.block == "base" else 0.02 + 0.001 * float(rng.normal())
     moved = {"n": 8, "kl": kl, "kl_low": kl, "kl_high": kl, "kl_n": 8, "response_tokens": 20.0}

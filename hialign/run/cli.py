@@ -54,6 +54,23 @@ def reproduce(
 
 
 @app.command()
+def replicate(
+    study: StudyName,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="The new seed. By default the next unused number.")
+    ] = None,
+    cores: Annotated[int, typer.Option(min=1, help="How many cells may run at once.")] = (
+        os.cpu_count() or 1
+    ),
+    dry_run: Annotated[bool, typer.Option(help="Only say what would run.")] = False,
+) -> None:
+    """Run the registered STUDY with a new seed, and say whether its published result holds."""
+    from hialign.run import replicate as replicate_study
+
+    replicate_study.replicate(study, seed, cores, dry_run)
+
+
+@app.command()
 def run(
     notebook: Annotated[
         str, typer.Argument(help="train, respond, evaluate, judge, explore, probe-…, or a path.")

@@ -110,7 +110,7 @@ def analyse(study: Study, model: ModelSettings, alone: Margins, together: Margin
     learned = [name for name, one in gates.items() if one["passed"]]
     primary = None
     if len(learned) > 1:
-        primary = _primary(alone, learned)
+        primary = primary_test(alone, learned)
     of_all = gate_of(together, OWN) if has_together else None
     secondary = _by_objective(alone, gates)
     if has_together and len(learned) > 1:
@@ -191,7 +191,8 @@ def interaction(
     return np.mean(advantages, axis=0), conversations
 
 
-def _primary(alone: Margins, objectives: Sequence[str]) -> Test:
+def primary_test(alone: Margins, objectives: Sequence[str]) -> Test:
+    """The interaction of these objectives, each trained on alone, beside half of Full's gain."""
     values, conversations = interaction(alone, objectives, RULES)
     places, _ = by_prompt(alone, objectives, RULES)
     full = [alone.gains(places[name], "full", name) for name in objectives]
