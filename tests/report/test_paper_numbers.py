@@ -125,6 +125,8 @@ def test_numbers_in_the_text_are_the_papers(paper: dict[str, Any]) -> None:
     """A number with three decimals in a page can only be the paper's: what follows from those is glued."""
     known = {f"{abs(n):.3f}" for n in numbers(paper)}
     for page in PAGES:
+        if page.name == "errata.md":  # numbers of ours that did not hold
+            continue
         text = re.sub(r"\d{4}\.\d{4,}", "", page.read_text(encoding="utf-8"))  # arXiv numbers
         found = set(re.findall(r"(?<![\d.])\d\.\d{3}(?![\d.]*\d)", text))
         assert found <= known, f"{page.name}: {sorted(found - known)}"
