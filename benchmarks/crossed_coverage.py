@@ -122,7 +122,9 @@ def p_values(rng: np.random.Generator, data: np.ndarray, groups: np.ndarray) -> 
         ("seeds alone", squares.over_seeds, squares.freedom),
         ("pairs alone", squares.over_conversations, squares.conversations - 1),
     ):
-        found[name] = 2 * stats.t.sf(np.abs(squares.mean) / np.sqrt(square / squares.cells), freedom)
+        found[name] = 2 * stats.t.sf(
+            np.abs(squares.mean) / np.sqrt(square / squares.cells), freedom
+        )
     below = (pigeonhole(rng, data, groups) < 0).mean(1)
     found["pigeonhole bootstrap"] = 2 * np.minimum(below, 1 - below)
     return found

@@ -45,7 +45,7 @@ def compare(study: str | Path | Study, a: str, b: str, model: str | None = None)
     # Each outcome of a block as a block of its own, so that all rows are one family of tests
     scores["block"] = scores.block + "\n" + scores.outcome
     pairs = [(f"{b}\n{outcome}", f"{a}\n{outcome}") for outcome in means.index]
-    tests = comparisons.compare(scores, pairs, resamples=loaded.evaluation.resamples)
+    tests = comparisons.compare(scores, pairs)
     columns = {"n": tests.prompts, a: means[a].to_numpy(), b: means[b].to_numpy()}
     differences = tests[["difference", "low", "high", "p", "p_holm"]]
     return pd.DataFrame({"outcome": means.index, **columns}).join(differences)

@@ -25,7 +25,7 @@ from hialign.probes.pairs import ProbePair, check_packable, contrast_pairs_of, h
 from hialign.probes.record import Parts, measured, probe_settings
 from hialign.probes.tuned import probe_training, tuned_blocks
 from hialign.statistics.intervals import mean_interval, pooled_interval
-from hialign.statistics.margins import short, with_interval
+from hialign.statistics.margins import or_none, short, with_interval
 from hialign.study.blocks import EXPECTED, OBJECTIVES, Choice, split_layers
 from hialign.study.probe_settings import GradientSettings
 from hialign.study.study import Cell
@@ -232,11 +232,11 @@ def inequality(
                     "other": other,
                     "n": len(shared),
                     "ratio": float(np.exp(raw.mean())),
-                    "ratio_low": float(np.exp(raw_low)),
-                    "ratio_high": float(np.exp(raw_high)),
+                    "ratio_low": or_none(float(np.exp(raw_low))),
+                    "ratio_high": or_none(float(np.exp(raw_high))),
                     "detrended": float(np.exp(observed)),
-                    "detrended_low": float(np.exp(low)),
-                    "detrended_high": float(np.exp(high)),
+                    "detrended_low": or_none(float(np.exp(low))),
+                    "detrended_high": or_none(float(np.exp(high))),
                     "detrended_log_std": float(residual[:, place].std(ddof=1)),
                     "p_above": (1 + int((drawn >= observed - 1e-12).sum())) / (1 + permutations),
                     "p_below": (1 + int((drawn <= observed + 1e-12).sum())) / (1 + permutations),

@@ -148,8 +148,7 @@ class Measurement:
         further = self._runs("regressed", self.further, [])
         own = {side: margins(runs.unpatched[side], self.pairs) for side in self.sides}
         apart = {
-            v: difference(own["base"][v], own["tuned"][v], prompts_of(self.pairs), *self._bootstrap)
-            for v in VERSIONS
+            v: difference(own["base"][v], own["tuned"][v], prompts_of(self.pairs)) for v in VERSIONS
         }
         patched = {
             direction: {
@@ -270,7 +269,7 @@ class Measurement:
                 "layers": [],
             }
         own_tested = {side: [m["summed"][i] for i in tested] for side, m in own.items()}
-        apart = difference(own_tested["base"], own_tested["tuned"], prompts, *self._bootstrap)
+        apart = difference(own_tested["base"], own_tested["tuned"], prompts)
         if nothing := nothing_to_recover(apart, self.model.dtype):
             return {"reason": f"in the tested half: {nothing}", "layers": []}
         tokens = [p.tokens for p in self.pairs]
