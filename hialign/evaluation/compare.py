@@ -27,8 +27,8 @@ def compare(study: str | Path | Study, a: str, b: str, model: str | None = None)
 
     Returns:
         Columns: outcome; n, the number of prompts; the mean of each block over these, named after
-        the block; difference, with the ends low and high of its 95% interval (BCa over prompts);
-        p of Wilcoxon's signed-rank test; p_holm, corrected for all rows of the table.
+        the block; difference, with the ends low and high of its 95% interval (Student's t over
+        prompts); p of Wilcoxon's signed-rank test; p_holm, corrected for all rows of the table.
 
     Raises:
         HialignError: if a block has not been evaluated with the study's present settings.

@@ -165,9 +165,10 @@ def power(study: Study) -> Table:
 def beside_paper(study: Study) -> Table:
     """Each number of the paper that ours can stand beside, their difference, and its interval.
 
-    The interval joins ours (over prompts: Student's t of a difference, else BCa) with the paper's normal one, whose standard errors
-    take its responses as independent: std / sqrt(n) of a mean, std / sqrt(2n) of a standard
-    deviation. Table 3 gives no standard deviations, so Table 2's of the strategy stand in.
+    The interval joins ours over prompts (Student's t of a difference, BCa of what is none) with the
+    paper's normal one. Its standard errors take the paper's responses as independent: std / sqrt(n)
+    of a mean, std / sqrt(2n) of a standard deviation. Table 3 gives no standard deviations, so Table
+    2's of the strategy stand in.
     """
     rows = []
     for name, table, theirs, error, values, statistic in _numbers(study):

@@ -37,10 +37,10 @@ def difference_interval(values: Sequence[float], groups: Sequence[Hashable]) -> 
     """95% interval of the plain mean of differences: Student's t over whole groups.
 
     Differences of two strategies on one prompt, and margins, are spread to both sides. Student's t
-    holds their mean more often than a bootstrap does, and above all for few prompts
-    (benchmarks/results/null_studies.json): in 95.0% of studies of 16 prompts, the bootstrap in
-    93.4%. Lengths, divergences and shares near 0 or 1 lean to one side. There `pooled_interval` is
-    better, which follows the skew.
+    holds their mean more often than a bootstrap does, above all for few prompts. With 16, it is in
+    95.0% of studies and the bootstrap's in 93.4% (benchmarks/results/null_studies.json). Lengths,
+    divergences and shares near 0 or 1 lean to one side. `pooled_interval` follows the skew and is
+    better there.
 
     The standard error is that of a mean over clusters of unequal size, as in survey statistics. With
     a value per group it is the usual one. Fewer than five groups give NaN, and groups of equal means

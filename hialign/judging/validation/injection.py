@@ -106,7 +106,7 @@ def effects(
     """One row per attack and one per control, with figures for each kind of score.
 
     `plain` has the scores of the unchanged items for each kind, `varied` those of `attacked`. Changes
-    are paired by item, and intervals are 95% bootstrap (BCa) over items.
+    are paired by item, and 95% intervals are Student's t over items.
 
     - `change` is the attack's score minus the plain one
     - `over_control` is the attack's score minus the control's, which removes the effect of length
