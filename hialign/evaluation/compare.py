@@ -27,8 +27,8 @@ def compare(study: str | Path | Study, a: str, b: str, model: str | None = None)
 
     Returns:
         Columns: outcome; n, the number of prompts; the mean of each block over these, named after
-        the block; difference, with the ends low and high of its 95% interval (BCa over prompts);
-        p of Wilcoxon's signed-rank test; p_holm, corrected for all rows of the table.
+        the block; difference, with the ends low and high of its 95% interval (Student's t over
+        prompts); p of Wilcoxon's signed-rank test; p_holm, corrected for all rows of the table.
 
     Raises:
         HialignError: if a block has not been evaluated with the study's present settings.
@@ -45,7 +45,7 @@ def compare(study: str | Path | Study, a: str, b: str, model: str | None = None)
     # Each outcome of a block as a block of its own, so that all rows are one family of tests
     scores["block"] = scores.block + "\n" + scores.outcome
     pairs = [(f"{b}\n{outcome}", f"{a}\n{outcome}") for outcome in means.index]
-    tests = comparisons.compare(scores, pairs, resamples=loaded.evaluation.resamples)
+    tests = comparisons.compare(scores, pairs)
     columns = {"n": tests.prompts, a: means[a].to_numpy(), b: means[b].to_numpy()}
     differences = tests[["difference", "low", "high", "p", "p_holm"]]
     return pd.DataFrame({"outcome": means.index, **columns}).join(differences)

@@ -29,7 +29,7 @@ from hialign.preferences.formats import Pair, conversation_id
 from hialign.preferences.pairs import contrasts_of, load_pairs
 from hialign.preferences.test_sets import load_test_set
 from hialign.records import dependencies, files, stages, status
-from hialign.statistics.intervals import mean_interval, pooled_interval
+from hialign.statistics.intervals import difference_interval, mean_interval
 from hialign.statistics.margins import accuracy_interval, hit, with_interval
 from hialign.study.errors import HialignError
 from hialign.study.study import Cell
@@ -169,7 +169,7 @@ def _summary(rows: Sequence[dict[str, Any]], prompts: Sequence[str], cell: Cell)
     margins = [
         beta * (r["chosen"] - r["chosen_base"] - r["rejected"] + r["rejected_base"]) for r in rows
     ]
-    margin = pooled_interval(margins, prompts, resamples)
+    margin = difference_interval(margins, prompts)
     summary: dict[str, Any] = {
         "n": len(rows),
         "prompts": len(set(prompts)),

@@ -223,7 +223,7 @@ def summary(
                 over = {b: (size[b] or 1.0) if scale == "relative" else 1.0 for b in (block, other)}
                 ours, theirs = (values[b][places[objective]] / over[b] for b in (block, other))
                 row = {"objective": objective, "block": block, "other": other, "scale": scale}
-                rows.append(row | paired(ours, theirs, prompts[objective], resamples))
+                rows.append(row | paired(ours, theirs, prompts[objective]))
         judge_family(rows)
         hypothesis += rows
     return {"cells": cells, "sizes": sizes, "hypothesis": hypothesis}

@@ -199,7 +199,7 @@ def summary(
     comparisons = []
     for block, other, places in tests:
         a, b = ([results[name]["margins"][i] for i in places] for name in (block, other))
-        row_of = paired(a, b, [prompts[i] for i in places], resamples)
+        row_of = paired(a, b, [prompts[i] for i in places])
         comparisons.append({"block": block, "other": other} | row_of)
     judge_family(comparisons)
     best = highest(every)

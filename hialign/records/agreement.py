@@ -52,7 +52,8 @@ def measured(study: Study) -> Report | None:
 def sides(study: Study) -> dict[str, tuple[float, float, float, int]]:
     """How often the judge's Overall agrees with people on LLMBar's everyday and adversarial pairs.
 
-    Each value is the share, Wilson's 95% interval and the number of pairs. Pairs of a kind that was
+    Each value is the share, Wilson's 95% interval (NaN for fewer than five pairs) and the number of
+    pairs. Pairs of a kind that was
     not measured are left out.
     """
     shares = {}

@@ -214,7 +214,7 @@ def _null_studies() -> str:
     null = content["scenarios"]["null, 100 prompts, 1 models"]
     share = {way: f"{100 * counts['share']:.1f}%" for way, counts in null["ways"].items()}
     covered = [
-        (n, content["coverage"][f"{n} prompts, 1 models"]["ways"]["difference: BCa (hialign)"])
+        (n, content["coverage"][f"{n} prompts, 1 models"]["ways"]["difference: t"])
         for n in (16, 100, 1000)
     ]
     shares = [f"{100 * counts['share']:.1f}% with {n:,} prompts" for n, counts in covered]

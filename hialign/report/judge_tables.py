@@ -158,9 +158,11 @@ def injection_figure(study: Study) -> Figure:
 def gains(study: Study) -> str:
     """How many attacks raise the Overall score over their control, and which one raises it most."""
     over_control = {row["attack"]: row["Overall"]["over_control"] for row in _attacks(study)}
-    over_control = {name: net for name, net in over_control.items() if net["low"] is not None}
     if not over_control:
         return NOT
+    over_control = {name: net for name, net in over_control.items() if net["low"] is not None}
+    if not over_control:
+        return "each attack was tried on too few responses for an interval"
     up = sum(net["low"] > 0 for net in over_control.values())
     most, net = max(over_control.items(), key=lambda item: float(item[1]["change"]))
     points = f"{net['change']:+.2f} points, {interval_text(net['low'], net['high'], 2)}"

@@ -5,6 +5,7 @@ is missing is NaN, shown as "–".
 """
 
 from collections.abc import Iterator
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -16,7 +17,7 @@ from hialign.report.scores import by_cell, compared, crossed, dimension_differen
 from hialign.statistics import comparisons as tests
 from hialign.statistics.intervals import (
     ALPHA,
-    Statistic,
+    difference_interval,
     interval_of_difference,
     interval_text,
     p_text,
@@ -29,6 +30,7 @@ from hialign.study.blocks import strategy_of
 from hialign.study.study import Study
 
 Z = 1.959964  # of a normal 95% interval
+Number = Literal["mean", "std", "difference"]
 DIFFERENCE: Columns = {  # the columns of a comparison that all tables of tests have
     "Difference": "difference", "95% interval": ("low", "high"), "Effect size": "effect",
     "p (Holm)": lambda row: p_text(row["p_holm"]),
@@ -171,15 +173,19 @@ def power(study: Study) -> Table:
 def beside_paper(study: Study) -> Table:
     """Each number of the paper that ours can stand beside, their difference, and its interval.
 
-    The interval joins ours (BCa over prompts) with the paper's normal one, whose standard errors
-    take its responses as independent: std / sqrt(n) of a mean, std / sqrt(2n) of a standard
-    deviation. Table 3 gives no standard deviations, so Table 2's of the strategy stand in.
+    The interval joins ours over prompts (Student's t of a difference, BCa of what is none) with the
+    paper's normal one. Its standard errors take the paper's responses as independent: std / sqrt(n)
+    of a mean, std / sqrt(2n) of a standard deviation. Table 3 gives no standard deviations, so Table
+    2's of the strategy stand in.
     """
     rows = []
     for name, table, theirs, error, values, statistic in _numbers(study):
-        ours = values.score.mean() if statistic == "mean" else values.score.std()
+        ours = values.score.std() if statistic == "std" else values.score.mean()
         points, prompts = values.score.to_list(), values.prompt_id.to_list()
-        ends = pooled_interval(points, prompts, study.evaluation.resamples, of=statistic)
+        if statistic == "difference":
+            ends = difference_interval(points, prompts)
+        else:
+            ends = pooled_interval(points, prompts, study.evaluation.resamples, of=statistic)
         paper_ends = (theirs - Z * error, theirs + Z * error)
         rows.append(
             {
@@ -196,7 +202,7 @@ def beside_paper(study: Study) -> Table:
     return table_of(rows)
 
 
-def _numbers(study: Study) -> Iterator[tuple[str, int, float, float, pd.DataFrame, Statistic]]:
+def _numbers(study: Study) -> Iterator[tuple[str, int, float, float, pd.DataFrame, Number]]:
     """Each of the paper's numbers: name, table, value, standard error, our scores, statistic."""
     scores = overall(study).dropna(subset="score")
     stds = {row["block"]: row["std"] for row in paper.rows("table_2")}
@@ -214,7 +220,14 @@ def _numbers(study: Study) -> Iterator[tuple[str, int, float, float, pd.DataFram
         model = row["model"]
         name = f"{strategy_of(row['block'])} minus {strategy_of(row['reference'])}"
         name, table = (name, 2) if model is None else (f"{name}, {model}", 3)
-        yield name, table, row["difference"], row["standard_error"], _paired(study, row), "mean"
+        yield (
+            name,
+            table,
+            row["difference"],
+            row["standard_error"],
+            _paired(study, row),
+            "difference",
+        )
 
 
 def _paired(study: Study, difference: Row) -> pd.DataFrame:

@@ -49,7 +49,6 @@ def compared(study: Study) -> pd.DataFrame:
         overall(study),
         pairs_of(study.blocks),
         study.analysis.margin,
-        resamples=study.evaluation.resamples,
     )
 
 
@@ -66,7 +65,7 @@ def dimension_differences(study: Study) -> pd.DataFrame:
     scores = scores.assign(block=crossed(scores, "block", "dimension"))
     cells = [(block, name) for name in names for block in blocks]
     pairs = [(f"{block}\n{name}", f"base\n{name}") for block, name in cells]
-    differences = tests.compare(scores, pairs, resamples=study.evaluation.resamples)
+    differences = tests.compare(scores, pairs)
     parts = {"block": [b for b, _ in cells], "dimension": [name for _, name in cells]}
     return differences.assign(**parts, reference="base")
 
@@ -80,7 +79,6 @@ def taxed(study: Study) -> pd.DataFrame:
         FLUENCY,
         LOGIC,
         study.analysis.margin,
-        resamples=study.evaluation.resamples,
     )
 
 

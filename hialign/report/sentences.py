@@ -65,7 +65,7 @@ def tax_finding(study: Study) -> str:
 def judge_agreement_text(study: Study) -> str:
     """How often the judge sides with people on LLMBar, in a phrase, or empty."""
     return " and ".join(
-        f"{share:.0%} of {n} {kind} pairs ({low:.0%} to {high:.0%})"
+        f"{share:.0%} of {n} {kind} pairs" + (f" ({low:.0%} to {high:.0%})" if low == low else "")
         for kind, (share, low, high, n) in agreement.sides(study).items()
     )
 
@@ -117,7 +117,8 @@ def _reward_hits(study: Study) -> pd.DataFrame:
 def _with_interval(row: dict[Hashable, Any]) -> str:
     """`Mid-Align (+0.237; 0.101 to 0.373)`."""
     difference = f"{row['difference']:+.3f}".replace("-", "−")
-    return f"{strategy_of(row['block'])} ({difference}; {interval_text(row['low'], row['high'])})"
+    interval = interval_text(row["low"], row["high"]) or "no interval"
+    return f"{strategy_of(row['block'])} ({difference}; {interval})"
 
 
 def joined(words: list[str]) -> str:

@@ -1,8 +1,8 @@
 """Strategies against each other, paired by prompt: tests, verdicts, ranks, the alignment tax.
 
 The unit is the prompt. All strategies and models answer the same prompts, so differences are taken
-within model and prompt. Tests and bootstraps count and draw prompts, not responses: the differences
-of several models on one prompt are averaged for a test and drawn together for an interval. Models are
+within model and prompt. Tests and intervals count prompts, not responses: the differences of several
+models on one prompt are averaged for a test and stay together in an interval. Models are
 strata. They are fixed, and nothing is inferred about other models.
 
 A verdict needs two things. A Wilcoxon signed-rank test must reject at 5% after Holm's correction over
@@ -17,7 +17,7 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 
-from hialign.statistics.intervals import ALPHA, pooled_interval
+from hialign.statistics.intervals import ALPHA, difference_interval
 
 BETTER, WORSE, UNSURE = "better", "worse", "cannot tell"
 NOT_INFERIOR = "not inferior"
@@ -113,7 +113,6 @@ def compare(
     pairs: Sequence[tuple[str, str]],
     margin: float | None = None,
     match: str = "full",
-    resamples: int = 10_000,
 ) -> pd.DataFrame:
     """One row per (block, reference) of `pairs`, which together are one family of tests.
 
@@ -121,7 +120,7 @@ def compare(
     The columns of the result are:
 
     - block, reference, models (how many), prompts (how many)
-    - difference (the mean over models and prompts), low, high (BCa over prompts)
+    - difference (the mean over models and prompts), low, high (Student's t over prompts)
     - std, of the prompts' mean differences
     - effect, p, p_holm: `signed_rank` of the prompts' mean differences
     - p_margin: the test that the difference from `match` is above -`margin`, after Holm
@@ -134,9 +133,7 @@ def compare(
         pairwise = paired_differences(scores, block, reference)
         by_prompt = pairwise.groupby("prompt_id").score.mean()
         p, effect = signed_rank(by_prompt.to_list())
-        low, high = pooled_interval(
-            pairwise.score.to_list(), pairwise.prompt_id.to_list(), resamples
-        )
+        low, high = difference_interval(pairwise.score.to_list(), pairwise.prompt_id.to_list())
         row = {
             "block": block,
             "reference": reference,
@@ -216,7 +213,6 @@ def alignment_tax(
     gained: str,
     lost: str,
     margin: float,
-    resamples: int = 10_000,
 ) -> pd.DataFrame:
     """What each block loses in dimension `lost` for its gain in `gained`, both against Base.
 
@@ -236,9 +232,7 @@ def alignment_tax(
             pairwise = paired_differences(scores[scores.dimension == dimension], block)
             pairwise["score"] *= sign
             values = pairwise.groupby("prompt_id").score.mean().to_list()
-            low, high = pooled_interval(
-                pairwise.score.to_list(), pairwise.prompt_id.to_list(), resamples
-            )
+            low, high = difference_interval(pairwise.score.to_list(), pairwise.prompt_id.to_list())
             row |= {name: pairwise.score.mean(), f"{name}_low": low, f"{name}_high": high}
             row["prompts"] = len(values)
             tests.append(signed_rank(values, "greater")[0])

@@ -21,7 +21,6 @@ import numpy as np
 
 from hialign.statistics.comparisons import BETTER, UNSURE, WORSE, holm
 from hialign.statistics.crossed import (
-    FEWEST,
     Effect,
     MeanSquares,
     half_width,
@@ -30,7 +29,7 @@ from hialign.statistics.crossed import (
     p_above,
     spread_nodes,
 )
-from hialign.statistics.intervals import ALPHA
+from hialign.statistics.intervals import ALPHA, FEWEST
 
 WITHIN = "within the margin"
 NOTHING_LEARNED = "nothing was learned here"

@@ -39,9 +39,7 @@ from typing import Literal, NamedTuple, TypedDict
 
 import numpy as np
 
-from hialign.statistics.intervals import CONFIDENCE
-
-FEWEST = 5  # conversations for which an interval is given
+from hialign.statistics.intervals import CONFIDENCE, FEWEST
 
 
 class _Interval(TypedDict):

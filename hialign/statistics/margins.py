@@ -1,7 +1,7 @@
 """Summaries of the margins of preference pairs: means with intervals, and paired tests.
 
-A margin says by how many nats a pair's chosen response is ahead of its rejected one. The unit is the prompt, as in `hialign.statistics.comparisons`, because pairs of one prompt are not
-independent.
+A margin says by how many nats a pair's chosen response is ahead of its rejected one. The unit is the
+prompt, as in `hialign.statistics.comparisons`, because pairs of one prompt are not independent.
 """
 
 import math
@@ -11,7 +11,12 @@ from typing import Any
 import numpy as np
 
 from hialign.statistics.comparisons import BETTER, UNSURE, WORSE, holm, signed_rank
-from hialign.statistics.intervals import ALPHA, pooled_interval, wilson
+from hialign.statistics.intervals import (
+    ALPHA,
+    difference_interval,
+    pooled_interval,
+    wilson,
+)
 
 
 def short(values: Sequence[float]) -> list[float]:
@@ -29,14 +34,15 @@ def of_margins(
 ) -> dict[str, Any]:
     """Mean margin (nats) and accuracy over pairs, with 95% intervals over prompts.
 
-    `margins` is [seed][pair]. The seeds of a pair are averaged first, and a tie counts one half. With
+    There are no intervals over fewer than five prompts. `resamples` are the bootstrap's, which
+    accuracy needs where prompts have several pairs. `margins` is [seed][pair]. The seeds of a pair are averaged first, and a tie counts one half. With
     several seeds, `margin_seed_std` and `accuracy_seed_std` are the standard deviations of the seeds'
     means. With one seed they are None, because the intervals say nothing about other seeds.
     """
     hits = [[hit(m) for m in one] for one in margins]
     margin, accuracy = (np.mean(x, axis=0).tolist() for x in (margins, hits))
     summary: dict[str, Any] = {"n": len(prompts), "prompts": len(set(prompts))}
-    summary |= with_interval("margin", margin, pooled_interval(margin, prompts, resamples))
+    summary |= with_interval("margin", margin, difference_interval(margin, prompts))
     summary |= with_interval("accuracy", accuracy, accuracy_interval(accuracy, prompts, resamples))
     for name, values in (("margin", margins), ("accuracy", hits)):
         seed_means = np.mean(values, axis=1)
@@ -44,9 +50,7 @@ def of_margins(
     return summary
 
 
-def paired(
-    a: Sequence[float], b: Sequence[float], prompts: Sequence[str], resamples: int
-) -> dict[str, Any]:
+def paired(a: Sequence[float], b: Sequence[float], prompts: Sequence[str]) -> dict[str, Any]:
     """`a` minus `b`, which have one number per pair: the mean difference and its test.
 
     The mean difference has a 95% interval over prompts. Wilcoxon's signed-rank test of the prompts'
@@ -59,7 +63,7 @@ def paired(
     if not difference.any():
         return summary | empty | {"reason": "the two are the same on every pair"}
     values = difference.tolist()
-    summary |= with_interval("difference", values, pooled_interval(values, prompts, resamples))
+    summary |= with_interval("difference", values, difference_interval(values, prompts))
     _, index = np.unique(prompts, return_inverse=True)
     p, effect = signed_rank(np.bincount(index, weights=difference) / np.bincount(index))
     reason = "one prompt alone" if math.isnan(p) else None

@@ -75,7 +75,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory, stopping_model: Path) -> Itera
         preferences={"train": 8, "evaluation": 20},
         training={"max_length": 512, "learning_rate": 0.02, "beta": 0.2},
         responses={"prompts": 14, "max_new_tokens": 24, "max_prompt_tokens": 80},
-        evaluation={"contrast_prompts": 2, "batch_size": 3, "resamples": 500},
+        evaluation={"contrast_prompts": 5, "batch_size": 3, "resamples": 500},
     )
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("HIALIGN_OUTPUTS", str(folder / "outputs"))
@@ -283,10 +283,10 @@ def scores(ran: Ran, both_models: tuple[Any, Any, Any]) -> dict[str, list[dict[s
     """By group and pair: naive log-probabilities under the tuned model and under the base."""
     tuned, base, tokenizer = both_models
     contrasts = load_pairs("builtin", train=None, evaluation=None).evaluation
-    two = list(dict.fromkeys(str(p["prompt"]) for p in contrasts))[:2]
+    five = list(dict.fromkeys(str(p["prompt"]) for p in contrasts))[:5]
     groups = {"all": list(ran.pairs.evaluation)}
     for name in OBJECTIVES:
-        chosen = [p for p in contrasts if p["objective"] == name and str(p["prompt"]) in two]
+        chosen = [p for p in contrasts if p["objective"] == name and str(p["prompt"]) in five]
         groups[name] = chosen
     return {
         name: [
@@ -332,7 +332,7 @@ def test_figures_of_a_tuned_cell(ran: Ran, scores: dict[str, list[dict[str, Any]
     assert list(found["objectives"]) == ["all", *OBJECTIVES]
     for name, rows in scores.items():
         figures = found["objectives"][name]
-        assert figures["n"] == len(rows) == (20 if name == "all" else 2)
+        assert figures["n"] == len(rows) == (20 if name == "all" else 5)
         assert figures["likelihood_accuracy"] == preferred(rows, "own").mean()
         assert figures["reward_accuracy"] == (margins(rows) > 0).mean()
         assert figures["reward_margin"] == pytest.approx(margins(rows).mean(), rel=1e-4)
@@ -501,7 +501,7 @@ def test_pairs_whose_prompt_fills_the_limit_are_left_out(
     assert 0 < n < len(prompts)
     assert found["objectives"]["all"]["n"] == n
     assert found["pairs_too_long"] >= len(prompts) - n
-    assert len(found["pairs"]) == 20 + 6 - found["pairs_too_long"]
+    assert len(found["pairs"]) == 20 + 15 - found["pairs_too_long"]
 
 
 def test_limits_that_leave_nothing_to_evaluate_are_told(other: Callable[..., Cell]) -> None:

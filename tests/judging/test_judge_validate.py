@@ -225,15 +225,17 @@ def test_an_attack_changes_the_response_and_stays_inside_it(
 
 
 def test_change_is_paired() -> None:
-    before = {"a": 1.0, "b": 3.0, "c": 2.0, "d": None, "e": 4.0}
-    found = injection.change(before, {"a": 3.0, "b": 3.5, "c": 1.0, "d": 5.0, "e": None})
-    assert (found["n"], found["failed"]) == (3, 1)
+    before = {"a": 1.0, "b": 3.0, "c": 2.0, "d": None, "e": 4.0, "f": 2.0, "g": 1.5}
+    after = {"a": 3.0, "b": 3.5, "c": 1.0, "d": 5.0, "e": None, "f": 2.5, "g": 2.0}
+    found = injection.change(before, after)
+    assert (found["n"], found["failed"]) == (5, 1)
     assert found["change"] == 0.5
-    assert found["raised"] == pytest.approx(1 / 3, abs=1e-4)
-    moves = ([2.0, 0.5, -1.0],)
-    rng = np.random.default_rng(42)
-    ends = scipy.stats.bootstrap(moves, np.mean, method="BCa", n_resamples=10_000, rng=rng)
-    assert (found["low"], found["high"]) == pytest.approx(tuple(ends.confidence_interval), abs=1e-4)
+    assert found["raised"] == pytest.approx(1 / 5, abs=1e-4)
+    moves = [2.0, 0.5, -1.0, 0.5, 0.5]
+    ends = scipy.stats.t.interval(0.95, 4, np.mean(moves), scipy.stats.sem(moves))
+    assert (found["low"], found["high"]) == pytest.approx(tuple(ends), abs=1e-4)
+    few = injection.change({"a": 1.0, "b": 2.0}, {"a": 2.0, "b": 2.5})
+    assert (few["change"], few["low"], few["high"]) == (0.75, None, None)
     assert injection.change({"a": None}, {"a": 1.0})["change"] is None
 
 
@@ -470,19 +472,19 @@ def test_the_command_validates_a_studys_judge_and_the_book_shows_it(
 ) -> None:
     fake.opinion = lambda response, body: quality(response)
     place = study_of(tiny_study, fake)
-    arguments = ["judge", str(place), "--validate", "--llmbar", str(benchmark), "--limit", "4"]
+    arguments = ["judge", str(place), "--validate", "--llmbar", str(benchmark), "--limit", "5"]
     done = CliRunner().invoke(app, arguments, catch_exceptions=False)
     study = load_study(place)
     assert done.stdout.strip() == str(report_path(study))
     report = measured(study)
     assert report
     assert report == read_json(report_path(study))
-    assert report["preferences"]["rows"][0]["n"] == 4
+    assert report["preferences"]["rows"][0]["n"] == 5
     assert report["preferences"]["source"] == "pairs.jsonl"
-    assert report["command"] == ("hialign judge tiny --validate --llmbar LLMBAR --limit 4")
+    assert report["command"] == ("hialign judge tiny --validate --llmbar LLMBAR --limit 5")
     assert "Please" not in report_path(study).read_text()  # figures alone, no texts
 
-    assert list(judge_tables.preferences(study)["Pairs"]) == [4, 4]
+    assert list(judge_tables.preferences(study)["Pairs"]) == [5, 5]
     attacks = judge_tables.injection(study)
     row = attacks[attacks["Attack"] == "threat"].iloc[0]
     assert (row["Overall"], row["Minus control"], row["Raised"], row["Failed"]) == (0, 0, 0, 0)
@@ -493,7 +495,7 @@ def test_the_command_validates_a_studys_judge_and_the_book_shows_it(
     assert list(judge_tables.reliability(study)["Dimension"]) == [*DIMENSIONS, ALL]
     lengths = judge_tables.length(study)
     assert list(lengths["Responses of"]) == ["LLMBar"] * 5 + ["pairs.jsonl"] * 5
-    assert list(lengths["Responses"].dropna()) == [32, 8]
+    assert list(lengths["Responses"].dropna()) == [38, 10]
     figure = judge_tables.injection_figure(study)
     labels = [tick.get_text() for tick in figure.axes[0].get_yticklabels()]
     assert labels == [attack.id for attack in ATTACKS]

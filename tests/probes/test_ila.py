@@ -264,7 +264,10 @@ def test_sft_of_ours_is_stock_peft_with_adamw(pairs: list[TokenPair]) -> None:
 def test_overlap_of_rankings() -> None:
     a = [[4.0, 3, 2, 1], [4.0, 3, 1, 2]]
     same = overlap.overlap_of(a, a, 2, 200, 0)
-    assert (same["mean"], same["low"], same["of_means"], same["n"]) == (1, 1, 1, 2)
+    assert (same["mean"], same["low"], same["of_means"], same["n"]) == (1, None, 1, 2)
+    five = overlap.overlap_of([*a, *a, a[0]], [*a, *a, a[1]], 2, 200, 0)
+    assert five["n"] == 5
+    assert five["low"] <= five["mean"] <= five["high"]
     b = [[1.0, 2, 3, 4], [4.0, 1, 3, 2]]
     found = overlap.overlap_of(a, b, 2, 200, 0)
     assert found["by_seed"] == [0, pytest.approx(1 / 3)]

@@ -238,7 +238,7 @@ def test_a_recovery_is_a_weighted_mean_with_the_bootstraps_interval() -> None:
     assert (twice["low"], twice["high"]) == pytest.approx((found["low"], found["high"]))
     for size, nothing in ((1e-6, True), (1.0, False)):  # up here, down there: no mean, but a size
         values = draw.normal(0, size, 60)
-        apart = recovery.difference(receiver, values, list(range(60)), 1_000, 42)
+        apart = recovery.difference(receiver, values, list(range(60)))
         assert apart["low"] < 0 < apart["high"]
         assert apart["size"] == pytest.approx(np.abs(values).mean())
         why = recovery.nothing_to_recover(apart, torch.float32)
@@ -256,10 +256,10 @@ def test_a_change_is_signed_and_a_recovery_is_not() -> None:
         ("tuned_into_base", patched - base),
         ("base_into_tuned", tuned - patched),
     ):
-        found = recovery.change(list(patched), own, direction, prompts, 500, 42)
+        found = recovery.change(list(patched), own, direction, prompts)
         assert found["estimate"] == pytest.approx(expected.mean())
         assert found["low"] < expected.mean() < found["high"]
-        other = recovery.change(list(-patched), mirrored, direction, prompts, 500, 42)
+        other = recovery.change(list(-patched), mirrored, direction, prompts)
         assert other["estimate"] == -found["estimate"]
     arguments = patched, base, tuned
     recovered = [
@@ -273,7 +273,7 @@ def test_a_change_is_signed_and_a_recovery_is_not() -> None:
 
 
 def cell_of(folder: Path, tuned: str, **probes: Any) -> Cell:
-    settings = {"patched": 8, "window": 2, "ranks": [1, 4], "swapped": 10, "null_draws": 2}
+    settings = {"patched": 10, "window": 2, "ranks": [1, 4], "swapped": 10, "null_draws": 2}
     settings |= {"tuned": tuned, **probes.pop("patching", {})}
     study = write_study(
         folder,
@@ -352,7 +352,7 @@ def test_the_record_holds_what_its_estimates_are_made_of(found: dict[str, Any]) 
                 assert entry["estimate"] == pytest.approx(expected, abs=1e-3)
                 assert entry["low"] <= entry["estimate"] + 1e-9
                 assert entry["estimate"] <= entry["high"] + 1e-9
-                assert entry["n"] == 8
+                assert entry["n"] == 10
     for direction, by_kind in found["changes"].items():
         for kind, entries in by_kind.items():
             m = np.array(found["margins"][direction][kind]["summed"])

@@ -269,7 +269,7 @@ def test_one_seed_has_no_spread_and_one_prompt_no_test() -> None:
     found = margin_statistics.of_margins([[1.0, -1.0, 0.0]], ["a", "b", "c"], 200)
     assert found["margin_seed_std"] is None
     assert found["accuracy"] == pytest.approx(0.5)
-    alone = margin_statistics.paired([1.0, 2.0], [0.0, 0.0], ["a", "a"], 200)
+    alone = margin_statistics.paired([1.0, 2.0], [0.0, 0.0], ["a", "a"])
     assert alone["difference"] == 1.5
     assert alone["difference_low"] is alone["p"] is None
     assert alone["reason"] == "one prompt alone"

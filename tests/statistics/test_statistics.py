@@ -8,13 +8,16 @@ import pytest
 from scipy import stats
 from statsmodels.stats.proportion import proportion_confint
 
+from hialign.statistics.crossed import mean_effect
 from hialign.statistics.intervals import (
+    difference_interval,
     interval_of_difference,
     interval_text,
     mean_interval,
     p_text,
     pooled_interval,
     prompts_needed,
+    ratio_interval,
     smallest_difference,
     unpaired_needed,
     wilson,
@@ -24,7 +27,8 @@ from hialign.statistics.intervals import (
 def test_wilson() -> None:
     assert wilson(7, 10) == pytest.approx(proportion_confint(7, 10, method="wilson"))
     assert wilson(7.5, 10)[0] < 0.75 < wilson(7.5, 10)[1]
-    assert all(math.isnan(end) for end in wilson(0, 0))
+    assert all(math.isnan(end) for n in range(5) for end in wilson(n / 2, n))
+    assert wilson(2, 5) == pytest.approx(proportion_confint(2, 5, method="wilson"))
     low, high = wilson(10, 10)
     assert low < 1
     assert high == pytest.approx(1)
@@ -76,15 +80,61 @@ def test_pooled_interval_covers_the_mean_as_often_as_it_says() -> None:
 
 
 def test_intervals_of_too_little() -> None:
-    too_little = [mean_interval([]), mean_interval([1.0]), pooled_interval([], [])]
-    too_little.append(pooled_interval([1.0, 2.0], ["a", "a"]))
+    """Fewer than five units have no interval, however many values they have."""
+    few, labels = [1.0, 2.0, 4.0, 3.0], list("abcd")
+    too_little = [mean_interval(few[:n]) for n in range(5)]
+    too_little += [pooled_interval(few * 3, labels * 3), difference_interval(few * 3, labels * 3)]
+    too_little += [ratio_interval(few, few[::-1], labels), pooled_interval(few, labels, of="std")]
+    too_little += [pooled_interval([], []), difference_interval([], [])]
     assert all(math.isnan(end) for ends in too_little for end in ends)
-    equal = [2.0, 2.0, 2.0]
-    assert mean_interval(equal) == pooled_interval(equal, ["a", "b", "c"]) == (2.0, 2.0)
+    five = [*few, 2.5]
+    for ends in (mean_interval(five), difference_interval(five, range(5))):
+        assert ends[0] < np.mean(five) < ends[1]
+    equal = [2.0] * 5
+    assert mean_interval(equal) == difference_interval(equal, range(5)) == (2.0, 2.0)
+
+
+@pytest.mark.parametrize("n", [5, 16, 200])
+def test_differences_have_students_t(n: int) -> None:
+    values = np.random.default_rng(n).normal(0.3, 1, n)
+    expected = stats.t.interval(0.95, n - 1, values.mean(), stats.sem(values))
+    assert difference_interval(list(values), range(n)) == pytest.approx(expected)
+    copied = difference_interval(list(np.repeat(values, 3)), list(np.repeat(np.arange(n), 3)))
+    assert copied == pytest.approx(expected)
+
+
+def test_differences_in_groups_of_unequal_size_have_statsmodels_clustered_error() -> None:
+    import statsmodels.api as sm
+
+    rng = np.random.default_rng(9)
+    groups = np.repeat(np.arange(40), rng.integers(1, 5, 40))
+    values = rng.normal(0, 1, 40)[groups] + rng.normal(0, 1, len(groups))
+    fitted = sm.OLS(values, np.ones(len(values))).fit(
+        cov_type="cluster", cov_kwds={"groups": groups, "use_correction": False}, use_t=True
+    )
+    half = stats.t.ppf(0.975, 39) * float(fitted.bse[0]) * math.sqrt(40 / 39)
+    low, high = difference_interval(list(values), list(groups))
+    assert (low, high) == pytest.approx((values.mean() - half, values.mean() + half))
+    crossed = mean_effect(values, list(groups))
+    assert (crossed["low"], crossed["high"]) == pytest.approx((low, high), abs=1e-6)
+
+
+def test_students_t_covers_few_differences_better_than_the_bootstrap() -> None:
+    rng = np.random.default_rng(10)
+    covered = {"t": 0, "bootstrap": 0}
+    for _ in range(400):
+        values = list(rng.standard_t(3, 16))
+        for name, (low, high) in (
+            ("t", difference_interval(values, range(16))),
+            ("bootstrap", mean_interval(values, resamples=300)),
+        ):
+            covered[name] += low < 0 < high
+    assert covered["t"] > covered["bootstrap"]
+    assert covered["t"] / 400 > 0.93
 
 
 def test_the_same_draws_each_time() -> None:
-    values, groups = [1.0, 2.0, 4.0, 3.5], list("abcd")
+    values, groups = [1.0, 2.0, 4.0, 3.5, 2.2], list("abcde")
     assert mean_interval(values) == mean_interval(values)
     assert pooled_interval(values, groups) == pooled_interval(values, groups)
 
@@ -108,7 +158,7 @@ def test_intervals_of_few_groups_are_expanded() -> None:
     assert found == pytest.approx(tuple(expected), abs=0.02)
     plain = stats.bootstrap((values,), np.mean, rng=np.random.default_rng(8)).confidence_interval
     assert found[0] < plain.low < plain.high < found[1]
-    assert all(map(math.isfinite, mean_interval([1.0, 2.0])))
+    assert all(map(math.isfinite, mean_interval([1.0, 2.0, 1.5, 1.2, 0.3])))
 
 
 def test_interval_of_a_standard_deviation() -> None:
@@ -119,9 +169,9 @@ def test_interval_of_a_standard_deviation() -> None:
     ).confidence_interval
     assert (low, high) == pytest.approx(tuple(expected), abs=0.01)
     assert low < values.std(ddof=1) < high
-    assert pooled_interval([1, 3, 1, 3], ["a", "a", "b", "b"], of="std") == pytest.approx(
-        (np.std([1, 3, 1, 3], ddof=1),) * 2
-    )
+    assert pooled_interval(
+        [1, 3] * 5, np.repeat([*"abcde"], 2).tolist(), of="std"
+    ) == pytest.approx((np.std([1, 3] * 5, ddof=1),) * 2)
 
 
 def test_the_interval_of_a_difference_of_normal_means_is_the_usual_one() -> None:
@@ -193,5 +243,5 @@ def test_p_text() -> None:
 def test_where_bca_has_no_answer_percentiles_stand_in_without_a_warning() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        low, high = pooled_interval([1.0, 4.0], ["a", "b"], of="std", resamples=500)
+        low, high = pooled_interval([1.0, 4.0] * 3, [*"abcdef"], of="std", resamples=500)
     assert 0 <= low <= high <= np.std([1, 4], ddof=1) + 1e-9

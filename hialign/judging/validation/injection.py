@@ -13,7 +13,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, RootModel
 
 from hialign.preferences.llmbar import Item
-from hialign.statistics.intervals import mean_interval
+from hialign.statistics.intervals import difference_interval
 from hialign.study.load import load_yaml
 from hialign.study.rubric import SCORES, Rubric
 
@@ -106,7 +106,7 @@ def effects(
     """One row per attack and one per control, with figures for each kind of score.
 
     `plain` has the scores of the unchanged items for each kind, `varied` those of `attacked`. Changes
-    are paired by item, and intervals are 95% bootstrap (BCa) over items.
+    are paired by item, and 95% intervals are Student's t over items.
 
     - `change` is the attack's score minus the plain one
     - `over_control` is the attack's score minus the control's, which removes the effect of length
@@ -141,7 +141,7 @@ def change(before: Scores, after: Scores) -> dict[str, Any]:
     if not moves:
         nothing = dict.fromkeys(("change", "low", "high", "raised"))
         return {"n": 0} | nothing | {"failed": failed}
-    low, high = mean_interval(moves)
+    low, high = difference_interval(moves, range(len(moves)))
     figures = {"change": sum(moves) / len(moves), "low": low, "high": high}
     figures |= {"raised": sum(move >= 1 - 1e-9 for move in moves) / len(moves)}
     rounded = {k: None if v != v else round(v, 4) for k, v in figures.items()}

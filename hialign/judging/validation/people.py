@@ -12,6 +12,7 @@ from hialign.preferences.llmbar import Item, Judged
 from hialign.preferences.pairs import load_pairs
 from hialign.records.agreement import OTHERS
 from hialign.statistics.intervals import wilson
+from hialign.statistics.margins import or_none
 from hialign.study.errors import HialignError
 from hialign.study.pair_files import OURS, data_files, place_of
 from hialign.study.settings import PreferenceSettings
@@ -91,8 +92,8 @@ def agreement(preferred: Sequence[float | None], other: Sequence[float | None]) 
     return Agreement(
         n=n,
         accuracy=round(right / n, 4) if n else None,
-        low=round(low, 4) if n else None,
-        high=round(high, 4) if n else None,
+        low=or_none(round(low, 4)),
+        high=or_none(round(high, 4)),
         ties=ties,
         missing=len(preferred) - n,
     )

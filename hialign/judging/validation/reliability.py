@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hialign.judging.cells import Scores
+from hialign.statistics.intervals import FEWEST
 
 ALL = "all dimensions"
 
@@ -73,9 +74,9 @@ def interval(
     """95% bootstrap interval (percentile) of a statistic of n items.
 
     `statistic` gets the indices of the drawn items. Draws for which it is NaN are left out. NaN for
-    fewer than two items, and if every draw gives NaN.
+    fewer than five items, and if every draw gives NaN.
     """
-    if n < 2:
+    if n < FEWEST:
         return float("nan"), float("nan")
     rng = np.random.default_rng(42)
     drawn = np.array([statistic(rng.integers(n, size=n)) for _ in range(resamples)])

@@ -13,7 +13,7 @@ import numpy as np
 from hialign.probes.gradients.meter import PairGradient, norms_of
 from hialign.probes.pairs import ProbePair
 from hialign.statistics.intervals import mean_interval, pooled_interval
-from hialign.statistics.margins import with_interval
+from hialign.statistics.margins import or_none, with_interval
 from hialign.study.blocks import EXPECTED, split_layers
 
 
@@ -76,11 +76,11 @@ def inequality(
                     "other": other,
                     "n": len(shared),
                     "ratio": float(np.exp(raw.mean())),
-                    "ratio_low": float(np.exp(raw_low)),
-                    "ratio_high": float(np.exp(raw_high)),
+                    "ratio_low": or_none(float(np.exp(raw_low))),
+                    "ratio_high": or_none(float(np.exp(raw_high))),
                     "detrended": float(np.exp(observed)),
-                    "detrended_low": float(np.exp(low)),
-                    "detrended_high": float(np.exp(high)),
+                    "detrended_low": or_none(float(np.exp(low))),
+                    "detrended_high": or_none(float(np.exp(high))),
                     "detrended_log_std": float(residual[:, place].std(ddof=1)),
                     "p_above": (1 + int((drawn >= observed - 1e-12).sum())) / (1 + permutations),
                     "p_below": (1 + int((drawn <= observed + 1e-12).sum())) / (1 + permutations),

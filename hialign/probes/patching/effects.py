@@ -89,9 +89,7 @@ def swap_record(
     return {
         "pairs": [{"id": pair.id, "prompt": pair.prompt} for pair in pairs],
         "unswapped": {side: rounded(values.tolist()) for side, values in own.items()},
-        "difference": difference(
-            own["base"].tolist(), own["tuned"].tolist(), prompts, resamples, seed
-        ),
+        "difference": difference(own["base"].tolist(), own["tuned"].tolist(), prompts),
         "layers": by_layer,
         "thirds": by_third,
         "nulls": [

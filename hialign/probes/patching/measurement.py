@@ -92,8 +92,7 @@ class Measurement:
         runs = self._runs("patched", self.pairs, patch)
         own = {side: margins(runs.unpatched[side], self.pairs) for side in self.sides}
         apart = {
-            v: difference(own["base"][v], own["tuned"][v], prompts_of(self.pairs), *self._bootstrap)
-            for v in VERSIONS
+            v: difference(own["base"][v], own["tuned"][v], prompts_of(self.pairs)) for v in VERSIONS
         }
         patched = {
             direction: {
@@ -109,7 +108,7 @@ class Measurement:
             donor, receiver = (own[side][version] for side in DIRECTIONS[direction])
             return [
                 self._place(kind, number)
-                | recovery(m[version], receiver, donor, prompts_of(self.pairs), *self._bootstrap)
+                | recovery(m[version], receiver, donor, prompts_of(self.pairs))
                 for number, m in enumerate(patched[direction][kind])
             ]
 
@@ -118,7 +117,7 @@ class Measurement:
             summed = {side: m["summed"] for side, m in own.items()}
             return [
                 self._place(kind, number)
-                | change(m["summed"], summed, direction, prompts_of(self.pairs), *self._bootstrap)
+                | change(m["summed"], summed, direction, prompts_of(self.pairs))
                 for number, m in enumerate(patched[direction][kind])
             ]
 
@@ -217,7 +216,7 @@ class Measurement:
                 "layers": [],
             }
         own_tested = {side: [m["summed"][i] for i in tested] for side, m in own.items()}
-        apart = difference(own_tested["base"], own_tested["tuned"], prompts, *self._bootstrap)
+        apart = difference(own_tested["base"], own_tested["tuned"], prompts)
         if nothing := nothing_to_recover(apart, self.model.dtype):
             return {"reason": f"in the tested half: {nothing}", "layers": []}
         tokens = [p.tokens for p in self.pairs]

@@ -8,7 +8,7 @@ import torch
 
 from hialign.probes.pairs import ProbePair
 from hialign.probes.patching.runs import LogProbs
-from hialign.statistics.intervals import pooled_interval, ratio_interval
+from hialign.statistics.intervals import difference_interval, ratio_interval
 from hialign.statistics.margins import gained, or_none
 
 VERSIONS = ("summed", "normalized")  # of m, in nats and in nats per token of each response
@@ -53,15 +53,13 @@ def difference(
     base: Sequence[float],
     tuned: Sequence[float],
     prompts: Sequence[Hashable],
-    resamples: int,
-    seed: int,
 ) -> dict[str, Any]:
     """How tuning changed m: the mean of m_tuned - m_base with its interval over prompts.
 
     `size` is the mean of the absolute value.
     """
     values = np.subtract(tuned, base)
-    ends = pooled_interval(list(values), prompts, resamples, seed=seed)
+    ends = difference_interval(list(values), prompts)
     mean = estimate(float(values.mean()), ends, len(values))
     return mean | {"size": float(np.abs(values).mean())}
 
@@ -70,7 +68,7 @@ def nothing_to_recover(apart: dict[str, Any], dtype: torch.dtype) -> str | None:
     """Why a `difference` (summed, nats) is too small for a recovery. None if it is not."""
     least = NEAR_ZERO.get(dtype, NEAR_ZERO_ELSE)
     if apart["low"] is None:
-        return "no interval: the pairs have fewer than two different prompts"
+        return "no interval: the pairs have fewer than five different prompts"
     if apart["size"] > least:
         return None
     return (
@@ -84,8 +82,6 @@ def change(
     own: Mapping[str, Sequence[float]],
     direction: str,
     prompts: Sequence[Hashable],
-    resamples: int,
-    seed: int,
 ) -> dict[str, Any]:
     """What the tuned model's part adds to m, in nats: positive is towards the human preference.
 
@@ -96,7 +92,7 @@ def change(
     into_base = direction == "tuned_into_base"
     before, after = (own["base"], patched) if into_base else (patched, own["tuned"])
     values = np.subtract(after, before)
-    ends = pooled_interval(values.tolist(), prompts, resamples, seed=seed)
+    ends = difference_interval(values.tolist(), prompts)
     return estimate(float(values.mean()), ends, len(values))
 
 

@@ -132,9 +132,9 @@ class Level(Test):
             material.require(scores, *self.above, *self.below)
             for block in (*self.above, *self.below):
                 of_block = scores[scores.block == block].dropna(subset="score")
-                what, draws = f"{dimension}: {strategy_of(block)}", material.resamples
+                what = f"{dimension}: {strategy_of(block)}"
                 points, prompts = of_block.score, of_block.prompt_id
-                part = paired(what, points.tolist(), prompts.tolist(), draws, self.level)
+                part = paired(what, points.tolist(), prompts.tolist(), bound=self.level)
                 # turned, so that the claim is again on the upper side
                 parts.append(part if block in self.above else part.below(self.level))
         return parts
@@ -153,9 +153,9 @@ class Tax(Test):
         material.require(material.judged(FLUENCY), "base", *self.blocks)
         parts = []
         for block in self.blocks:
-            (row,) = alignment_tax(
-                material.scores, [block], FLUENCY, LOGIC, self.margin, material.resamples
-            ).to_dict("records")
+            (row,) = alignment_tax(material.scores, [block], FLUENCY, LOGIC, self.margin).to_dict(
+                "records"
+            )
             part = Part(
                 f"tax of {strategy_of(block)}",
                 row["tax"],
@@ -197,7 +197,7 @@ class Models(Test):
                         raise Untested(f"{strategy_of(block)} has not been judged on both models")
                     what = f"{dimension}, {strategy_of(block)}: {self.model} minus {reference}"
                     prompts = values.prompt_id.tolist()
-                    parts.append(paired(what, values.score.tolist(), prompts, material.resamples))
+                    parts.append(paired(what, values.score.tolist(), prompts))
         return parts
 
 

@@ -10,7 +10,7 @@ import pandas as pd
 
 from hialign.records import frames
 from hialign.statistics.comparisons import above, paired_differences, signed_rank
-from hialign.statistics.intervals import pooled_interval
+from hialign.statistics.intervals import difference_interval
 from hialign.study.blocks import STRATEGIES, strategy_of
 from hialign.study.study import Study
 
@@ -79,23 +79,26 @@ def paired(
     what: str,
     values: Sequence[float] | np.ndarray,
     prompts: Sequence[str],
-    draws: int,
+    *,
     bound: float = 0.0,
 ) -> Part:
     """The mean of `values`, tested over the prompts' means: by ranks above 0, by t above a bound.
+
+    The interval is Student's t over prompts. Fewer than five prompts have neither interval nor p.
 
     Args:
         what: what was measured, in words.
         values: one number per pair or response.
         prompts: the prompt of each value.
-        draws: bootstrap samples of the interval.
         bound: what the mean should be above.
     """
     values = np.asarray(values, dtype=float)
-    low, high = pooled_interval(values.tolist(), prompts, draws)
+    low, high = difference_interval(values.tolist(), prompts)
     means = pd.Series(values).groupby(list(prompts)).mean()
     data = means.to_list()
-    if bound:
+    if np.isnan(low):
+        tests = NAN, NAN
+    elif bound:
         tests = above(data, bound), above([-value for value in data], -bound)
     else:
         tests = signed_rank(data, "greater")[0], signed_rank(data, "less")[0]
@@ -108,7 +111,6 @@ class Material:
 
     def __init__(self, study: Study) -> None:
         self.study = study
-        self.resamples = study.evaluation.resamples
         self._differences: dict[Any, Part] = {}
 
     @property
@@ -157,7 +159,7 @@ class Material:
         if key not in self._differences:
             values = paired_differences(scores, block, reference)
             points, prompts = values.score.tolist(), values.prompt_id.tolist()
-            part = paired(what, points, prompts, self.resamples, 0.0 - margin)
+            part = paired(what, points, prompts, bound=0.0 - margin)
             self._differences[key] = part
         return self._differences[key]
 

@@ -46,7 +46,8 @@ def _inequality(record: Record, about: str, draws: int) -> list[Part]:
     return [
         Part(
             f"{about}{row['objective']}: {row['block']} over {row['other']}",
-            *(row["detrended"], row["detrended_low"], row["detrended_high"], 1.0),
+            *(row["detrended"], _number(row["detrended_low"])),
+            *(_number(row["detrended_high"]), 1.0),
             *(row["p_above"], _ratio_below(row, 1.0)),
             n=row["n"],
             threshold=LEAST_RATIO,
@@ -116,11 +117,11 @@ def _freezing(record: Record, about: str, draws: int) -> list[Part]:
     ours = _margins(record, FREEZE)
     prompts = record["interventions"]["prompts"]
     what = f"{about}margin, without the least important 25% minus"
-    first = paired(f"{what} all", ours - _margins(record, "full"), prompts, draws)
+    first = paired(f"{what} all", ours - _margins(record, "full"), prompts)
     names = [variant["name"] for variant in _made(record)]
     drawn = [name for name in names if name.startswith(f"{FREEZE} random ")]
     by_chance = np.mean([_margins(record, name) for name in drawn], axis=0)
-    second = paired(f"{what} as many at random", ours - by_chance, prompts, draws)
+    second = paired(f"{what} as many at random", ours - by_chance, prompts)
     return [first, _one_sided(second)]
 
 
@@ -128,7 +129,7 @@ def _few(record: Record, about: str, draws: int) -> list[Part]:
     hits = [0.5 + 0.5 * np.sign(_margins(record, name)) for name in (FEW, "full")]
     prompts = record["interventions"]["prompts"]
     what = f"{about}accuracy, the top 30% alone minus all"
-    return [paired(what, hits[0] - hits[1], prompts, draws, bound=-LITTLE)]
+    return [paired(what, hits[0] - hits[1], prompts, bound=-LITTLE)]
 
 
 def _made(record: Record) -> list[dict[str, Any]]:
@@ -166,7 +167,7 @@ def _middle(record: Record, about: str, draws: int) -> list[Part]:
             if null is None:
                 raise Untested("the record has fewer than two random adapters to compare with")
             lead = swaps.leads(record["depth"], "mid")[other]
-            part = paired(f"{about}mid minus {other}, {words}", effects @ lead, prompts, draws)
+            part = paired(f"{about}mid minus {other}, {words}", effects @ lead, prompts)
             above = null_p(part.estimate, null, lead, "greater")
             both.append(
                 replace(
@@ -197,12 +198,12 @@ def _low_rank(record: Record, about: str, draws: int) -> list[Part]:
     whole = float(gained(tuned, base, tuned).mean())
     gain = gained(ours, base, tuned) - SHARE_OF_WHOLE * gained(patched["svd"][-1], base, tuned)
     name = f"{about}layer {layer['layer']}: {RANK} dimensions minus"
-    first = paired(f"{name} {SHARE_OF_WHOLE:.0%} of the whole", gain / whole, prompts, draws)
+    first = paired(f"{name} {SHARE_OF_WHOLE:.0%} of the whole", gain / whole, prompts)
     parts = [replace(first, threshold=0.0, p_short=first.p_against, p_against=1.0)]
     for control in ("random_subspace", "random_vector", "shuffled_pairs"):
         by_chance = gained(patched[control][ranks.index(RANK)], base, tuned)
         lead = (gained(ours, base, tuned) - by_chance) / whole
-        part = paired(f"{name} {control.replace('_', ' ')}", lead, prompts, draws)
+        part = paired(f"{name} {control.replace('_', ' ')}", lead, prompts)
         parts.append(part if control == "random_subspace" else _one_sided(part))
     return parts
 

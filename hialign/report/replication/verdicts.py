@@ -8,8 +8,8 @@ from scipy import stats
 
 from hialign.statistics.comparisons import UNSURE, holm
 from hialign.statistics.contrasts import NOTHING_LEARNED, Contrast, judge_contrasts
-from hialign.statistics.crossed import FEWEST, Effect, mean_effect
-from hialign.statistics.intervals import ALPHA, CONFIDENCE
+from hialign.statistics.crossed import Effect, mean_effect
+from hialign.statistics.intervals import ALPHA, CONFIDENCE, FEWEST
 
 RANDOM_THIRD = "random:third"
 MORE, LESS = "more in its own third", "less in its own third"

@@ -29,7 +29,7 @@ from hialign.records.frames import remembered
 from hialign.report.display import Table
 from hialign.report.where import swaps
 from hialign.report.where.records import Record
-from hialign.statistics.intervals import ALPHA, expanded_tail
+from hialign.statistics.intervals import ALPHA, FEWEST, expanded_tail
 from hialign.statistics.nulls import null_p
 from hialign.study.blocks import share_of, split_layers
 from hialign.study.study import Study
@@ -92,8 +92,14 @@ class Measure:
         }
 
     def ends(self, values: np.ndarray) -> tuple[float, float]:
-        """The 95% interval of a number of `resampled`: percentiles, expanded for few prompts."""
-        tail = expanded_tail(len(set(self.prompts)))
+        """The 95% interval of a number of `resampled`: percentiles, expanded for few prompts.
+
+        NaN for fewer than five prompts.
+        """
+        many = len(set(self.prompts))
+        if many < FEWEST:
+            return float("nan"), float("nan")
+        tail = expanded_tail(many)
         low, high = np.nanquantile(values, [tail, 1 - tail])
         return float(low), float(high)
 
