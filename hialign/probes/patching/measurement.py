@@ -108,7 +108,7 @@ class Measurement:
             donor, receiver = (own[side][version] for side in DIRECTIONS[direction])
             return [
                 self._place(kind, number)
-                | recovery(m[version], receiver, donor, prompts_of(self.pairs))
+                | recovery(m[version], receiver, donor, prompts_of(self.pairs), *self._bootstrap)
                 for number, m in enumerate(patched[direction][kind])
             ]
 
