@@ -15,6 +15,7 @@ import argparse
 import copy
 import random
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,9 @@ WORDS += [
     "stone",
 ]
 THIRDS = ("local", "mid", "global")
+# What is counted: the third that is found (or none), the most probable account, the most probable third,
+# and the third with the largest signal, and with the largest one over chance
+SAID = ("found", "likeliest", "likeliest_third", "most_signal", "most_over_chance")
 
 
 def base_model(family: str, seed: int) -> Any:
@@ -145,7 +149,7 @@ def measured(family: str, seed: int) -> dict[str, Any]:
 def _said(
     grams: Grams, size: int, labels: dict[str, np.ndarray], sizes: Any, tuned: list[str]
 ) -> list[dict[str, Any]]:
-    """By labelling: the third found, and the third with the most of other numbers."""
+    """By what made the labels: how often what is said of them (`SAID`)."""
     one = signal.signal_of("made up", grams, [str(i) for i in range(size)], sizes, tuned)
     accounts = signal.accounts_of(one)
     of_pairs = np.stack([values[:size] for values in labels.values()])
@@ -153,40 +157,36 @@ def _said(
     thirds = np.stack([one.layers[inside].sum(0) for inside in one.blocks.values()])
     over = one.layers / gram.deviation(one.layers)[:, None, None]
     over = np.stack([over[inside].sum(0) for inside in one.blocks.values()])
-    rows = []
+    rows: dict[str, dict[str, Any]] = {}
     for i, (name, found) in enumerate(zip(labels, accounts.found(of_pairs), strict=True)):
-        row: dict[str, Any] = {"pairs": size, "labels": name, "found": found}
-        row["likeliest"] = accounts.names[int(np.argmax(logs[i]))]
-        row["likeliest_third"] = THIRDS[int(np.argmax(logs[i, :3]))]
         sign = of_pairs[i : i + 1]
-        row["most_signal"] = THIRDS[int(np.argmax(gram.flipped(thirds, sign)[0]))]
-        row["most_over_chance"] = THIRDS[int(np.argmax(gram.flipped(over, sign)[0]))]
-        rows.append(row)
-    return rows
+        said = {"found": found, "likeliest": accounts.names[int(np.argmax(logs[i]))]}
+        said["likeliest_third"] = THIRDS[int(np.argmax(logs[i, :3]))]
+        said["most_signal"] = THIRDS[int(np.argmax(gram.flipped(thirds, sign)[0]))]
+        said["most_over_chance"] = THIRDS[int(np.argmax(gram.flipped(over, sign)[0]))]
+        kind = "none" if name.startswith("none") else name
+        empty = {"pairs": size, "made_in": kind} | {what: {} for what in SAID}
+        row = rows.setdefault(kind, empty)
+        for what, value in said.items():
+            row[what][value] = row[what].get(value, 0) + 1
+    return list(rows.values())
 
 
 def summary(models: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """By number of pairs and what made the labels: how often what was found."""
+    """By number of pairs and what made the labels: how often what was said, over all models."""
+    every = [row for model in models for row in model["rows"]]
     lines = []
-    kinds = [f"{third}, {change}" for change in CHANGES for third in (*THIRDS, "all")] + ["none"]
-    for size in SIZES:
-        for kind in kinds:
-            rows = [
-                row
-                for model in models
-                for row in model["rows"]
-                if row["pairs"] == size and row["labels"].startswith(kind)
-            ]
-            truth = kind.partition(",")[0]
-            right = sum(row["found"] == truth for row in rows)
-            wrong = sum(row["found"] not in ("", truth) for row in rows)
-            line: dict[str, Any] = {"pairs": size, "made_in": kind, "n": len(rows)}
-            line |= {"found_there": right, "found_elsewhere": wrong}
-            line["found_elsewhere_interval"] = wilson(wrong, len(rows))
-            for name in ("likeliest_third", "most_over_chance", "most_signal"):
-                line[name] = {t: sum(row[name] == t for row in rows) for t in THIRDS}
-            line["likeliest_there"] = sum(row["likeliest"] == truth for row in rows)
-            lines.append(line)
+    for pairs, kind in dict.fromkeys((row["pairs"], row["made_in"]) for row in every):
+        rows = [row for row in every if (row["pairs"], row["made_in"]) == (pairs, kind)]
+        counts: dict[str, Counter[str]] = {what: Counter() for what in SAID}
+        for row in rows:
+            for what in SAID:
+                counts[what].update(row[what])
+        truth, n = kind.partition(",")[0], counts["found"].total()
+        wrong = n - counts["found"][""] - counts["found"][truth]
+        line = {"pairs": pairs, "made_in": kind, "n": n, "found_there": counts["found"][truth]}
+        line |= {"found_elsewhere": wrong, "found_elsewhere_interval": wilson(wrong, n)}
+        lines.append(line | {what: dict(sorted(counts[what].items())) for what in SAID})
     return lines
 
 
@@ -204,8 +204,8 @@ def main() -> None:
         write_json(args.out, content)
         print(f"{seed + 1} of {args.models}: {done[-1]['seconds']:.0f} s", flush=True)
     for line in summary(done):
-        shares = [f"{line[k]} of {line['n']} {k}" for k in ("found_there", "found_elsewhere")]
-        print(f"{line['pairs']:4} pairs, {line['made_in']:12}", *shares, line["likeliest_third"])
+        found = f"{line['found_there']} and {line['found_elsewhere']} of {line['n']}"
+        print(f"{line['pairs']:4} pairs, {line['made_in']:12}: found there and elsewhere {found}")
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from hialign.probes.gradients.meter import Grams, Meter, norms_of
 from hialign.probes.gradients.probe import gradients
 from hialign.probes.gradients.sketch import PERIOD, Sketch
 from hialign.probes.pairs import ProbePair, contrast_pairs_of
+from hialign.records.files import read_json
 from hialign.study.blocks import EXPECTED, split_layers
 
 BENCHMARK = Path(__file__).resolve().parents[2] / "benchmarks" / "planted_gradients.py"
@@ -317,3 +318,42 @@ def benchmark() -> Any:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def test_the_planted_third_is_found_and_chance_is_not(benchmark: Any) -> None:
+    """The published figures, counted anew: 20 models of families that no test uses."""
+    record = read_json(BENCHMARK.parent / "results" / "planted_gradients.json")
+    assert len(record["models"]) == 20
+    lines = json.loads(json.dumps(benchmark.summary(record["models"])))
+    assert lines == record["summary"]
+    by_kind = {(line["pairs"], line["made_in"]): line for line in lines}
+    for pairs in benchmark.SIZES:
+        chance = by_kind[pairs, "none"]
+        assert chance["n"] == 400
+        assert chance["found_elsewhere"] <= 0.05 * chance["n"]
+        for third in benchmark.THIRDS:
+            line = by_kind[pairs, f"{third}, 0.02"]
+            assert line["n"] == 20
+            assert line["found_elsewhere"] == 0
+            if pairs == benchmark.PAIRS:
+                assert line["found_there"] >= 14
+                assert line["likeliest_third"][third] >= 18
+
+
+@pytest.mark.slow
+def test_the_benchmark_measures_what_it_published(
+    benchmark: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first model, with as few pairs as are enough to compare."""
+    few, kinds = benchmark.SIZES[0], [f"{third}, 0.02" for third in benchmark.THIRDS]
+    record = read_json(BENCHMARK.parent / "results" / "planted_gradients.json")
+    first = record["models"][0]
+    for name, value in {"PAIRS": few, "SIZES": (few,), "CHANGES": (0.02,), "CHANCE": 1}.items():
+        monkeypatch.setattr(benchmark, name, value)
+    measured = benchmark.measured(first["family"], first["seed"])
+    for kind in kinds:
+        expected, found = (
+            next(r for r in model["rows"] if (r["pairs"], r["made_in"]) == (few, kind))
+            for model in (first, measured)
+        )
+        assert found == expected
