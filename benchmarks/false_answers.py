@@ -110,7 +110,7 @@ def contrasted(
         gains[third] = gains[third] + FULL_GAIN - difference
     couples = [("full", third) for third in THIRDS] + [("mid", "local"), ("mid", "global")]
     differences = {(a, b): gains[a] - gains[b] for a, b in couples}
-    rows = judge_contrasts(differences, conversations_of(pairs), gains["full"] / 2)
+    rows = judge_contrasts(differences, conversations_of(pairs), gains["full"] / 2, power=None)
     told = [row["verdict"] for row in rows]
     of_full, of_mid = told[:3], told[3:]
     found = {"false: mid differs from a third": any(w in ("better", "worse") for w in of_mid)}
@@ -236,10 +236,10 @@ for seeds, pairs in ((2, 150), (5, 150), (6, 700)):
 for seeds, pairs in ((5, 150), (6, 700)):
     size, sized = f"{seeds} seeds, {pairs} pairs", {"seeds": seeds, "pairs": pairs}
     heavy: dict[str, Any] = sized | {"difference": 0.0, "heavy": True}
-    SCENARIOS[f"contrasts, heavy tails, {size}"] = (contrasted, heavy, 0.5)
+    SCENARIOS[f"contrasts, heavy tails, {size}"] = (contrasted, heavy, 1.0)
     for ahead in (0.0, FULL_GAIN / 2, FULL_GAIN):
         name = f"contrasts, full ahead by {ahead}, {size}"
-        SCENARIOS[name] = (contrasted, sized | {"difference": ahead}, 0.5)
+        SCENARIOS[name] = (contrasted, sized | {"difference": ahead}, 1.0)
 for seeds in (2, 5):
     size = f"{seeds} seeds"
     profiles: dict[str, tuple[dict[str, Any], float]] = {

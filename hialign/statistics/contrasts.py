@@ -40,8 +40,8 @@ class Contrast(Effect):
     """A difference of two strategies with its verdict. What was not tested is None.
 
     `margin` is the mean of the allowance, and `p_within` the larger of its two one-sided tests.
-    `detectable` is the smallest difference that this contrast finds in 80% of such studies, at the
-    level that Holm's correction uses for the strictest of the family.
+    `detectable` is the smallest difference that this contrast finds in 80% of such studies (or as
+    many as `power` says), at the level that Holm's correction uses for the strictest of the family.
     """
 
     block: str
@@ -59,6 +59,7 @@ def judge_contrasts(
     conversations: Sequence[Hashable] | None = None,
     allowance: np.ndarray | float | None = None,
     learned: bool = True,
+    power: float | None = POWER,
 ) -> list[Contrast]:
     """The verdict on each contrast, which together are one family.
 
@@ -67,13 +68,14 @@ def judge_contrasts(
         conversations: a label per pair. Without it, each pair is a conversation.
         allowance: half of Full's gains[seed, pair], in nats, or a margin that was fixed beforehand.
         learned: whether the gate passed.
+        power: of the detectable differences. None leaves them out, which saves most of the time.
     """
     rows: list[Contrast] = []
     for (block, reference), values in differences.items():
         data = np.atleast_2d(np.asarray(values, dtype=float))
         effect = mean_effect(data, conversations)
         squares = mean_squares(data, conversations)
-        least = float(detectable(squares, len(differences)))
+        least = detectable(squares, len(differences), power) if power else float("nan")
         row: Contrast = {
             **effect,
             "block": block,
@@ -150,7 +152,7 @@ def detectable(
     of_seeds = max(float(squares.over_seeds) - noise, 0) / squares.conversations
     of_groups = max(float(squares.over_conversations) - noise, 0) / measured
     freedom = squares.freedom if seeds is None else seeds - 1
-    shares, weights = spread_nodes(max(freedom, 1), 16)
+    shares, weights = spread_nodes(max(freedom, 1), 16 if freedom > 2 else 48)
     # The interval of the next study, for each value that its seeds' mean square may have
     level = noise + many * of_seeds
     drawn = MeanSquares(

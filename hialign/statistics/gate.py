@@ -6,11 +6,12 @@ and seeds:
 
 1. Full's accuracy is above one half.
 2. Full's gain in log loss (`hialign.statistics.log_loss`) is above zero.
-3. Full's gain is above that of the shuffled controls, which have seeds of their own.
+3. Full's accuracy is above that of the shuffled controls, which have seeds of their own.
 
 The third keeps out what any training does to margins, whatever its labels: it may come to like longer
-answers, and people may like them too. As all three must hold, the gate passes wrongly in at most 5% of
-studies that learned nothing, and less often than that if none of the three is true
+answers, and people may like them too. It takes accuracy, which grows in proportion to what was learned,
+while the gain of a little is next to nothing. As all three must hold, the gate passes wrongly in at most
+5% of studies that learned nothing, and far less often if none of the three is true
 (benchmarks/results/false_answers.json).
 """
 
@@ -86,9 +87,10 @@ def gate(
     p_shuffled, control_seeds = float("nan"), 0
     if shuffled is not None:
         control = np.atleast_2d(np.asarray(shuffled, dtype=float))
-        control_gains = gains(control, conversations, seed=seed)
-        p_shuffled = float(p_above(unpaired_mean_squares(gained, control_gains, conversations)))
-        controls = {"accuracy": float(hits_of(control).mean()), "gain": float(control_gains.mean())}
+        control_hits = hits_of(control)
+        p_shuffled = float(p_above(unpaired_mean_squares(hits, control_hits, conversations)))
+        controls["accuracy"] = float(control_hits.mean())
+        controls["gain"] = float(gains(control, conversations, seed=seed).mean())
         control_seeds = len(control)
     above_control = shuffled is None or p_shuffled < ALPHA
     return {

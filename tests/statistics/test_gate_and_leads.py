@@ -38,7 +38,7 @@ def test_the_gate_opens_where_something_was_learned() -> None:
     assert found["shuffled_accuracy"] == np.mean(shuffled > 0)
     assert (found["seeds"], found["shuffled_seeds"], found["pairs"]) == (5, 2, 200)
     assert "better than chance and than trainings with shuffled labels" in found["reason"]
-    p = unpaired_effect(gains(full, labels), gains(shuffled, labels), labels)["p"]
+    p = unpaired_effect(hits_of(full), hits_of(shuffled), labels)["p"]
     assert p is not None
     assert found["p_shuffled"] == pytest.approx(p / 2)
 
