@@ -9,7 +9,7 @@ from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
 from hialign.engine.models import load_model
-from hialign.engine.trainer import Strategy
+from hialign.engine.strategy import Strategy
 from hialign.records import stages, status
 from hialign.study import paths
 from hialign.study.study import Cell

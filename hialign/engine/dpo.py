@@ -31,13 +31,13 @@ from hialign.engine import dropout
 from hialign.engine.decoder import pair_log_probs, unpackable
 from hialign.engine.modules import decoder_layers, in_adapter, target_modules
 from hialign.engine.reference import Reference
+from hialign.engine.strategy import Strategy
 from hialign.engine.tokens import TokenizedPairs, TokenPair, token_pairs
 from hialign.engine.trainer import (
     COMMON,
     LOGGED,
     BlockTrainer,
     StockTrainer,
-    Strategy,
     indices,
     last_checkpoint,
 )

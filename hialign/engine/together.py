@@ -9,8 +9,8 @@ import torch
 
 from hialign.engine.decoder import Decoder, layouts, pair_log_probs, unpackable
 from hialign.engine.progress import Progress
+from hialign.engine.strategy import Strategy
 from hialign.engine.tokens import TokenPair, Tokens
-from hialign.engine.trainer import Strategy
 from hialign.study.errors import HialignError
 
 ROW = 2048  # tokens of one forward pass of packed pairs

@@ -10,7 +10,6 @@ import random
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from hialign.engine.modules import decoder_layers, in_adapter, parameters_in
 from hialign.engine.packing import pack, plan
 from hialign.engine.progress import Progress
 from hialign.engine.reference import Reference
+from hialign.engine.strategy import Strategy
 from hialign.engine.tokens import TokenizedPairs
 from hialign.records.files import read_json
 from hialign.study.errors import HialignError
@@ -45,28 +45,6 @@ LOGGED = {
 }
 COMMON = ("learning_rate", "num_tokens", "shared_seconds")  # the same for all blocks of a pass
 OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
-
-
-@dataclass
-class Strategy:
-    """A block in training: its adapter, and the sums over the current optimizer step.
-
-    `sums` has the keys of `LOGGED`. `period` is LISA's: the number of optimizer steps between two
-    draws of the layers that are tuned. It is None for a block that always tunes all its layers.
-    `rate` is its learning rate as a multiple of the training's.
-    """
-
-    block: str
-    layers: list[int]
-    adapter: str
-    period: int | None = None
-    rate: float = 1.0
-    sums: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def start(self) -> int:
-        """The first adapted layer. All layers below it are the base model's."""
-        return min(self.layers)
 
 
 def sampled_layers(depth: int, period: int, step: int, seed: int) -> list[int]:

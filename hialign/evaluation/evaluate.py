@@ -21,9 +21,9 @@ from hialign.engine.logprobs import response_logits
 from hialign.engine.models import identity
 from hialign.engine.progress import Progress
 from hialign.engine.reference import Reference
+from hialign.engine.strategy import Strategy
 from hialign.engine.together import LogProbs, active, strategy_log_probs
 from hialign.engine.tokens import TokenPair, Tokens, tokenize_pair, usable
-from hialign.engine.trainer import Strategy
 from hialign.evaluation.outcomes import outcomes
 from hialign.preferences.formats import Pair, conversation_id
 from hialign.preferences.pairs import contrasts_of, load_pairs

@@ -17,8 +17,8 @@ from hialign.engine import dpo
 from hialign.engine.decoder import TILE, Decoder, Layout, layouts
 from hialign.engine.measures import choice
 from hialign.engine.models import depth_of, identity, load_model
+from hialign.engine.strategy import Strategy
 from hialign.engine.together import active
-from hialign.engine.trainer import Strategy
 from hialign.preferences.pairs import load_pairs
 from hialign.probes.pairs import ROW, ProbePair, held_out
 from hialign.probes.record import Parts, measured, probe_settings

@@ -11,8 +11,8 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 from hialign.engine import dpo
+from hialign.engine.strategy import Strategy
 from hialign.engine.together import LogProbs, strategy_log_probs
-from hialign.engine.trainer import Strategy
 from hialign.probes.pairs import ProbePair
 from hialign.study.blocks import Choice
 from hialign.study.errors import HialignError

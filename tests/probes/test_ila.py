@@ -15,8 +15,8 @@ from hialign.engine.decoder import Decoder, pair_log_probs
 from hialign.engine.measures import scores_of
 from hialign.engine.models import load_model
 from hialign.engine.modules import target_modules
+from hialign.engine.strategy import Strategy
 from hialign.engine.tokens import TokenPair, tokenize_pair
-from hialign.engine.trainer import Strategy
 from hialign.probes.ila import gates, interventions, overlap
 from hialign.probes.ila import probe as ila_probe
 from hialign.probes.tuned import Tuned

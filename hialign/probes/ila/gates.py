@@ -24,8 +24,8 @@ from hialign.engine.decoder import Decoder, layouts
 from hialign.engine.models import identity, load_model
 from hialign.engine.modules import decoder_layers, target_modules
 from hialign.engine.progress import Progress
+from hialign.engine.strategy import Strategy
 from hialign.engine.tokens import TokenPair
-from hialign.engine.trainer import Strategy
 from hialign.probes.pairs import ROW
 from hialign.probes.tuned import Tuned, probe_training
 from hialign.probes.weights import norm_of
