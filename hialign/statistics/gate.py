@@ -12,7 +12,7 @@ The third keeps out what any training does to margins, whatever its labels: it m
 answers, and people may like them too. It takes accuracy, which grows in proportion to what was learned,
 while the gain of a little is next to nothing. As all three must hold, the gate passes wrongly in at most
 5% of studies that learned nothing, and far less often if none of the three is true
-(benchmarks/results/false_answers.json).
+(benchmarks/false_answers.py simulates it).
 """
 
 from collections.abc import Hashable, Sequence

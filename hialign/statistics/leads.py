@@ -14,8 +14,8 @@ Without a control no third is named. Why not Holm over all nine directed contras
 are not nine chances to be wrong, since a third needs all of them.
 
 The rule takes two kinds of measurement: outcomes of trainings, [seed, pair], and profiles of a probe,
-[seed, layer]. How often it names a third in studies without an effect, and how often it finds a planted
-one, is in benchmarks/results/false_answers.json.
+[seed, layer]. benchmarks/false_answers.py simulates how often it names a third in studies without an
+effect, and how often it finds a planted one.
 """
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
