@@ -97,13 +97,16 @@ def test_the_record(tmp_path: Path, outputs: Path) -> None:
         for layer in range(4):
             row = means[source, layer]
             assert row["rms"] == pytest.approx(norms[:, layer].mean(), rel=1e-4)
-            assert row["rms_low"] <= row["rms"] <= row["rms_high"]
+            if len(rows) < 5:  # too few for an interval
+                assert row["rms_low"] is row["rms_high"] is None
+            else:
+                assert row["rms_low"] <= row["rms"] <= row["rms_high"]
             size = sum(found["parameters"][layer].values())
             assert row["total"] == pytest.approx(row["rms"] * size**0.5)
     for layer, size in enumerate(found["parameters"]):
         of_layer = [r for r in found["modules"] if (r["source"], r["layer"]) == ("grammar", layer)]
         assert {r["module"] for r in of_layer} == set(size)
-        assert all(r["rms_low"] <= r["rms"] <= r["rms_high"] for r in of_layer)
+        assert all(r["rms_low"] is None for r in of_layer)  # of three pairs
     # a block's squared norm is the sum of its layers'
     for row in (r for r in found["blocks"] if r["source"] == "grammar"):
         layers = {"local": [0, 1], "mid": [2], "global": [3]}[row["block"]]
@@ -113,7 +116,7 @@ def test_the_record(tmp_path: Path, outputs: Path) -> None:
         ]
         assert row["total"] == pytest.approx(np.sqrt(squares).mean(), rel=1e-4)
     assert {row["step"] for row in found["along"]} == {0, 1, 2}
-    assert all(row["rms_low"] <= row["rms"] <= row["rms_high"] for row in found["along"])
+    assert all(row["rms_low"] is None for row in found["along"])  # of two pairs
     assert len(found["inequality"]) == 6
     # kept: the same again is read, not computed; other settings are computed
     path = paths.probe_record("tiny", "small", "gradients")

@@ -26,7 +26,10 @@ from hialign.statistics.comparisons import (
     signed_rank,
 )
 
-pytestmark = pytest.mark.filterwarnings("error")
+# but for what other tests of the process left open
+pytestmark = pytest.mark.filterwarnings(
+    "error", "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
+)
 
 
 def frame(blocks: dict[str, Any], model: str = "m", **columns: str) -> pd.DataFrame:

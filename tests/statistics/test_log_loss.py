@@ -10,7 +10,10 @@ from sklearn.metrics import log_loss
 
 from hialign.statistics.log_loss import CHANCE, cross_fitted_losses, fitted_slopes, gains
 
-pytestmark = pytest.mark.filterwarnings("error")
+# but for what other tests of the process left open
+pytestmark = pytest.mark.filterwarnings(
+    "error", "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
+)
 RNG = np.random.default_rng(0)
 MARGINS = RNG.normal(0.3, 1, (3, 200))
 LABELS = [f"c{i // 2}" for i in range(200)]

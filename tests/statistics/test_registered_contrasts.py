@@ -11,7 +11,10 @@ from statsmodels.stats.power import TTestPower
 from hialign.statistics.contrasts import detectable, judge_contrasts, p_within
 from hialign.statistics.crossed import mean_squares, p_value
 
-pytestmark = pytest.mark.filterwarnings("error")
+# but for what other tests of the process left open
+pytestmark = pytest.mark.filterwarnings(
+    "error", "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
+)
 
 
 def gains(rng: np.random.Generator, mean: float, seeds: int = 5, pairs: int = 200) -> np.ndarray:
